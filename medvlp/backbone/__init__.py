@@ -1,0 +1,1 @@
+"""CLIP and its frozen features."""

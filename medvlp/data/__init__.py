@@ -1,0 +1,1 @@
+"""What the images are: cards, data sets and phantoms."""

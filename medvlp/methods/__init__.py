@@ -1,0 +1,1 @@
+"""Ways to turn a frozen CLIP into a classifier, one a file."""
