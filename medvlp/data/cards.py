@@ -1,0 +1,268 @@
+"""Data cards: what a data set is, read from YAML that people can read too.
+
+A card is a Markdown file. Its front matter (YAML between two `---` lines) is what the
+code reads: classes in label order, templates, symptoms, source, licence. The prose below
+is for people. The card is the one place where class names and their order are written.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from medvlp.data.files import sha256
+from medvlp.data.frontmatter import read_front_matter
+from medvlp.data.names import unknown_name
+from medvlp.data.sources import SOURCES, AnySource, Strict
+
+SHORTEST_WORD = 3  # aliases shorter than this ("mel" is not, "nv" is) are codes, allowed inside phrases
+
+
+def _spoken(value: Any) -> Any:
+    """YAML's 0 is the text "0"; its yes, no, on and off are not text at all."""
+    if isinstance(value, bool):
+        raise ValueError("YAML reads an unquoted yes, no, on, off, true or false as a truth value: quote it")
+    return str(value) if isinstance(value, int) else value
+
+
+Name = Annotated[str, BeforeValidator(_spoken), Field(min_length=1)]
+
+
+class Phrase(Strict):
+    """One visual phrase and the clinical criterion it was taken from; a plain string in YAML will do."""
+
+    text: str = Field(min_length=1)
+    criterion: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"text": value} if isinstance(value, str) else value
+
+
+class ClassInfo(Strict):
+    """One class: its name in plain words, its other names, and its phrases by kind of knowledge.
+
+    `aliases` are folder names, codes or label numbers that mean this class. `knowledge` maps a
+    kind ("symptoms", "out-of-domain", "useless", "incorrect", or one of your own) to phrases.
+    """
+
+    name: Name
+    aliases: list[Name] = []
+    knowledge: dict[str, list[Phrase]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str | int) else value
+
+    @model_validator(mode="after")
+    def _phrases_are_sound(self) -> "ClassInfo":
+        own = [self.name, *(alias for alias in self.aliases if _is_word(alias))]
+        for kind, phrases in self.knowledge.items():
+            texts = [phrase.text.casefold() for phrase in phrases]
+            for phrase, text in zip(phrases, texts, strict=True):
+                if texts.count(text) > 1:
+                    raise ValueError(f"the phrase {phrase.text!r} is listed twice under {kind!r}")
+                named = [word for word in own if _whole_word(word).search(text)]
+                if named:
+                    raise ValueError(
+                        f"the phrase {phrase.text!r} under {kind!r} names its own class ({named[0]!r}): "
+                        "describe what is seen instead"
+                    )
+        return self
+
+
+def _is_word(alias: str) -> bool:
+    return len(alias) >= SHORTEST_WORD and any(letter.isalpha() for letter in alias)
+
+
+def _whole_word(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
+
+
+class DataCard(Strict):
+    """A data set as the code sees it. Label i is `classes[i]`, everywhere.
+
+    `modality` is a phrase ("a chest X-ray"), each template has one `{}` for the class name.
+    `prose` is the Markdown under the front matter, `path` the file the card was read from.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    title: str = Field(min_length=1)
+    modality: str = Field(pattern=r"^[^{}]+$")
+    classes: list[ClassInfo] = Field(min_length=2)
+    source: AnySource
+    templates: list[str] = Field(default=[], min_length=1)
+    licence: str = "unknown"
+    redistribution: bool = False
+    citation: str = "unknown"
+    pitfalls: list[str] = []
+    intended_use: str = "Teaching and research."
+    out_of_scope: str = "Any use on patients."
+    prose: str = ""
+    path: Path | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_templates(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "templates" not in values and isinstance(values.get("modality"), str):
+            modality = values["modality"].strip()
+            return {**values, "templates": [f"{modality} of {{}}.", f"{modality} showing {{}}."]}
+        return values
+
+    @field_validator("templates")
+    @classmethod
+    def _one_place(cls, templates: list[str]) -> list[str]:
+        for template in templates:
+            if template.count("{}") != 1 or re.search("[{}]", template.replace("{}", "")):
+                raise ValueError(f"{template!r} must contain {{}} exactly once, for the class name")
+        return templates
+
+    @field_validator("classes")
+    @classmethod
+    def _names_differ(cls, classes: list[ClassInfo]) -> list[ClassInfo]:
+        owner: dict[str, str] = {}
+        for info in classes:
+            if owner.get(info.name.casefold()) == info.name:
+                raise ValueError(f"two classes are called {info.name!r}")
+            for word in [info.name, *info.aliases]:
+                other = owner.setdefault(word.casefold(), info.name)
+                if other != info.name:
+                    raise ValueError(f"{word!r} means both class {other!r} and class {info.name!r}")
+        return classes
+
+    @property
+    def classnames(self) -> list[str]:
+        """Class names in label order."""
+        return [info.name for info in self.classes]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of knowledge that every class has phrases for."""
+        kinds = self.classes[0].knowledge
+        return [kind for kind in kinds if all(info.knowledge.get(kind) for info in self.classes)]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of what the code reads (values that are defaults left out), not of the prose."""
+        read = self.model_dump(mode="json", exclude={"prose", "path"}, exclude_defaults=True)
+        return sha256(json.dumps(read, sort_keys=True, ensure_ascii=False))
+
+    def symptoms(self, kind: str = "symptoms") -> dict[str, list[str]]:
+        """Phrases of one kind of knowledge by class name, in label order; ValueError where there are none."""
+        known = list(dict.fromkeys(kind for info in self.classes for kind in info.knowledge))
+        if kind not in known:
+            raise ValueError(unknown_name("kind of knowledge", kind, known, where=f"card {self.name!r}"))
+        for info in self.classes:
+            if not info.knowledge.get(kind):
+                theirs = [kind for kind, phrases in info.knowledge.items() if phrases]
+                raise ValueError(
+                    f"card {self.name!r}: class {info.name!r} has no phrases of kind {kind!r}; "
+                    f"it has {', '.join(map(repr, theirs)) or 'none of any kind'}."
+                )
+        return {info.name: [phrase.text for phrase in info.knowledge[kind]] for info in self.classes}
+
+    def label_of(self, alias: str) -> int:
+        """Label of a class by its name or an alias, upper or lower case; ValueError for an unknown one."""
+        wanted = str(alias).strip().casefold()
+        for label, info in enumerate(self.classes):
+            if wanted in {word.casefold() for word in [info.name, *info.aliases]}:
+                return label
+        words = dict.fromkeys(word for info in self.classes for word in [info.name, *info.aliases])
+        raise ValueError(unknown_name("class", alias, words, where=f"card {self.name!r}"))
+
+
+def cards_folder() -> Path:
+    """Folder of the packaged cards: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "data_cards"
+    return inside if inside.is_dir() else package.parent / "data_cards"
+
+
+def list_cards() -> list[str]:
+    """Names of the packaged cards, sorted."""
+    return sorted(path.stem for path in cards_folder().glob("*.md"))
+
+
+def load_card(name_or_path: str | Path) -> DataCard:
+    """Read a packaged card by its name ("pneumonia"), or any card by the path of its .md file.
+
+    FileNotFoundError for a path without a file; ValueError for an unknown name or a bad card.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".md":
+        if not path.is_file():
+            known = unknown_name("packaged card", path.stem, list_cards())
+            raise FileNotFoundError(f"there is no file {path}, and {known}")
+        return _read(path)
+    if str(name_or_path) not in list_cards():
+        known = unknown_name("card", name_or_path, list_cards())
+        raise ValueError(f"{known} Or give the path of a .md file.")
+    return _read(cards_folder() / f"{name_or_path}.md")
+
+
+def _read(path: Path) -> DataCard:
+    front, prose = read_front_matter(path)
+    for key in {"prose", "path"} & front.keys():
+        raise ValueError(f"{path}: {unknown_name('field', key, _fields(DataCard))}")
+    try:
+        card = DataCard.model_validate(front)
+    except ValidationError as error:
+        sentences = [_sentence(one, front) for one in error.errors()]
+        raise ValueError(f"{path}: " + "\n  ".join(sentences)) from None
+    return card.model_copy(update={"prose": prose, "path": path})
+
+
+def _fields(model: type[BaseModel]) -> list[str]:
+    return [field for field in model.model_fields if field not in {"prose", "path"}]
+
+
+def _sentence(error: Any, front: dict) -> str:
+    """One pydantic error as one sentence: the place, what is wrong there, the choices."""
+    kind, loc = error["type"], error["loc"]
+    place, parent = _place(loc, front), _place(loc[:-1], front)
+    if kind == "missing":
+        return f"the field {loc[-1]!r} is missing{f' in {parent}' if parent else ''}."
+    if kind == "extra_forbidden":
+        return unknown_name("field", loc[-1], _fields(_model_at(loc[:-1])), where=parent)
+    if kind == "union_tag_invalid":
+        return unknown_name("kind of source", error["ctx"]["tag"], SOURCES)
+    if loc == ("source",):
+        return f"source needs a kind, one of {', '.join(map(repr, SOURCES))}."
+    if kind == "literal_error":
+        choices = re.findall("'(.*?)'", error["ctx"]["expected"])
+        return unknown_name("value", error["input"], choices, where=place)
+    message = error["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"{place}: {message}." if place else f"{message}."
+
+
+def _model_at(loc: tuple) -> type[BaseModel]:
+    """Model whose fields may stand at this place of a card."""
+    if not loc:
+        return DataCard
+    if loc[0] == "source":
+        return SOURCES[loc[1]]
+    return Phrase if "knowledge" in loc else ClassInfo
+
+
+def _place(loc: tuple, front: dict) -> str:
+    """Words for a pydantic location: ("classes", 1, "aliases", 0) is "class 'nevus', aliases, entry 1"."""
+    loc = loc[:-2] if loc[-1:] == ("[key]",) else loc
+    words = [f"entry {part + 1}" if isinstance(part, int) else str(part) for part in loc]
+    if loc[:1] == ("source",):
+        words = [word for i, word in enumerate(words) if i != 1]  # the kind, which pydantic puts there
+    if loc[:1] == ("classes",) and len(loc) > 1:
+        info = front["classes"][loc[1]]
+        name = info.get("name") if isinstance(info, dict) else info
+        words[:2] = [f"class {name!r}" if isinstance(name, str) else f"class number {loc[1] + 1}"]
+    return ", ".join(words)
