@@ -1,0 +1,89 @@
+# make tour | test | lab: each sets up .venv by itself; `make help` says more.
+
+VENV   := .venv
+PY     := $(VENV)/bin/python
+EXTRAS := notebooks,test
+STAMP  := $(VENV)/.medvlp-ready
+ARGS   ?=
+PYTHON ?=
+
+# The environment is rebuilt when its Python is gone or when the folder was moved.
+ifneq ($(shell test -x $(PY) && cat $(STAMP) 2>/dev/null),$(CURDIR))
+STALE := stale
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup tour test lint lab lock clean stale
+
+help:
+	@echo "make tour    run all notebooks on the embedded model, refresh figures/, show a table of results"
+	@echo "make lab     open the notebooks in JupyterLab"
+	@echo "make test    linters, then all tests, notebooks included"
+	@echo "make lint    the linters alone"
+	@echo "make setup   only make or update .venv (the others do it by themselves)"
+	@echo "make lock    write requirements.lock anew with the newest versions (needs uv)"
+	@echo "make clean   remove .venv, caches and builds"
+	@echo ""
+	@echo "More for the command:  make tour ARGS='--only 01'    make test ARGS='-k cards'"
+	@echo "Another Python:        make setup PYTHON=/path/to/python3.12"
+
+setup: $(STAMP)
+
+tour: $(STAMP)
+	@$(PY) -m medvlp tour $(ARGS)
+
+lab: $(STAMP)
+	@$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+
+test: lint
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(STAMP)
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(VENV)/bin/lint-imports --no-cache
+
+# The stamp is written last, so a half-made environment is made anew at the next call.
+$(STAMP): pyproject.toml requirements.lock $(STALE)
+	@set -eu; \
+	has_uv=; if uv --version >/dev/null 2>&1; then has_uv=yes; fi; \
+	if [ -n "$(STALE)" ]; then \
+	  python=; \
+	  for candidate in $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3 python); do \
+	    python=$$("$$candidate" -c 'import sys; print(sys.executable if sys.version_info >= (3, 11) else "")' \
+	      2>/dev/null) || python=; \
+	    if [ -n "$$python" ]; then break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo "medvlp needs Python 3.11 or newer, and $(or $(PYTHON),no python on PATH) is not." \
+	      "Install one, or name one: make setup PYTHON=/path/to/python3.12" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Setting up $(VENV) with $$python (a few minutes the first time; PyTorch is large)"; \
+	  rm -rf $(VENV); \
+	  if [ -n "$$has_uv" ]; then uv venv --quiet --python "$$python" $(VENV); \
+	  else "$$python" -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo "$$python cannot make environments: install its venv module (Debian, Ubuntu:" \
+	      "apt install python3-venv), or install uv." >&2; exit 1; }; fi; \
+	else echo "Updating $(VENV): pyproject.toml or requirements.lock has changed"; fi; \
+	rm -f $(STAMP); \
+	if [ -n "$$has_uv" ]; then uv pip install --python $(PY) -c requirements.lock -e ".[$(EXTRAS)]"; \
+	else $(PY) -m pip install --disable-pip-version-check -c requirements.lock -e ".[$(EXTRAS)]"; fi; \
+	$(PY) -c 'import torchvision, open_clip' || { \
+	  $(PY) -c 'from importlib.metadata import version as v; print("torch", v("torch"), "and torchvision", v("torchvision"), "were installed, and they do not work together.")' >&2; \
+	  echo "Often a local wheel or an extra index in the settings of pip is the cause (pip config list)." \
+	    "Try: make clean; PIP_CONFIG_FILE=/dev/null make setup" >&2; \
+	  exit 1; }; \
+	printf '%s' "$(CURDIR)" > $(STAMP)
+
+# torch, torchvision and the CUDA libraries stay out: the right ones differ from machine to machine.
+lock:
+	@set -eu; new=$$(mktemp); trap 'rm -f "$$new"' EXIT; \
+	uv pip compile --quiet --upgrade --universal --all-extras --python-version 3.11 --no-emit-index-url \
+	  --no-annotate --no-header pyproject.toml > "$$new"; \
+	grep -vE '^(torch|torchvision|triton|nvidia-|cuda-)' "$$new" > requirements.lock
+	@echo "requirements.lock: $$(grep -c == requirements.lock) versions"
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
