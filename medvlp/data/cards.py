@@ -19,10 +19,10 @@ from pydantic import (
     model_validator,
 )
 
+from medvlp.data.card_sources import SOURCES, AnySource, Strict
 from medvlp.data.files import sha256
 from medvlp.data.frontmatter import read_front_matter
 from medvlp.data.names import unknown_name
-from medvlp.data.sources import SOURCES, AnySource, Strict
 
 SHORTEST_WORD = 3  # aliases shorter than this ("mel" is not, "nv" is) are codes, allowed inside phrases
 
