@@ -72,7 +72,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         grey = _to_8_bit(np.asarray(image))  # (H, W)
         tags = getattr(image, "tag_v2", {})
-        if image.mode.startswith("I;16") and tags.get(PHOTOMETRIC) == MIN_IS_WHITE:  # Pillow does not invert these
+        if (
+            image.mode.startswith("I;16") and tags.get(PHOTOMETRIC) == MIN_IS_WHITE
+        ):  # Pillow does not invert these
             grey = 255 - grey
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:

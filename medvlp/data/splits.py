@@ -16,8 +16,8 @@ def split(
     """Hold out a fraction of the images of every class, never dividing a group.
 
     Each class's groups are shuffled and held out one by one as long as that brings the class nearer to its
-    fraction. So every class misses it by at most half of its smallest group left over, rare classes
-    are on both sides, and images without groups are split exactly. (scikit-learn's StratifiedGroupKFold
+    fraction. So every class hits it to within half a group (images without groups: half an image), and
+    rare classes are on both sides. (scikit-learn's StratifiedGroupKFold
     offers only fractions of 1/k and takes a second on 3,000 groups; StratifiedShuffleSplit knows no groups.)
 
     Args:
@@ -37,7 +37,9 @@ def split(
     labels = np.asarray(labels)  # (N,)
     if not 0 < fraction < 1:
         raise ValueError(f"the fraction to hold out must lie between 0 and 1, got {fraction}.")
-    _, group = np.unique(np.arange(len(labels)) if groups is None else np.asarray(groups), return_inverse=True)  # (N,)
+    _, group = np.unique(
+        np.arange(len(labels)) if groups is None else np.asarray(groups), return_inverse=True
+    )  # (N,)
     counts = np.zeros((group.max(initial=-1) + 1, labels.max(initial=-1) + 1), dtype=int)  # (n_groups, n_cls)
     np.add.at(counts, (group, labels), 1)
     sizes, home = counts.sum(axis=1), counts.argmax(axis=1)  # (n_groups,), (n_groups,)
@@ -47,8 +49,8 @@ def split(
         own = generator.permutation(np.flatnonzero(home == label))
         if len(own) < 2:
             raise ValueError(
-                f"class {_name(label, classnames)} cannot be split: its {int((labels == label).sum())} image(s) make "
-                f"{len(own)} group(s), and each side needs one. Add images, or say in the data which split each is in."
+                f"class {_name(label, classnames)} cannot be split: its {(labels == label).sum()} image(s) make "
+                f"{len(own)} group(s), and each side needs one. Add images, or give the splits with the data."
             )
         held_groups[_nearest(own, sizes, fraction * sizes[own].sum())] = True
     held = held_groups[group]  # (N,) bool
@@ -77,9 +79,12 @@ def few_shot(
         own = np.flatnonzero(labels == label)
         if len(own) < num_shots:
             raise ValueError(
-                f"class {_name(label, classnames)} has {len(own)} training image(s), fewer than num_shots={num_shots}."
+                f"class {_name(label, classnames)} has {len(own)} training image(s), "
+                f"fewer than num_shots={num_shots}."
             )
-        generator = np.random.default_rng([seed, int(label)])  # one a class: a class more changes no other's shots
+        generator = np.random.default_rng(
+            [seed, int(label)]
+        )  # one a class: a class more changes no other's shots
         chosen.append(generator.permutation(own)[:num_shots])
     return np.sort(np.concatenate(chosen))
 

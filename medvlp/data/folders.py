@@ -1,0 +1,203 @@
+"""Images in files: class folders, or a table that lists them."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medvlp.data.cards import DataCard
+from medvlp.data.images import SUFFIXES
+from medvlp.data.names import unknown_name
+from medvlp.data.stores import Files, Found
+
+SPLITS = ("train", "val", "test")
+SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+
+
+class Problems:
+    """Raises the first problem, or, with on_error="skip", collects them all."""
+
+    def __init__(self, on_error: str) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(unknown_name("on_error", on_error, ("raise", "skip")))
+        self.skip = on_error == "skip"
+        self.skipped: list[dict[str, str]] = []
+
+    def add(self, what: str, reason: str, error: type[Exception] = ValueError) -> None:
+        """Report that `what` (an id, a row, a folder) cannot be used."""
+        if not self.skip:
+            raise error(reason)
+        self.skipped.append({"id": what, "reason": reason})
+
+
+def find_folder(card: DataCard, root: str | Path | None, fits: Callable[[Path], bool], expected: str) -> Path:
+    """The card's folder: `root` or its sub-folder; by default under MEDVLP_DATA or beside the card.
+
+    FileNotFoundError names the card, what is expected, where it was looked for and how to get it.
+    """
+    if root is not None:
+        starts = [Path(root).expanduser()]
+    else:
+        starts = [Path(os.environ["MEDVLP_DATA"])] if os.environ.get("MEDVLP_DATA") else []
+        starts += [card.path.parent] if card.path else []
+    name = getattr(card.source, "folder", ".")
+    tried = list(dict.fromkeys(folder for start in starts for folder in (start / name, start)))
+    for folder in tried:
+        if fits(folder):
+            return folder
+    looked = ", ".join(str(folder) for folder in tried) or "nowhere"
+    raise FileNotFoundError(
+        f"card {card.name!r}: its images were not found. Expected: {expected}. Looked in: {looked}. "
+        "Give root=... (that folder or its parent) or set the environment variable MEDVLP_DATA. "
+        f"How to get them: {card.source.how_to_get or 'the card does not say'}"
+    )
+
+
+def read_folder(card: DataCard, root: str | Path | None, problems: Problems) -> tuple[dict[str, Found], dict]:
+    """Images in class folders, with or without split folders above them."""
+    source = card.source
+    said = "splits" in source.model_fields_set
+    folders = source.splits if said else {split: split for split in SPLITS}
+    wanted = {split: name for split, name in folders.items() if name}
+    words = [word for info in card.classes for word in (info.name, *info.aliases)]
+    known = {word.casefold() for word in [*words, *wanted.values()]}
+
+    def fits(folder: Path) -> bool:
+        inside = {path.name.casefold() for path in _subfolders(folder)}
+        meant = root is not None if source.folder == "." else folder.name == Path(source.folder).name
+        return bool(inside & known) or (bool(inside) and meant)
+
+    classes = "' and '".join(card.classnames[:2])
+    expected = (
+        f"class folders such as '{classes}' (names or aliases), in {source.folder!r} or in its split folders"
+    )
+    base = find_folder(card, root, fits, expected)
+    present = {split: base / name for split, name in wanted.items() if (base / name).is_dir()}
+    if not present:
+        present = {"train": base}
+    elif "train" not in present or (said and len(present) < len(wanted)):
+        missing = next(name for split, name in wanted.items() if split not in present)
+        inside = ", ".join(repr(path.name) for path in _subfolders(base))
+        raise FileNotFoundError(
+            f"card {card.name!r}: there is no split folder {missing!r} in {base}; it has {inside}."
+        )
+    found, others = {}, 0
+    for split, folder in present.items():
+        found[split], left = _read_class_folders(card, base, folder, problems)
+        others += left
+    unused = [
+        path.name for path in _subfolders(base) if present != {"train": base} and path not in present.values()
+    ]
+    return found, {"other_files": others, "unused_folders": unused}
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path for path in folder.iterdir() if not path.name.startswith((".", "__")) and path.is_dir()
+    )
+
+
+def _read_class_folders(card: DataCard, base: Path, folder: Path, problems: Problems) -> tuple[Found, int]:
+    """All images under the class folders of one folder, and how many files there are no images."""
+    paths, labels, others = [], [], 0
+    for class_folder in _subfolders(folder):
+        try:
+            label = card.label_of(class_folder.name)
+        except ValueError as error:
+            problems.add(class_folder.relative_to(base).as_posix(), f"class folder {class_folder}: {error}")
+            continue
+        for where, inside, names in os.walk(class_folder):
+            inside[:] = sorted(name for name in inside if not name.startswith("."))
+            images = sorted(n for n in names if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES)
+            others += len(names) - len(images)
+            paths += [Path(where, name) for name in images]
+            labels += [label] * len(images)
+    if not paths:
+        raise ValueError(
+            f"card {card.name!r}: no images in the class folders of {folder} ({others} other file(s)). "
+            f"An image file ends in {', '.join(sorted(SUFFIXES))}."
+        )
+    ids = [path.relative_to(base).as_posix() for path in paths]
+    return Found(ids, np.array(labels, dtype=np.int64), _groups(card, ids), Files(paths)), others
+
+
+def _groups(card: DataCard, ids: Sequence[str], given: Sequence[str] | None = None) -> list[str]:
+    """Group of each image: the one given, else the card's pattern in the file name, else the image alone."""
+    pattern = re.compile(card.source.group_pattern) if card.source.group_pattern else None
+    groups = []
+    for i, name in enumerate(ids):
+        match = pattern.search(name.rsplit("/", 1)[-1]) if pattern else None
+        groups.append((given[i] if given else "") or (match.group(1) if match else None) or name)
+    return groups
+
+
+def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tuple[dict[str, Found], dict]:
+    """Images listed in a table. Rows are counted as lines of the file: the header is line 1."""
+    source = card.source
+    base = find_folder(
+        card, root, lambda folder: (folder / source.file).is_file(), f"the table {source.file!r}"
+    )
+    file, columns = base / source.file, source.columns
+    try:
+        table = pd.read_csv(
+            file, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig"
+        )
+    except ValueError as error:  # pandas' own errors are ValueErrors
+        raise ValueError(f"cannot read the table {file}: {error}") from error
+    for role, column in columns.items():
+        if column and column not in table.columns:
+            hint = unknown_name("column", column, table.columns, where=str(file))
+            raise ValueError(f"{hint} Name the {role} column in the card under source, columns.")
+    table = table.map(str.strip)
+    rows: dict[str, list[tuple]] = {split: [] for split in SPLITS}
+    seen: dict[str, int] = {}
+    for number, row in enumerate(table.to_dict("records"), start=2):
+        name, where = row[columns["path"]], f"line {number} of {file}"
+        path = base / name
+        try:
+            label = _label(card, row[columns["label"]])
+            split = _split_name(row[columns["split"]]) if columns["split"] else "train"
+        except ValueError as error:
+            problems.add(name, f"{where}: {error}")
+            continue
+        if not name or not path.is_file():
+            problems.add(name, f"{where}: there is no image file {path}.", FileNotFoundError)
+            continue
+        if path.as_posix() in seen:
+            problems.add(name, f"{where}: the image {name!r} is already in line {seen[path.as_posix()]}.")
+            continue
+        seen[path.as_posix()] = number
+        rows[split].append(
+            (Path(name).as_posix(), label, row[columns["group"]] if columns["group"] else "", path)
+        )
+    found = {}
+    for split in [s for s in SPLITS if rows[s] or s == "train"]:
+        ids, labels, given, paths = (
+            (list(part) for part in zip(*rows[split], strict=True)) if rows[split] else ([],) * 4
+        )
+        groups = _groups(card, ids, given)
+        found[split] = Found(ids, np.array(labels, dtype=np.int64), groups, Files(paths))
+    return found, {}
+
+
+def _label(card: DataCard, text: str) -> int:
+    """A label written as a class name, an alias, or (where no alias is a number) the label itself."""
+    numbers = any(re.fullmatch(r"-?\d+", alias) for info in card.classes for alias in info.aliases)
+    if numbers or not re.fullmatch(r"-?\d+", text):
+        return card.label_of(text)
+    if not 0 <= int(text) < len(card.classes):
+        named = ", ".join(f"{label} {name}" for label, name in enumerate(card.classnames))
+        raise ValueError(f"label {text} is out of range; card {card.name!r} has {named}.")
+    return int(text)
+
+
+def _split_name(text: str) -> str:
+    split = SPLIT_WORDS.get(text.casefold(), text.casefold())
+    if split not in SPLITS:
+        raise ValueError(unknown_name("split", text, SPLITS))
+    return split

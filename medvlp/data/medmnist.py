@@ -1,0 +1,116 @@
+"""MedMNIST v2: small images in one .npz file a size, read without the medmnist package."""
+
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from medvlp.data.cards import DataCard
+from medvlp.data.names import unknown_name
+from medvlp.data.stores import Found, Pixels
+
+SIZES = (28, 64, 128, 224)  # pixels a side that MedMNIST comes in
+
+
+def read_medmnist(
+    card: DataCard, root: str | Path | None, image_size: int | None, download: bool
+) -> tuple[dict[str, Found], dict]:
+    """MedMNIST's own train, val and test from `<flag>.npz` (28 pixels) or `<flag>_<size>.npz`.
+
+    `image_size` None takes the largest size that is there. `download` fetches a missing file with the
+    medmnist package (28 pixels where no size is given).
+    """
+    flag = card.source.flag
+    if image_size is not None and image_size not in SIZES:
+        raise ValueError(
+            f"card {card.name!r}: MedMNIST has no size {image_size}. Choices: {', '.join(map(str, SIZES))}."
+        )
+    base = Path(root).expanduser() if root is not None else _default_root()
+    there = {
+        size: base / _file_name(flag, size) for size in SIZES if (base / _file_name(flag, size)).is_file()
+    }
+    size = image_size or max(there, default=SIZES[0])
+    if size not in there:
+        if not download:
+            sizes = ", ".join(str(size) for size in there) or "none"
+            raise FileNotFoundError(
+                f"card {card.name!r}: there is no {_file_name(flag, size)} in {base} (sizes there: {sizes}). "
+                "Give root=... or MEDVLP_DATA the folder that holds it, choose a size that is there, or pass "
+                f"download=True. How to get it: {card.source.how_to_get or 'the card does not say'}"
+            )
+        there[size] = _download(flag, size, base)
+    return _read(card, there[size]), {"image_size": size, "file": there[size].name}
+
+
+def _default_root() -> Path:
+    return Path(os.environ.get("MEDVLP_DATA") or Path.home() / ".medmnist")
+
+
+def _file_name(flag: str, size: int) -> str:
+    return f"{flag}.npz" if size == 28 else f"{flag}_{size}.npz"
+
+
+def _download(flag: str, size: int, base: Path) -> Path:
+    """Fetch one file with the medmnist package, checked by it; it appears in `base` only when whole."""
+    try:
+        import medmnist
+    except ImportError as error:
+        raise ImportError("download=True needs the medmnist package: pip install medmnist.") from error
+    if flag not in medmnist.INFO:
+        raise ValueError(unknown_name("MedMNIST flag", flag, medmnist.INFO))
+    dataset = getattr(medmnist, medmnist.INFO[flag]["python_class"])
+    base.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=base) as part:
+        try:
+            dataset(split="train", download=True, size=size, root=part)
+        except RuntimeError as error:
+            raise ConnectionError(
+                f"MedMNIST's {_file_name(flag, size)} could not be downloaded. Check the network, or "
+                f"download it by hand from {medmnist.HOMEPAGE} and put it in {base}."
+            ) from error
+        return Path(part, _file_name(flag, size)).replace(base / _file_name(flag, size))
+
+
+def _read(card: DataCard, file: Path) -> dict[str, Found]:
+    found = {}
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            for split in ("train", "val", "test"):
+                images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+                found[split] = _found(card, split, images, labels)
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{file} is no whole MedMNIST file ({error}). Delete it and download it again."
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    return found
+
+
+def _found(card: DataCard, split: str, images: np.ndarray, labels: np.ndarray) -> Found:
+    """Images (N, H, W) or (N, H, W, 3) uint8 and labels (N, 1), checked against the card."""
+    if (
+        images.dtype != np.uint8
+        or not (images.ndim == 3 or images.shape[3:] == (3,))
+        or len(images) != len(labels)
+    ):
+        raise ValueError(
+            f"{split} has images of shape {images.shape}, {images.dtype}, with {len(labels)} labels; "
+            "expected (N, H, W) or (N, H, W, 3), uint8, and N labels."
+        )
+    if labels.size != len(labels) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"{split} labels have shape {labels.shape}; only sets with one label an image can be used."
+        )
+    labels = labels.reshape(-1).astype(np.int64)  # (N,)
+    n_cls = len(card.classes)
+    if len(labels) and not 0 <= labels.min() <= labels.max() < n_cls:
+        wrong = int(np.flatnonzero((labels < 0) | (labels >= n_cls))[0])
+        named = ", ".join(f"{label} {name}" for label, name in enumerate(card.classnames))
+        raise ValueError(
+            f"label {labels[wrong]} of {split} image {wrong} is out of range; card {card.name!r} has {named}."
+        )
+    ids = [f"{split}/{i}" for i in range(len(labels))]
+    return Found(ids, labels, ids, Pixels(images, np.arange(len(labels))))
