@@ -1,4 +1,4 @@
-"""Where the images of a data card come from: four kinds of source and their fields."""
+"""What a card says of its source: four kinds, each with fields of its own."""
 
 import re
 from typing import Annotated, Literal
@@ -47,7 +47,7 @@ class PhantomSource(Source):
 
     kind: Literal["phantom"]
     world: Literal["derm", "cxr", "fundus"]
-    sizes: dict[Split, Annotated[int, Field(gt=0)]] = {}
+    sizes: dict[Split, Annotated[int, Field(gt=0)]] = Field({}, validate_default=True)
 
     @field_validator("sizes")
     @classmethod
@@ -58,12 +58,13 @@ class PhantomSource(Source):
 class FolderSource(Source):
     """A folder of class folders, or of split folders that hold class folders.
 
-    `splits` maps each split to its folder under `folder`; None: the split is made out of train.
+    `splits` maps each split to its folder under `folder`, None where that split must be made; where a
+    card does not say, folders called train, val and test are used as far as they are there.
     """
 
     kind: Literal["folder"]
     folder: str = "."
-    splits: dict[Split, str | None] = {"train": "train", "val": None, "test": "test"}
+    splits: dict[Split, str | None] = {"train": "train", "val": "val", "test": "test"}
 
     @field_validator("splits")
     @classmethod
@@ -80,12 +81,15 @@ class CsvSource(Source):
     kind: Literal["csv"]
     folder: str = "."
     file: str = "labels.csv"
-    columns: dict[Literal["path", "label", "split", "group"], str | None] = {}
+    columns: dict[Literal["path", "label", "split", "group"], str | None] = Field({}, validate_default=True)
 
     @field_validator("columns")
     @classmethod
     def _all_columns(cls, columns: dict[str, str | None]) -> dict[str, str | None]:
-        return {"path": "path", "label": "label", "split": None, "group": None} | columns
+        columns = {"path": "path", "label": "label", "split": None, "group": None} | columns
+        if not (columns["path"] and columns["label"]):
+            raise ValueError("the path and the label column must have a name")
+        return columns
 
 
 class MedMNISTSource(Source):
