@@ -46,11 +46,9 @@ class ImageSet(Dataset):
         self._found = found
 
     def __len__(self) -> int:
-        """N."""
         return len(self.ids)
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
-        """(image, label) of image i."""
         image = self.image(i)
         return (self.transform(image) if self.transform else image), int(self.labels[i])
 
@@ -188,7 +186,7 @@ def load_dataset(
             f"card {card.name!r}: image_size is for phantoms and MedMNIST; files have their own size."
         )
     if kind == "phantom":
-        found, notes = _draw_phantoms(card, seed, image_size or PHANTOM_SIZE)
+        found, notes = _draw_phantoms(card, seed, PHANTOM_SIZE if image_size is None else image_size)
     elif kind == "medmnist":
         found, notes = read_medmnist(card, root, image_size, download)
     else:
@@ -234,7 +232,7 @@ def _readable(found: Found, problems: Problems) -> Found:
             return str(error)
         return None
 
-    reasons = thread_map(trial, range(len(found)), max_workers=2, desc="reading every image", leave=False)
+    reasons = thread_map(trial, range(len(found)), desc="reading every image", leave=False)
     for name, reason in zip(found.ids, reasons, strict=True):
         if reason:
             problems.add(name, reason)

@@ -14,7 +14,11 @@ from medvlp.data.names import unknown_name
 from medvlp.data.stores import Files, Found
 
 SPLITS = ("train", "val", "test")
-SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+SPLIT_WORDS = {
+    **{word: "train" for word in ("training", "train")},
+    **{word: "val" for word in ("dev", "valid", "validation", "val")},
+    **{word: "test" for word in ("testing", "test")},
+}
 
 
 class Problems:
@@ -59,39 +63,37 @@ def find_folder(card: DataCard, root: str | Path | None, fits: Callable[[Path], 
 def read_folder(card: DataCard, root: str | Path | None, problems: Problems) -> tuple[dict[str, Found], dict]:
     """Images in class folders, with or without split folders above them."""
     source = card.source
-    said = "splits" in source.model_fields_set
-    folders = source.splits if said else {split: split for split in SPLITS}
-    wanted = {split: name for split, name in folders.items() if name}
-    words = [word for info in card.classes for word in (info.name, *info.aliases)]
-    known = {word.casefold() for word in [*words, *wanted.values()]}
+    said = "splits" in source.model_fields_set  # else the usual names of split folders are looked for
+    names = source.splits if said else {}
+    split_of = {name.casefold(): split for split, name in names.items() if name} if said else SPLIT_WORDS
+    words = {word.casefold() for info in card.classes for word in (info.name, *info.aliases)}
 
     def fits(folder: Path) -> bool:
         inside = {path.name.casefold() for path in _subfolders(folder)}
         meant = root is not None if source.folder == "." else folder.name == Path(source.folder).name
-        return bool(inside & known) or (bool(inside) and meant)
+        return bool(inside & (words | split_of.keys())) or (bool(inside) and meant)
 
     classes = "' and '".join(card.classnames[:2])
     expected = (
         f"class folders such as '{classes}' (names or aliases), in {source.folder!r} or in its split folders"
     )
     base = find_folder(card, root, fits, expected)
-    present = {split: base / name for split, name in wanted.items() if (base / name).is_dir()}
+    subfolders = {path.name.casefold(): path for path in _subfolders(base)}
+    present = {split: subfolders[name] for name, split in split_of.items() if name in subfolders}
     if not present:
         present = {"train": base}
-    elif "train" not in present or (said and len(present) < len(wanted)):
-        missing = next(name for split, name in wanted.items() if split not in present)
-        inside = ", ".join(repr(path.name) for path in _subfolders(base))
+    elif "train" not in present or (said and len(present) < len(split_of)):
+        missing = next((name for name, split in split_of.items() if split not in present), "train")
+        inside = ", ".join(repr(path.name) for path in subfolders.values())
         raise FileNotFoundError(
-            f"card {card.name!r}: there is no split folder {missing!r} in {base}; it has {inside}."
+            f"card {card.name!r}: no split folder {missing!r} in {base}; it has {inside}."
         )
     found, others = {}, 0
     for split, folder in present.items():
         found[split], left = _read_class_folders(card, base, folder, problems)
         others += left
-    unused = [
-        path.name for path in _subfolders(base) if present != {"train": base} and path not in present.values()
-    ]
-    return found, {"other_files": others, "unused_folders": unused}
+    unused = [] if base in present.values() else sorted(set(subfolders.values()) - set(present.values()))
+    return found, {"other_files": others, "unused_folders": [path.name for path in unused]}
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -109,7 +111,11 @@ def _read_class_folders(card: DataCard, base: Path, folder: Path, problems: Prob
         try:
             label = card.label_of(class_folder.name)
         except ValueError as error:
-            problems.add(class_folder.relative_to(base).as_posix(), f"class folder {class_folder}: {error}")
+            what_to_do = "Rename the folder, or add its name to the card as an alias."
+            problems.add(
+                class_folder.relative_to(base).as_posix(),
+                f"class folder {class_folder}: {error} {what_to_do}",
+            )
             continue
         for where, inside, names in os.walk(class_folder):
             inside[:] = sorted(name for name in inside if not name.startswith("."))
@@ -160,7 +166,7 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
         name, where = row[columns["path"]], f"line {number} of {file}"
         path = base / name
         try:
-            label = _label(card, row[columns["label"]])
+            label = label_from(card, row[columns["label"]])
             split = _split_name(row[columns["split"]]) if columns["split"] else "train"
         except ValueError as error:
             problems.add(name, f"{where}: {error}")
@@ -185,19 +191,27 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
     return found, {}
 
 
-def _label(card: DataCard, text: str) -> int:
-    """A label written as a class name, an alias, or (where no alias is a number) the label itself."""
-    numbers = any(re.fullmatch(r"-?\d+", alias) for info in card.classes for alias in info.aliases)
-    if numbers or not re.fullmatch(r"-?\d+", text):
+def label_from(card: DataCard, text: str) -> int:
+    """Label written as a class name, an alias or a number; ValueError names the choices.
+
+    A number is the alias that says so, or, where no alias is a number, the label itself.
+    """
+    if not _is_number(text):
         return card.label_of(text)
-    if not 0 <= int(text) < len(card.classes):
-        named = ", ".join(f"{label} {name}" for label, name in enumerate(card.classnames))
+    words = [(word, label) for label, info in enumerate(card.classes) for word in (info.name, *info.aliases)]
+    codes = {int(word): label for word, label in words if _is_number(word)} or {i: i for _, i in words}
+    if int(text) not in codes:
+        named = ", ".join(f"{code} {card.classnames[label]}" for code, label in sorted(codes.items()))
         raise ValueError(f"label {text} is out of range; card {card.name!r} has {named}.")
-    return int(text)
+    return codes[int(text)]
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?[0-9]+", text) is not None
 
 
 def _split_name(text: str) -> str:
-    split = SPLIT_WORDS.get(text.casefold(), text.casefold())
-    if split not in SPLITS:
+    split = SPLIT_WORDS.get(text.casefold())
+    if split is None:
         raise ValueError(unknown_name("split", text, SPLITS))
     return split

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from medvlp.data.cards import DataCard
+from medvlp.data.folders import label_from
 from medvlp.data.names import unknown_name
 from medvlp.data.stores import Found, Pixels
 
@@ -105,12 +106,12 @@ def _found(card: DataCard, split: str, images: np.ndarray, labels: np.ndarray) -
             f"{split} labels have shape {labels.shape}; only sets with one label an image can be used."
         )
     labels = labels.reshape(-1).astype(np.int64)  # (N,)
-    n_cls = len(card.classes)
-    if len(labels) and not 0 <= labels.min() <= labels.max() < n_cls:
-        wrong = int(np.flatnonzero((labels < 0) | (labels >= n_cls))[0])
-        named = ", ".join(f"{label} {name}" for label, name in enumerate(card.classnames))
-        raise ValueError(
-            f"label {labels[wrong]} of {split} image {wrong} is out of range; card {card.name!r} has {named}."
-        )
+    by_code = {}
+    for code in np.unique(labels).tolist():
+        try:
+            by_code[code] = label_from(card, str(code))
+        except ValueError as error:
+            raise ValueError(f"{split} image {int(np.flatnonzero(labels == code)[0])}: {error}") from error
+    labels = np.array([by_code[code] for code in labels.tolist()], dtype=np.int64)
     ids = [f"{split}/{i}" for i in range(len(labels))]
     return Found(ids, labels, ids, Pixels(images, np.arange(len(labels))))

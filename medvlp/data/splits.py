@@ -49,8 +49,9 @@ def split(
         own = generator.permutation(np.flatnonzero(home == label))
         if len(own) < 2:
             raise ValueError(
-                f"class {_name(label, classnames)} cannot be split: its {(labels == label).sum()} image(s) make "
-                f"{len(own)} group(s), and each side needs one. Add images, or give the splits with the data."
+                f"class {_name(label, classnames)} cannot be split: its {(labels == label).sum()} image(s) "
+                f"make {len(own)} group(s), and each side needs one. Add images, or "
+                "give the splits with the data."
             )
         held_groups[_nearest(own, sizes, fraction * sizes[own].sum())] = True
     held = held_groups[group]  # (N,) bool

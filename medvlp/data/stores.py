@@ -37,12 +37,15 @@ class Files:
     paths: list[Path]
 
     def image(self, i: int) -> Image.Image:
+        """Image i, PIL RGB."""
         return read_image(self.paths[i])
 
     def take(self, rows: np.ndarray) -> "Files":
+        """These files only."""
         return Files([self.paths[i] for i in rows])
 
     def content(self) -> str:
+        """Hash of the files' sizes and times; none is read."""
         stats = [path.stat() for path in self.paths]
         return sha256(*(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats))
 
@@ -55,12 +58,15 @@ class Pixels:
     rows: np.ndarray
 
     def image(self, i: int) -> Image.Image:
+        """Image i, PIL RGB."""
         return Image.fromarray(self.array[self.rows[i]]).convert("RGB")
 
     def take(self, rows: np.ndarray) -> "Pixels":
+        """These rows only, of the same array."""
         return Pixels(self.array, self.rows[rows])
 
     def content(self) -> str:
+        """Hash of the pixels."""
         digest = hashlib.sha256(str(self.array.shape[1:]).encode())
         for row in self.rows:
             digest.update(np.ascontiguousarray(self.array[row]).data)
@@ -78,6 +84,7 @@ class Rendered:
         self._chunks: dict[int, torch.Tensor] = {}
 
     def image(self, i: int) -> Image.Image:
+        """Image i, PIL RGB."""
         number, place = divmod(i, CHUNK)
         if number not in self._chunks:
             part = self.latents[number * CHUNK : (number + 1) * CHUNK]
@@ -85,6 +92,7 @@ class Rendered:
         return Image.fromarray(self._chunks[number][place].permute(1, 2, 0).contiguous().numpy())
 
     def take(self, rows: np.ndarray) -> "Rendered":
+        """These phantoms only, not rendered yet."""
         return Rendered(self.world, self.latents[torch.from_numpy(rows)], self.size)
 
     def content(self) -> str:
