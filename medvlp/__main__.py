@@ -15,7 +15,10 @@ from medvlp.data.names import unknown_name
 
 PROGRESS_BAR = re.compile(r"\d+%\||\d+it \[|\[\d+:\d\d")  # how a line of tqdm looks
 WIDGET = "application/vnd.jupyter.widget-view+json"
-KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 
 
 class NotebookError(Exception):
@@ -115,7 +118,16 @@ def parameters_of(path: Path) -> list[str]:
     """Return the names that the notebook's cell tagged `parameters` assigns."""
     import papermill
 
-    return list(papermill.inspect_notebook(path))
+    return list(papermill.inspect_notebook(read(path)))
+
+
+def read(path: Path) -> Any:
+    """Read a notebook, as one for this Python's kernel whatever it was written with."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata = nbformat.from_dict(METADATA)
+    return notebook
 
 
 def run_notebook(path: Path, target: Path | None = None, parameters: dict[str, Any] | None = None) -> Any:
@@ -132,7 +144,7 @@ def run_notebook(path: Path, target: Path | None = None, parameters: dict[str, A
 
     target = path if target is None else target
     target.parent.mkdir(parents=True, exist_ok=True)
-    (target.parent.parent / "figures").mkdir(exist_ok=True)
+    (target.parent.resolve().parent / "figures").mkdir(exist_ok=True)
     own = {name: value for name, value in (parameters or {}).items() if name in parameters_of(path)}
     bar = {
         "desc": path.stem,
@@ -142,13 +154,7 @@ def run_notebook(path: Path, target: Path | None = None, parameters: dict[str, A
     }
     try:
         notebook = papermill.execute_notebook(
-            path.resolve(),
-            None,
-            parameters=own,
-            kernel_name=KERNELSPEC["name"],
-            language=KERNELSPEC["language"],
-            progress_bar=bar,
-            cwd=target.parent.resolve(),
+            read(path), None, parameters=own, progress_bar=bar, cwd=target.parent.resolve()
         )
     except PapermillExecutionError as error:
         shown = "\n".join(error.traceback) or f"{error.ename}: {error.evalue}"
@@ -165,7 +171,7 @@ def run_notebook(path: Path, target: Path | None = None, parameters: dict[str, A
 
 def tidy(notebook: Any) -> None:
     """Drop what differs between two equal runs: times, paths, versions, progress bars, widget state."""
-    notebook.metadata = {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
+    notebook.metadata = METADATA
     for cell in notebook.cells:
         for name in ("papermill", "execution", "ExecuteTime"):
             cell.metadata.pop(name, None)

@@ -1,0 +1,110 @@
+"""Every notebook opens, reads and closes in the same way, was committed executed, and runs."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from medvlp.__main__ import find_notebooks, run_notebook
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = find_notebooks(FOLDER) if list(FOLDER.glob("[0-9]*.ipynb")) else []
+ABSOLUTE_PATH = re.compile(
+    r"(?<![\w.:/])/(?:home|root|work|tmp|Users|mnt|opt|usr|private|content)/|\b[A-Z]:\\\\?\w"
+)
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str) -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def headings(path: Path) -> list[str]:
+    prose = "\n".join(cell.source for cell in cells(path, "markdown"))
+    return re.findall(r"^#{1,3} +(.+?)\s*$", prose, flags=re.MULTILINE)
+
+
+def code_lines(cell) -> list[str]:
+    return [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+def output_text(cell) -> str:
+    texts = []
+    for output in cell.outputs:
+        texts.append(output.get("text", ""))
+        texts += [
+            str(value) for mime, value in output.get("data", {}).items() if not mime.startswith("image/")
+        ]
+    return "\n".join(texts)
+
+
+@each_notebook
+def test_is_a_valid_notebook_with_a_title_and_the_usual_sections(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
+    found = headings(path)
+    assert "What you will learn" in found and "Cost" in found
+    assert found.index("Cost") < 4, "what it teaches and what it costs belong at the start"
+    assert [heading for heading in found if heading in ("Summary", "Exercises", "References")] == [
+        "Summary",
+        "Exercises",
+        "References",
+    ]
+    assert found[-1] == "References"
+
+
+@each_notebook
+def test_has_one_parameters_cell_and_one_results_cell(path):
+    tags = [tag for cell in cells(path, "code") for tag in cell.metadata.get("tags", [])]
+    assert tags.count("parameters") == 1
+    assert tags.count("results") == 1
+
+
+@each_notebook
+def test_was_committed_executed_from_top_to_bottom_without_errors_or_warnings(path):
+    code = cells(path, "code")
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    for cell in code:
+        assert not [output for output in cell.outputs if output.output_type == "error"]
+        said = "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stderr")
+        assert "Warning" not in said, said
+
+
+@each_notebook
+def test_names_no_absolute_path_and_is_small(path):
+    for cell in cells(path, "code"):
+        for text in (cell.source, output_text(cell)):
+            assert not ABSOLUTE_PATH.search(text), ABSOLUTE_PATH.search(text)
+    size = path.stat().st_size
+    assert size <= 300_000, f"{size:,} bytes: draw fewer or smaller figures"
+
+
+@each_notebook
+def test_is_more_prose_than_code_in_short_cells(path):
+    code = cells(path, "code")
+    longest = max(code, key=lambda cell: len(cell.source.splitlines()))
+    assert len(longest.source.splitlines()) <= 30, longest.source
+    words = sum(len(cell.source.split()) for cell in cells(path, "markdown"))
+    ratio = words / sum(len(code_lines(cell)) for cell in code)
+    assert 4 <= ratio <= 14, f"{ratio:.1f} words of prose per line of code"
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+@each_notebook
+def test_runs(path, tmp_path):
+    notebook = run_notebook(path, tmp_path / "notebooks" / path.name)
+    results = next(c for c in notebook.cells if "results" in c.metadata.get("tags", []))
+    assert "text/html" in results.outputs[-1].data, "the results cell ends with a DataFrame"
+
+
+@pytest.mark.parametrize("text", ["'/home/x/a.png'", "/tmp/x", r"C:\Users", "see /home/.cache"])
+def test_absolute_paths_are_recognised(text):
+    assert ABSOLUTE_PATH.search(text)
+
+
+@pytest.mark.parametrize("text", ["../figures/a.png", "https://example.org/home/x", "and/or", "B: x"])
+def test_other_text_is_not_taken_for_an_absolute_path(text):
+    assert not ABSOLUTE_PATH.search(text)

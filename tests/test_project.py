@@ -1,0 +1,138 @@
+"""The repository itself: one source for each fact, packages that match, files that hold what they should."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+TORCH_FAMILY = ("torch", "torchvision", "triton", "nvidia", "cuda")
+
+
+def run(*command: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def text_files() -> list[Path]:
+    """Return every file that git knows, or in an unpacked archive every file that is not a cache."""
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if listed.returncode == 0:
+        paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:
+        paths = [path for path in ROOT.rglob("*") if not any(part.startswith(".") for part in path.parts)]
+    text = {".cff", ".in", ".ipynb", ".json", ".lock", ".md", ".py", ".toml", ".txt", ".yaml", ".yml", ""}
+    return [path for path in paths if path.is_file() and path.suffix in text]
+
+
+def locked() -> list[Requirement]:
+    return [Requirement(line) for line in (ROOT / "requirements.lock").read_text().splitlines()]
+
+
+def test_torch_torchvision_and_open_clip_work_together():
+    code = (
+        "import torch, torchvision, open_clip;"
+        "boxes = torch.tensor([[0., 0., 2., 2.], [0., 0., 2., 1.9], [5., 5., 6., 6.]]);"
+        "print(torchvision.ops.nms(boxes, torch.tensor([.9, .8, .7]), .5).tolist())"
+    )
+    done = run(sys.executable, "-c", code)
+    assert done.stdout.strip() == "[0, 2]", done.stderr
+
+
+def test_environment_yml_installs_the_package_itself():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, packages = environment["dependencies"]
+    assert python == f"python{PROJECT['requires-python']}"
+    assert pip == "pip"
+    constraints, package = packages["pip"]
+    assert constraints == "-c requirements.lock"
+    extras = re.fullmatch(r"-e \.\[(.+)\]", package).group(1).split(",")
+    assert set(extras) <= set(PROJECT["optional-dependencies"])
+    assert f"EXTRAS := {','.join(extras)}\n" in (ROOT / "Makefile").read_text(), "conda and make differ"
+
+
+def test_the_lock_holds_every_dependency_but_torch_and_no_address():
+    text = (ROOT / "requirements.lock").read_text()
+    assert "://" not in text and "@" not in text and "--" not in text
+    names = {requirement.name for requirement in locked()}
+    assert not [name for name in names if name.split("-")[0] in TORCH_FAMILY]
+    asked = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
+    wanted = {Requirement(line).name.replace("_", "-").lower() for line in asked} - set(TORCH_FAMILY)
+    assert wanted <= names, "run `make lock`"
+
+
+def test_the_lock_agrees_with_the_lower_bounds():
+    asked = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
+    bounds = {r.name.replace("_", "-").lower(): r.specifier for r in map(Requirement, asked)}
+    for requirement in locked():
+        (pin,) = requirement.specifier
+        assert pin.operator == "=="
+        assert bounds.get(requirement.name, requirement.specifier).contains(pin.version), requirement
+
+
+@pytest.mark.parametrize("name", sorted(PROJECT["optional-dependencies"]) + ["dependencies"])
+def test_each_dependency_says_why_it_is_there(name):
+    block = re.search(rf"^{name} = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.S | re.M).group(1)
+    assert all(re.match(r'    "[^"]+", +# \S', line) for line in block.splitlines()), block
+
+
+def test_the_wheel_holds_cards_assets_and_types(tmp_path):
+    built = run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    assert "medvlp/py.typed" in inside
+    assert {f"medvlp/data_cards/{card.name}" for card in (ROOT / "data_cards").glob("*.md")} <= inside
+    assets = [path for path in (ROOT / "medvlp" / "assets").rglob("*.*") if path.is_file()]
+    assert {str(path.relative_to(ROOT)) for path in assets} <= inside
+    assert not [name for name in inside if not name.startswith(("medvlp/", "medvlp-"))]
+
+
+def test_the_rooms_import_one_way():
+    done = run(str(Path(sys.executable).with_name("lint-imports")), "--no-cache")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_file_names_a_machine_or_a_registry():
+    words = ["/" + name + "/" for name in ("work", "farm", "root")]
+    words += [
+        "py" + "pi.org",
+        "python" + "hosted",
+        "download.py" + "torch.org",
+        "file:" + "//",
+        "--index" + "-url",
+    ]
+    found = [
+        f"{path.relative_to(ROOT)}: {word}"
+        for path in text_files()
+        for word in words
+        if word in path.read_text(encoding="utf-8") and path != Path(__file__)
+    ]
+    assert found == []
+
+
+def test_modules_are_short_and_load_nothing_unsafe():
+    for path in (ROOT / "medvlp").rglob("*.py"):
+        text = path.read_text()
+        where = path.relative_to(ROOT)
+        assert len(text.splitlines()) <= 330, f"{where} is too long: one idea a file"
+        for banned in ("import pickle", "strict=False", "torch.load(", "except:", ".cuda()"):
+            assert banned not in text, f"{banned} in {where}"
+
+
+def test_the_citation_names_the_package_and_both_papers():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "version", "license"} <= set(citation)
+    assert citation["authors"] == [{"name": "The medvlp authors"}]
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    vip, cilmp = citation["references"]
+    assert vip["url"].endswith("/2409.00341") and vip["authors"][0]["family-names"] == "Fang"
+    assert cilmp["url"].endswith("/2511.12639") and cilmp["doi"] == "10.1109/TMI.2025.3584841"
