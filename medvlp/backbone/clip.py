@@ -1,0 +1,341 @@
+"""Any open_clip model behind one small class.
+
+Every model is loaded with `force_custom_text=True`, so that `.text` and `.visual` exist everywhere,
+with its own preprocessing and its own tokenizer, frozen and in eval mode.
+"""
+
+import difflib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.hf_model import HFTextEncoder
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import TextTransformer
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from medvlp.backbone import hub
+from medvlp.data.files import sha256
+from medvlp.data.names import unknown_name
+
+TINY = Path(__file__).parents[1] / "assets" / "tiny"
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TEXTS_AT_ONCE = 256  # texts encoded in one go
+PROBE = [  # the fingerprint knows a tokenizer by what it makes of these
+    "a dermoscopy image of an asymmetric lesion with irregular dots, 3 colours & a blue-white veil.",
+    "Consolidation in the LEFT lower lobe; pleural effusion (2.5 cm), air bronchograms?",
+]
+
+
+class Clip(nn.Module):
+    """A frozen open_clip model with its preprocessing and tokenizer.
+
+    Attributes:
+        name: what `load_clip` was given.
+        model: the open_clip model (`CustomTextCLIP`, or `CoCa`), frozen, always in eval mode.
+        preprocess: PIL image -> (3, S, S) float tensor, as this model was trained.
+        preprocess_cfg: size, mean, std, interpolation and resize mode of `preprocess`.
+        image_size: S, the side of an image in pixels.
+        context_length: the most tokens a text may have, start and end of text included.
+        embed_dim: D, length of an image or text feature.
+        text_width: w, length of a token embedding.
+        dtype: type of the weights; features are always float32.
+    """
+
+    def __init__(self, name: str, model: nn.Module, tokenizer: Any, model_cfg: dict, precision: str = "fp32") -> None:
+        super().__init__()
+        self.name = name
+        self.model = model.requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.model_cfg = model_cfg
+        self.preprocess_cfg = dict(model.visual.preprocess_cfg)
+        self.preprocess = image_transform_v2(PreprocessCfg(**self.preprocess_cfg), is_train=False)
+        size = self.preprocess_cfg["size"]
+        height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
+        if height != width:
+            raise ValueError(f"clip {name!r} wants {height} x {width} images; only square ones are supported.")
+        self.image_size = int(height)
+        self.context_length = int(tokenizer.context_length)
+        self.embed_dim = int(model_cfg["embed_dim"])
+        self.dtype = PRECISIONS[precision]
+        if isinstance(model.text, TextTransformer):
+            model.text.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.logit_scale.device
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor on cosines: exp of the learned scale, about 100 in a trained CLIP."""
+        return float(self.model.logit_scale.exp())
+
+    @property
+    def token_embedding(self) -> nn.Embedding:
+        """The text tower's token embedding, (vocabulary, w)."""
+        text = self.model.text
+        return text.transformer.get_input_embeddings() if isinstance(text, HFTextEncoder) else text.token_embedding
+
+    @property
+    def text_width(self) -> int:
+        """Length of a token embedding, w."""
+        return self.token_embedding.embedding_dim
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of weights, architecture, preprocessing and tokenizer, the same in every process.
+
+        Weights count as they are held: the same model in bf16 has another fingerprint.
+        Computed at the first use (about a second for ViT-B/16) and kept.
+        """
+        tower = getattr(self.model.text, "config", None)  # a Hugging Face tower: what its weights do not tell
+        keys = ("model_type", "num_attention_heads", "hidden_act")
+        settings = {
+            "model": _without_paths(self.model_cfg),
+            "tower": {key: getattr(tower, key, None) for key in keys},
+            "preprocess": self.preprocess_cfg,
+            "context_length": self.context_length,
+            "probe": self.tokenizer(PROBE).tolist(),
+        }
+        digests = [sha256(json.dumps(settings, sort_keys=True, default=list))]
+        for key, tensor in sorted(self.model.state_dict().items()):
+            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            digests.append(sha256(key, str(tensor.dtype), str(tuple(tensor.shape)), raw))
+        return sha256(*digests)
+
+    def train(self, mode: bool = True) -> "Clip":
+        """Stay in eval mode: a frozen CLIP has no dropout, also inside a method that is training."""
+        return super().train(False)
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Token ids (N, L), cut to the longest of these texts where that changes nothing.
+
+        L <= context_length. Towers in which padding matters keep their full length.
+
+        Raises:
+            ValueError: no text, or one with more tokens than the tower takes.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts must be a list of strings, got one string; write [text].")
+        texts = list(texts)
+        if not texts:
+            raise ValueError("there is no text to encode: the list of texts is empty.")
+        tokens = self.tokenizer(texts)  # (N, context_length)
+        self._check_length(texts, tokens)
+        return tokens[:, : self._needed_length(tokens)]  # (N, L)
+
+    def encode_texts(self, texts: list[str]) -> Tensor:
+        """Text features (N, D), float32, L2-normalised."""
+        tokens = self.tokenize(texts).to(self.device)  # (N, L)
+        features = [self.model.encode_text(chunk) for chunk in tokens.split(TEXTS_AT_ONCE)]
+        return F.normalize(torch.cat(features).float(), dim=-1)  # (N, D)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Image features (B, D), float32, L2-normalised, of preprocessed images (B, 3, S, S).
+
+        Raises:
+            ValueError: images of another shape or type than `preprocess` makes.
+        """
+        size = self.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
+            got = " x ".join(map(str, images.shape))
+            raise ValueError(
+                f"clip {self.name!r} wants images of B x 3 x {size} x {size}, got {got}; use clip.preprocess."
+            )
+        if not images.is_floating_point():
+            raise ValueError(f"images must be floats made by clip.preprocess, got {images.dtype}.")
+        features = self.model.encode_image(images.to(self.device, self.dtype))  # (B, D)
+        return F.normalize(features.float(), dim=-1)
+
+    def _needed_length(self, tokens: Tensor) -> int:
+        """How many columns of `tokens` (N, context_length) the text features depend on."""
+        text, full = self.model.text, tokens.shape[1]
+        if isinstance(text, HFTextEncoder):  # the attention mask hides the padding
+            used = tokens != text.config.pad_token_id  # (N, L)
+            left_padded = not bool(used[:, 0].all())
+            return full if left_padded else int(used.any(dim=0).nonzero().max()) + 1
+        causal = isinstance(text, TextTransformer) and text.attn_mask is not None and text.cls_emb is None
+        if causal and text.pool_type == "argmax":  # nothing after the end-of-text token is seen by it
+            return int(tokens.argmax(dim=1).max()) + 1
+        if causal and text.pool_type == "eos":
+            ends = tokens == text.eos_id  # (N, L)
+            return int(ends.int().argmax(dim=1).max()) + 1 if bool(ends.any(dim=1).all()) else full
+        return full
+
+    def _check_length(self, texts: list[str], tokens: Tensor) -> None:
+        """Raise if the tokenizer cut a text: tokenizers of open_clip do so without a word."""
+        hf = getattr(self.tokenizer, "tokenizer", None)  # a Hugging Face tokenizer, where there is one
+        pad = 0 if hf is None else hf.pad_token_id
+        counts = (tokens != pad).sum(dim=1)  # (N,)
+        for i in (counts >= self.context_length - 3).nonzero().flatten().tolist():
+            room = 4 * len(texts[i]) + 16  # at most one token a byte
+            count = int((self.tokenizer([texts[i]], context_length=room) != pad).sum())
+            if room > self.context_length and count > int(counts[i]):
+                raise ValueError(
+                    f"text {texts[i]!r} has {count} tokens; clip {self.name!r} takes at most {self.context_length}, "
+                    "start and end of text included. Shorten it."
+                )
+
+
+def load_clip(name: str = "tiny", device: str | torch.device = "auto", precision: str = "fp32") -> Clip:
+    """Load an open_clip model, frozen, with its own preprocessing and tokenizer.
+
+    Args:
+        name: one of
+            `tiny`: the small CLIP that comes with the package;
+            `ARCH/TAG`: an architecture and a pretrained tag of open_clip, as "ViT-B-16-quickgelu/openai"
+            (`open_clip.list_pretrained()` lists them);
+            `ARCH/random`: random weights from a fixed seed, for benchmarks;
+            `hf-hub:OWNER/REPO`: an open_clip model on the Hugging Face hub;
+            `local-dir:FOLDER`: a folder with open_clip_config.json and weights. A folder that holds the
+            config.json of its Hugging Face text tower needs no hub.
+        device: "auto" (CUDA, else MPS, else CPU) or a torch device.
+        precision: "fp32", "bf16" or "fp16".
+
+    Raises:
+        ValueError: an unknown name, tag, device or precision, or weights that do not fit.
+        FileNotFoundError: a local folder that lacks a file; the message names it.
+        ConnectionError: no network and no local copy; the message says what to do.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(unknown_name("precision", precision, PRECISIONS))
+    where = _device(device)
+    if name == "tiny":
+        model, tokenizer, cfg = _load_folder(name, TINY, precision)
+    elif name.startswith("local-dir:"):
+        model, tokenizer, cfg = _load_folder(name, Path(name.removeprefix("local-dir:")).expanduser(), precision)
+    elif name.startswith("hf-hub:"):
+        model, tokenizer, cfg = _load_hub(name, precision)
+    else:
+        model, tokenizer, cfg = _load_builtin(name, precision)
+    return Clip(name, model, tokenizer, cfg, precision).to(where)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        best = "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else best)
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        raise ValueError(unknown_name("device", device, ["auto", "cpu", "cuda", "mps"])) from None
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r} was asked for, but torch sees no CUDA GPU; use 'auto' or 'cpu'.")
+    return where
+
+
+def _load_folder(name: str, folder: Path, precision: str) -> tuple[nn.Module, Any, dict]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"clip {name!r}: there is no folder {folder}.")
+    config = folder / "open_clip_config.json"
+    if not config.is_file():
+        raise FileNotFoundError(f"clip {name!r}: {config} is missing; it says what the model is made of.")
+    if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
+        raise FileNotFoundError(f"clip {name!r}: there are no weights; {folder / hub.WEIGHTS[0]} is missing.")
+    try:
+        cfg = open_clip.get_model_config(f"local-dir:{folder}")
+        text_cfg = dict(cfg["text_cfg"])
+    except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise ValueError(f"clip {name!r}: {config} is no open_clip configuration ({error!r}).") from error
+    overrides = {}
+    if text_cfg.get("hf_model_name"):
+        if (folder / "config.json").is_file():
+            text_cfg["hf_model_name"] = str(folder)
+        hub.check_at_hand(name, text_cfg["hf_model_name"], hub.TOWER_CONFIG)
+        overrides["text_cfg"] = text_cfg | {"hf_model_pretrained": False}
+    try:
+        model = open_clip.create_model(
+            f"local-dir:{folder}", precision=precision, force_custom_text=True, require_pretrained=True, **overrides
+        )
+    except (SafetensorError, RuntimeError, TypeError, KeyError) as error:
+        raise ValueError(f"clip {name!r}: the weights in {folder} cannot be loaded as {config} says: {error}") from error
+    return model, open_clip.get_tokenizer(f"local-dir:{folder}"), cfg
+
+
+def _load_hub(name: str, precision: str) -> tuple[nn.Module, Any, dict]:
+    repo = name.removeprefix("hf-hub:")
+    hub.check_at_hand(name, repo, hub.CONFIG)
+    hub.check_at_hand(name, repo, hub.WEIGHTS)
+    try:
+        model = open_clip.create_model(name, precision=precision, force_custom_text=True, require_pretrained=True)
+        return model, open_clip.get_tokenizer(name), open_clip.get_model_config(name)
+    except (OSError, RuntimeError) as error:
+        raise ConnectionError(f"clip {name!r} could not be loaded: {error} {hub.ways_on(repo)}") from error
+
+
+def _load_builtin(name: str, precision: str) -> tuple[nn.Module, Any, dict]:
+    arch, _, tag = name.rpartition("/")
+    arch = arch.replace("/", "-")
+    if not arch:
+        raise ValueError(_no_such_clip(name))
+    if arch not in open_clip.list_models():
+        raise ValueError(_unknown_architecture(arch))
+    tags = [*open_clip.list_pretrained_tags_by_model(arch), "random"]
+    if tag not in tags:
+        raise ValueError(unknown_name("pretrained tag", tag, tags, where=f"architecture {arch!r}"))
+    cfg = open_clip.get_model_config(arch)
+    source = open_clip.get_pretrained_cfg(arch, tag)
+    quick_gelu = bool(cfg.get("quick_gelu") or source.get("quick_gelu"))  # as the weights were trained
+    repo = source.get("hf_hub", "").rpartition("/")[0]
+    if repo:
+        hub.check_at_hand(name, repo, hub.WEIGHTS)
+    for key, files in (("hf_model_name", hub.TOWER_CONFIG), ("hf_tokenizer_name", hub.TOKENIZER)):
+        if cfg["text_cfg"].get(key):
+            hub.check_at_hand(name, cfg["text_cfg"][key], files)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        try:
+            model = open_clip.create_model(
+                arch,
+                pretrained=None if tag == "random" else tag,
+                precision=precision,
+                force_custom_text=True,
+                force_quick_gelu=quick_gelu,
+                pretrained_text=False,
+                require_pretrained=tag != "random",
+            )
+            tokenizer = open_clip.get_tokenizer(arch)
+        except (OSError, RuntimeError) as error:
+            raise ConnectionError(f"clip {name!r} could not be loaded: {error} {hub.ways_on(repo)}") from error
+    return model, tokenizer, cfg | {"quick_gelu": quick_gelu}
+
+
+def _no_such_clip(name: str) -> str:
+    if name in open_clip.list_models():
+        tags = [*open_clip.list_pretrained_tags_by_model(name), "random"]
+        return f"clip {name!r} names no weights; write '{name}/TAG'. Tags: {', '.join(map(repr, tags))}."
+    if Path(name).is_dir():
+        return f"clip {name!r} is a folder; write 'local-dir:{name}'."
+    return unknown_name("clip", name, ["tiny", "ARCH/TAG", "ARCH/random", "hf-hub:OWNER/REPO", "local-dir:FOLDER"])
+
+
+def _unknown_architecture(arch: str) -> str:
+    known = {model.lower(): model for model in open_clip.list_models()}
+    near = difflib.get_close_matches(arch.lower(), known, n=1, cutoff=0.5)
+    hint = f"; did you mean {known[near[0]]!r}?" if near else "."
+    return f"unknown architecture {arch!r}{hint} open_clip.list_models() lists all {len(known)}."
+
+
+def _without_paths(cfg: dict) -> dict:
+    """The model configuration without names of places, so that a moved folder keeps its fingerprint."""
+    text_cfg = {key: value for key, value in cfg["text_cfg"].items() if not key.startswith("hf_model_")}
+    text_cfg.pop("hf_tokenizer_name", None)
+    return cfg | {"text_cfg": text_cfg}
+
+
+def _cut_mask(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Pre-hook of open_clip's text transformer: cut the causal mask to the tokens that are there.
+
+    open_clip builds the mask for `context_length` tokens and cuts positions, not the mask.
+    """
+    x, mask = args[0], kwargs.get("attn_mask")  # x (N, L, w), mask (context_length, context_length)
+    if mask is None or mask.shape[-1] <= x.shape[1]:
+        return args, kwargs
+    return args, kwargs | {"attn_mask": mask[..., : x.shape[1], : x.shape[1]]}

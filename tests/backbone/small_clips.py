@@ -1,0 +1,119 @@
+"""Small CLIPs with random weights, written as folders for `local-dir:`.
+
+Each function writes one kind into `folder` and returns the name for `load_clip`.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.coca_model import CoCa
+from safetensors.torch import save_file
+from transformers import BertConfig, BertTokenizerFast
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "vip_csc0.npz"
+MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
+VISION = {"image_size": 32, "patch_size": 8, "layers": 2, "width": 64, "head_width": 32}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 48, "heads": 2, "layers": 3}
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"a an of image dermoscopy lesion dark round irregular".split()]
+WORDS += ["border", "pneumonia", "opacity", "lung", "clear", "pleural", "effusion", "the", "with", ".", ",", "-"]
+WORDS += [*"abcdefghijklmnopqrstuvwxyz0123456789", *[f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"]]
+
+
+def write_clip(
+    folder: Path, model_cfg: dict, seed: int = 0, preprocess: dict | None = None, weights: dict | None = None
+) -> str:
+    """Write configuration and weights (random from `seed` unless given)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cfg = {"model_cfg": model_cfg, "preprocess_cfg": {"mean": MEAN, "std": STD} | (preprocess or {})}
+    (folder / "open_clip_config.json").write_text(json.dumps(cfg))
+    if weights is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            build = CoCa if "multimodal_cfg" in model_cfg else open_clip.CustomTextCLIP
+            weights = build(**{k: v for k, v in model_cfg.items() if k != "custom_text"}).state_dict()
+    save_file({key: value.contiguous() for key, value in weights.items()}, folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def open_clip_kind(folder: Path, seed: int = 0) -> str:
+    """GELU, embed_dim 40 unlike the text width 48."""
+    return write_clip(folder, {"embed_dim": 40, "vision_cfg": VISION, "text_cfg": TEXT}, seed)
+
+
+def openai_kind(folder: Path, seed: int = 0) -> str:
+    """QuickGELU."""
+    cfg = {"embed_dim": 40, "quick_gelu": True, "vision_cfg": VISION, "text_cfg": TEXT}
+    return write_clip(folder, cfg, seed)
+
+
+def siglip_kind(folder: Path) -> str:
+    """A text tower without causal mask that reads its last position: padding matters."""
+    text = TEXT | {"no_causal_mask": True, "pool_type": "last", "context_length": 32}
+    return write_clip(folder, {"embed_dim": 40, "vision_cfg": VISION, "text_cfg": text})
+
+
+def eos_kind(folder: Path) -> str:
+    """Causal, read out at the end-of-text token by its id."""
+    text = TEXT | {"pool_type": "eos", "eos_id": 49407}
+    return write_clip(folder, {"embed_dim": 40, "vision_cfg": VISION, "text_cfg": text})
+
+
+def coca_kind(folder: Path) -> str:
+    """CoCa: a class token after the last text token, at a position of its own."""
+    text = TEXT | {"context_length": 76, "embed_cls": True, "output_tokens": True}
+    vision = VISION | {"attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True}
+    decoder = {"context_length": 76, "vocab_size": 49408, "width": 40, "heads": 2, "layers": 1}
+    return write_clip(folder, {"embed_dim": 40, "vision_cfg": vision, "text_cfg": text, "multimodal_cfg": decoder})
+
+
+def biomedclip_kind(folder: Path, pooler: str = "cls_last_hidden_state_pooler") -> str:
+    """A Hugging Face BERT text tower and a timm image tower, tokenizer and tower config in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
+    bert = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
+    BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **bert).save_pretrained(folder)
+    text = {
+        "hf_model_name": str(folder),
+        "hf_model_pretrained": False,
+        "hf_tokenizer_name": "some/bert",
+        "hf_proj_type": "mlp",
+        "hf_pooler_type": pooler,
+        "context_length": 40,
+    }
+    vision = {
+        "timm_model_name": "test_vit",
+        "timm_model_pretrained": False,
+        "timm_pool": "",
+        "timm_proj": "linear",
+        "image_size": 160,
+    }
+    cfg = {"embed_dim": 40, "vision_cfg": vision, "text_cfg": text}
+    name = write_clip(folder, cfg, preprocess={"interpolation": "bilinear", "resize_mode": "squash"})
+    moved = cfg | {"text_cfg": text | {"hf_model_name": "some/bert"}}  # as on the hub: the name of another repository
+    stored = json.loads((folder / "open_clip_config.json").read_text())
+    (folder / "open_clip_config.json").write_text(json.dumps(stored | {"model_cfg": moved}))
+    return name
+
+
+def golden_kind(folder: Path) -> str:
+    """The CLIP that the golden numbers were made on."""
+    golden = np.load(GOLDEN)
+    weights = {
+        key.removeprefix("clip/"): torch.from_numpy(golden[key])
+        for key in golden.files
+        if key.startswith("clip/") and ".ids" not in key and ".rows" not in key
+    }
+    tokens = torch.zeros(49408, 64)
+    tokens[torch.from_numpy(golden["clip/token_embedding.ids"])] = torch.from_numpy(golden["clip/token_embedding.rows"])
+    weights["token_embedding.weight"] = tokens
+    cfg = {
+        "embed_dim": 64,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "layers": 3, "width": 64, "head_width": 64},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 3},
+    }
+    return write_clip(folder, cfg, weights=weights)
