@@ -1,0 +1,122 @@
+"""The linear probe: logistic regression on frozen image features."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, recall_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from medvlp.backbone.clip import Clip
+from medvlp.backbone.features import image_features
+from medvlp.data.cards import DataCard
+from medvlp.data.datasets import ImageSet
+
+C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+
+
+class LinearProbe(nn.Module):
+    r"""Logistic regression on the normalised image features.
+
+        logits = W f + b,    p(c | image) = softmax_c(logits)
+
+    with f (D,) the normalised image feature; the linear probe of Radford et al. 2021 (CLIP, section 3.2).
+    scikit-learn's LogisticRegression finds W (n_cls, D) and b (n_cls,) on features standardised by the
+    training images; the standardisation is then folded into W and b. C, the weight of the data against the
+    penalty, is the one of `C_GRID` with the best balanced accuracy on the validation images (ties: the
+    lower log loss there).
+
+    After `fit`, `chosen_C` is that C and `search` a DataFrame of what was tried.
+    """
+
+    fitted: Tensor  # () bool, saved and moved with the weights
+
+    def __init__(self, clip: Clip, card: DataCard) -> None:
+        """A probe without weights yet; see the class and `fit`."""
+        super().__init__()
+        self.clip, self.card = clip, card
+        self.linear = nn.Linear(clip.embed_dim, len(card.classnames), device=clip.device)
+        self.linear.requires_grad_(False)
+        self.register_buffer("fitted", torch.tensor(False, device=clip.device))
+        self.chosen_C: float | None = None
+        self.search: pd.DataFrame | None = None
+
+    def fit(self, train: ImageSet, val: ImageSet, cache_dir: str | Path | None = None) -> "LinearProbe":
+        """Fit on the features of `train`, choose C on those of `val`, and return self.
+
+        Raises:
+            ValueError: an empty set, a label outside the card, or a class without a training image.
+        """
+        for split, dataset in (("training", train), ("validation", val)):
+            _check_labels(split, dataset.labels, self.card.classnames)
+        _check_every_class(train.labels, self.card.classnames)
+        x, y = _arrays(self.clip, train, cache_dir)  # (N, D), (N,)
+        x_val, y_val = _arrays(self.clip, val, cache_dir)
+
+        labels = range(len(self.card.classnames))
+        present = np.unique(y_val)  # balanced accuracy is the mean recall of the classes that validation has
+        models, rows = [], []
+        for C in tqdm(C_GRID, desc="linear probe", unit="C", leave=False, delay=2):
+            model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=2000)).fit(x, y)
+            probabilities = model.predict_proba(x_val)  # (N_val, n_cls)
+            recall = recall_score(y_val, probabilities.argmax(1), labels=present, average="macro")
+            rows.append((C, recall, log_loss(y_val, probabilities, labels=labels)))
+            models.append(model)
+        self.search = pd.DataFrame(rows, columns=["C", "val_balanced_accuracy", "val_log_loss"])
+        by = ["val_balanced_accuracy", "val_log_loss"]
+        best = self.search.sort_values(by, ascending=[False, True]).index[0]
+        self.chosen_C = float(self.search["C"][best])
+        self._copy_weights(models[best])
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of the preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
+        return self.logits_from_features(self.clip.encode_images(images))
+
+    def logits_from_features(self, image_features: Tensor) -> Tensor:
+        """Logits of normalised image features: (B, D) -> (B, n_cls)."""
+        if not self.fitted:
+            raise RuntimeError("the linear probe is not fitted; call probe.fit(data.train, data.val) first.")
+        return self.linear(image_features.to(self.linear.weight.dtype))
+
+    def _copy_weights(self, model: Pipeline) -> None:
+        """Fold W ((f - mean) / std) + b into one linear layer."""
+        scaler, regression = model[0], model[1]
+        weight = regression.coef_ / scaler.scale_  # (n_cls, D), or (1, D) for two classes
+        bias = regression.intercept_ - weight @ scaler.mean_  # (n_cls,) or (1,)
+        if len(weight) == 1:  # two classes: scikit-learn has only the second's log-odds z; softmax(-z/2, z/2)
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.from_numpy(weight))
+            self.linear.bias.copy_(torch.from_numpy(bias))
+            self.fitted.fill_(True)
+
+
+def _arrays(clip: Clip, dataset: ImageSet, cache_dir: str | Path | None) -> tuple[np.ndarray, np.ndarray]:
+    features = image_features(clip, dataset, cache_dir=cache_dir)
+    return features.features.double().cpu().numpy(), features.labels.cpu().numpy()
+
+
+def _check_labels(split: str, labels: Tensor, classnames: list[str]) -> None:
+    if len(labels) == 0:
+        raise ValueError(f"the {split} set is empty; a linear probe needs training and validation images.")
+    outside = [int(label) for label in labels.unique() if not 0 <= label < len(classnames)]
+    if outside:
+        raise ValueError(
+            f"label {outside[0]} in the {split} set is outside the card's classes, "
+            f"0 to {len(classnames) - 1}: {', '.join(map(repr, classnames))}."
+        )
+
+
+def _check_every_class(labels: Tensor, classnames: list[str]) -> None:
+    present = set(labels.tolist())
+    missing = [repr(name) for label, name in enumerate(classnames) if label not in present]
+    if missing:
+        raise ValueError(
+            f"no training image of {', '.join(missing)}; a linear probe needs at least one of each class."
+        )

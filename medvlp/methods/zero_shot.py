@@ -1,0 +1,166 @@
+"""Zero-shot CLIP: three kinds of knowledge, nothing trained."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from medvlp.backbone.clip import Clip
+from medvlp.data.cards import DataCard
+from medvlp.data.names import unknown_name
+
+NAME_KINDS = ("classnames", "templates")
+
+
+def symptom_text(symptom: str) -> str:
+    """The text that the tower reads for a symptom: `{symptom}.`, as in ViP."""
+    return f"{symptom.strip().rstrip('.')}."
+
+
+def score_table(scores: Mapping[str, Tensor], symptoms: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """One image's symptom scores, {classname: (1, m_c)}, as rows of classname, symptom, score."""
+    rows = [
+        (classname, symptom, score)
+        for classname, phrases in symptoms.items()
+        for symptom, score in zip(phrases, scores[classname][0].tolist(), strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["classname", "symptom", "score"])
+
+
+class ZeroShot(nn.Module):
+    r"""Score an image by its cosines with texts about each class.
+
+        logits[b, c] = exp(logit_scale) * f_b . t_c
+
+    with f_b the normalised image feature, t_ci the normalised features of the m_c texts of class c, and
+
+        classnames  t_c = t_c1                    the class name in one template
+        templates   t_c = normalise(mean_i t_ci)  the class name in every template
+        symptoms    t_c = mean_i t_ci             the mean of the cosines, so t_c is not normalised again
+
+    Names and template ensembles are Radford et al. 2021 (CLIP, section 3.1.4). Classification by the mean
+    over descriptions is Menon & Vondrick 2023; visual symptoms as the descriptions are ViP
+    (arXiv 2409.00341, 2024).
+
+    Args:
+        clip: The frozen image and text towers.
+        card: Gives the classes in label order, templates and knowledge.
+        knowledge: "classnames", "templates", or a kind of knowledge of the card, such as "symptoms".
+        symptoms: Your own symptoms, {classname: [phrase, ...]} for every class; replaces the card's.
+        templates: Your own templates, each with a `{}` for the class name; replaces the card's.
+
+    Raises:
+        ValueError: unknown knowledge, a class missing or unknown in `symptoms`, a template without `{}`.
+    """
+
+    text_features: Tensor  # (n_cls, D), t_c
+    symptom_features: Tensor  # (sum of m_c, D), t_ci
+
+    def __init__(
+        self,
+        clip: Clip,
+        card: DataCard,
+        knowledge: str = "symptoms",
+        symptoms: Mapping[str, Sequence[str]] | None = None,
+        templates: Sequence[str] | None = None,
+    ) -> None:
+        """Encode the texts, once; see the class."""
+        super().__init__()
+        self.clip, self.card, self.knowledge = clip, card, knowledge
+        self.symptoms: dict[str, list[str]] | None = None
+        if knowledge in NAME_KINDS:
+            if symptoms is not None:
+                raise ValueError(
+                    f"knowledge={knowledge!r} reads no symptoms; use knowledge='symptoms' with them."
+                )
+            texts = _name_texts(card, knowledge, templates)
+        else:
+            if templates is not None:
+                raise ValueError(
+                    f"knowledge={knowledge!r} reads no templates; use knowledge='templates' with them."
+                )
+            self.symptoms = _symptoms(card, knowledge, symptoms)
+            texts = {c: [symptom_text(s) for s in phrases] for c, phrases in self.symptoms.items()}
+
+        self._counts = [len(of_class) for of_class in texts.values()]
+        with torch.no_grad():
+            features = clip.encode_texts([text for of_class in texts.values() for text in of_class])  # (M, D)
+        text_features = torch.stack([t.mean(dim=0) for t in features.split(self._counts)])  # (n_cls, D)
+        if knowledge == "templates":
+            text_features = nn.functional.normalize(text_features, dim=-1)
+        self.register_buffer("text_features", text_features)
+        self.register_buffer("symptom_features", features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of the preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
+        return self.logits_from_features(self.clip.encode_images(images))
+
+    def logits_from_features(self, image_features: Tensor) -> Tensor:
+        """Logits of normalised image features: (B, D) -> (B, n_cls)."""
+        f = image_features.to(self.text_features.dtype)
+        return self.clip.logit_scale * f @ self.text_features.T
+
+    def symptom_scores(self, image_features: Tensor) -> dict[str, Tensor]:
+        """Cosines with every symptom, by class: (B, D) normalised -> {classname: (B, m_c)}."""
+        if self.symptoms is None:
+            raise ValueError(
+                f"knowledge={self.knowledge!r} has no symptoms to score; "
+                "build ZeroShot with knowledge='symptoms'."
+            )
+        cosines = image_features.to(self.symptom_features.dtype) @ self.symptom_features.T  # (B, M)
+        return dict(zip(self.symptoms, cosines.split(self._counts, dim=-1), strict=True))
+
+    def explain(self, image_features: Tensor) -> pd.DataFrame:
+        """The symptom scores of one image, (D,) or (1, D) normalised, as rows of classname, symptom, score.
+
+        A class's logit is exp(logit_scale) times the mean of its scores.
+        """
+        return score_table(self.symptom_scores(image_features.reshape(1, -1)), self.symptoms)
+
+    def extra_repr(self) -> str:
+        """What distinguishes this classifier from another, for `print`."""
+        return f"card={self.card.name!r}, knowledge={self.knowledge!r}, texts={sum(self._counts)}"
+
+
+def _name_texts(card: DataCard, knowledge: str, templates: Sequence[str] | None) -> dict[str, list[str]]:
+    if isinstance(templates, str):
+        templates = [templates]
+    templates = list(card.templates if templates is None else templates)
+    if not templates:
+        raise ValueError("the list of templates is empty; give at least one, such as 'a photo of {}.'.")
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(
+                f"template {template!r} has no {{}} for the class name, as 'a photo of {{}}.' has."
+            )
+    if knowledge == "classnames":
+        templates = templates[:1]
+    return {name: [template.replace("{}", name) for template in templates] for name in card.classnames}
+
+
+def _symptoms(
+    card: DataCard, knowledge: str, symptoms: Mapping[str, Sequence[str]] | None
+) -> dict[str, list[str]]:
+    """The symptoms of every class in label order, the card's or the user's."""
+    if symptoms is None:
+        kinds = dict.fromkeys(kind for info in card.classes for kind in info.knowledge)
+        if knowledge not in kinds:
+            choices = [*NAME_KINDS, *kinds]
+            raise ValueError(unknown_name("knowledge", knowledge, choices, f"card {card.name!r}"))
+        return card.symptoms(knowledge)
+    for name, phrases in symptoms.items():
+        if name not in card.classnames:
+            where = f"the symptoms for card {card.name!r}"
+            raise ValueError(unknown_name("class", name, card.classnames, where))
+        if isinstance(phrases, str) or not phrases or not all(_is_phrase(phrase) for phrase in phrases):
+            raise ValueError(f"the symptoms of {name!r} must be a list of phrases, not {phrases!r}.")
+    missing = [name for name in card.classnames if name not in symptoms]
+    if missing:
+        listed = ", ".join(map(repr, missing))
+        raise ValueError(f"no symptoms for {listed}; give some for every class of card {card.name!r}.")
+    return {name: list(symptoms[name]) for name in card.classnames}
+
+
+def _is_phrase(phrase: object) -> bool:
+    return isinstance(phrase, str) and bool(phrase.strip(" ."))

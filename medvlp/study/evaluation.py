@@ -1,0 +1,202 @@
+"""How good a method is on a data set, with 95 % intervals."""
+
+import html
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from medvlp.backbone.features import image_features
+from medvlp.data.datasets import ImageSet
+from medvlp.study.metrics import METRICS, bootstrap, class_auroc, metric_values
+
+_IMAGES, _FEATURES = 64, 256  # batch sizes
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `evaluate` found. Label order is `classnames`."""
+
+    method: str  # such as "ZeroShot"
+    dataset: str  # such as "pneumonia, test"
+    classnames: list[str]
+    per_image: pd.DataFrame  # id, true, predicted, correct, confidence, and P(classname) for each class
+    metrics: pd.DataFrame  # index metric; columns value, low, high
+    n_groups: int  # what is resampled: groups of images, or the images
+    n_bootstrap: int
+    seed: int
+
+    def table(self) -> pd.DataFrame:
+        """Each metric's value and the ends of its 95 % interval; index metric, columns value, low, high."""
+        return self.metrics.copy()
+
+    def per_class(self) -> pd.DataFrame:
+        """Precision, recall, F1, AUROC against the rest, and the number of images; index classname."""
+        labels, probabilities = self._arrays()
+        precision, recall, f1, support = precision_recall_fscore_support(
+            labels, probabilities.argmax(1), labels=range(len(self.classnames)), zero_division=np.nan
+        )
+        columns = {
+            "precision": precision,
+            "recall": recall,
+            "F1": f1,
+            "AUROC": class_auroc(labels, probabilities),
+            "support": support,
+        }
+        return pd.DataFrame(columns, index=pd.Index(self.classnames, name="classname"))
+
+    def confusion(self) -> pd.DataFrame:
+        """Number of images by true class (rows) and predicted class (columns)."""
+        labels, probabilities = self._arrays()
+        counts = confusion_matrix(labels, probabilities.argmax(1), labels=range(len(self.classnames)))
+        return pd.DataFrame(
+            counts,
+            index=pd.Index(self.classnames, name="true"),
+            columns=pd.Index(self.classnames, name="predicted"),
+        )
+
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        labels = self.per_image["true"].map(self.classnames.index).to_numpy()  # (N,)
+        return labels, self.per_image[[f"P({c})" for c in self.classnames]].to_numpy()  # (N, n_cls)
+
+    def _title(self) -> str:
+        n = len(self.per_image)
+        unit = "the images" if self.n_groups == n else f"their {self.n_groups} groups"
+        return (
+            f"{self.method} on {self.dataset}: {n} images; 95 % intervals from {self.n_bootstrap} bootstrap "
+            f"resamples of {unit}, seed {self.seed}"
+        )
+
+    def __repr__(self) -> str:
+        """The table under a line that says of what."""
+        return f"{self._title()}\n{self.metrics.round(3).to_string()}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self._title())}</p>{self.metrics.to_html(float_format='{:.3f}'.format)}"
+
+
+def evaluate(
+    method: nn.Module,
+    dataset: ImageSet,
+    n_bootstrap: int = 1000,
+    seed: int = 1,
+    cache_dir: str | Path | None = None,
+) -> Report:
+    """Evaluate a method on a data set: `metrics.METRICS`, each with a 95 % percentile bootstrap interval.
+
+    Resamples are of the data set's groups (patients, where the card has a rule, else single images), with
+    replacement, not stratified: the interval is about another test set of this size from the same source, not
+    about another training seed or hospital.
+
+    Args:
+        method: A module with `.clip`, `.card` and `forward(images) -> logits`. If it also has
+            `logits_from_features`, it is given the cached features of the images.
+        dataset: Images with labels, of the same classes as the method.
+        n_bootstrap: Number of resamples.
+        seed: Of the resampling; the same seed gives the same intervals.
+        cache_dir: Of the image features; by default the features' own.
+
+    Raises:
+        ValueError: an empty data set, a label outside the card, other classes than the method's, logits that
+            are not finite.
+    """
+    classnames = method.card.classnames
+    name = f"{dataset.card.name}, {dataset.split}"
+    if dataset.card.classnames != classnames:
+        raise ValueError(
+            f"{type(method).__name__} was built for card {method.card.name!r} with classes {classnames}, "
+            f"but data set {dataset.card.name!r} has {dataset.card.classnames}; "
+            "build the method from the data set's card."
+        )
+    labels = dataset.labels.cpu().numpy()  # (N,)
+    if len(labels) == 0:
+        raise ValueError(f"the data set ({name}) is empty; there is nothing to evaluate.")
+    outside = np.flatnonzero((labels < 0) | (labels >= len(classnames)))
+    if len(outside):
+        i = outside[0]
+        raise ValueError(
+            f"image {dataset.ids[i]!r} ({name}) has label {labels[i]}, outside the card's classes, "
+            f"0 to {len(classnames) - 1}: {', '.join(map(repr, classnames))}."
+        )
+    if n_bootstrap < 1:
+        raise ValueError(f"n_bootstrap is {n_bootstrap}; an interval needs resamples, such as 1000.")
+
+    logits = predict_logits(method, dataset, cache_dir)  # (N, n_cls)
+    bad = (~torch.isfinite(logits)).any(dim=1).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"{type(method).__name__} gave logits that are not finite for {len(bad)} of {len(labels)} "
+            f"images, first {dataset.ids[bad[0]]!r}; look for NaN in its weights."
+        )
+    probabilities = logits.double().softmax(dim=1).numpy()
+    return Report(
+        method=type(method).__name__,
+        dataset=name,
+        classnames=list(classnames),
+        per_image=_per_image(dataset.ids, labels, probabilities, classnames),
+        metrics=_intervals(labels, probabilities, dataset.groups, n_bootstrap, seed),
+        n_groups=len(set(dataset.groups)),
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+    )
+
+
+def predict_logits(method: nn.Module, dataset: ImageSet, cache_dir: str | Path | None = None) -> Tensor:
+    """Logits of every image, (N, n_cls) float on the CPU, in evaluation mode."""
+    device = method.clip.device
+    with evaluating(method):
+        if hasattr(method, "logits_from_features"):
+            features = image_features(method.clip, dataset, cache_dir=cache_dir).features  # (N, D)
+            batches, forward = features.split(_FEATURES), method.logits_from_features
+        else:
+            loader = DataLoader(dataset.with_transform(method.clip.preprocess), batch_size=_IMAGES)
+            batches, forward = loader, method.forward
+        bar = tqdm(batches, desc="evaluate", unit="batch", leave=False, delay=2)
+        inputs = (b if isinstance(b, Tensor) else b[0] for b in bar)  # a loader also gives labels
+        return torch.cat([forward(x.to(device)).float().cpu() for x in inputs])
+
+
+@contextmanager
+def evaluating(method: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients inside the block; the method's own mode again after it."""
+    was_training = method.training
+    method.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        method.train(was_training)
+
+
+def _per_image(
+    ids: list[str], labels: np.ndarray, probabilities: np.ndarray, classnames: list[str]
+) -> pd.DataFrame:
+    predicted = probabilities.argmax(1)  # (N,)
+    names = np.array(classnames, dtype=object)
+    columns = {
+        "id": list(ids),
+        "true": names[labels],
+        "predicted": names[predicted],
+        "correct": predicted == labels,
+        "confidence": probabilities.max(1),
+    }
+    columns |= {f"P({c})": probabilities[:, i] for i, c in enumerate(classnames)}
+    return pd.DataFrame(columns)
+
+
+def _intervals(
+    labels: np.ndarray, probabilities: np.ndarray, groups: list[str], n_bootstrap: int, seed: int
+) -> pd.DataFrame:
+    values = pd.Series(metric_values(labels, probabilities))
+    samples = bootstrap(labels, probabilities, groups, n_bootstrap, seed)  # (n_bootstrap, 6)
+    low, high = samples.quantile(0.025), samples.quantile(0.975)  # resamples without a value are left out
+    table = pd.DataFrame({"value": values, "low": low, "high": high}).loc[list(METRICS)]
+    return table.rename_axis("metric")

@@ -1,0 +1,149 @@
+"""The metrics against scikit-learn, ECE by hand, and what the bootstrap's intervals promise."""
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from medvlp.study.metrics import (
+    METRICS,
+    bootstrap,
+    class_auroc,
+    expected_calibration_error,
+    metric_values,
+    weighted_metrics,
+)
+
+
+def random_problem(n: int, n_cls: int, seed: int = 0, decimals: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (n,) and probabilities (n, n_cls) that tell something about them; few decimals make ties."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(n_cls, size=n, p=np.arange(1, n_cls + 1) / np.arange(1, n_cls + 1).sum())
+    scores = rng.normal(size=(n, n_cls)) + 1.2 * np.eye(n_cls)[labels]
+    scores = np.round(scores, decimals)
+    return labels, np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("n_cls", [2, 5])
+def test_values_are_scikit_learns(n_cls):
+    labels, p = random_problem(400, n_cls)
+    predicted = p.argmax(1)
+    score = p[:, 1] if n_cls == 2 else p
+    expected = {
+        "accuracy": sk.accuracy_score(labels, predicted),
+        "balanced accuracy": sk.balanced_accuracy_score(labels, predicted),
+        "macro-F1": sk.f1_score(labels, predicted, average="macro"),
+        "AUROC": sk.roc_auc_score(labels, score, multi_class="ovr", average="macro"),
+        "kappa": sk.cohen_kappa_score(labels, predicted),
+    }
+    values = metric_values(labels, p)
+    assert list(values) == list(METRICS)
+    assert {name: values[name] for name in expected} == pytest.approx(expected)
+
+
+def test_binary_auroc_has_label_1_as_the_positive_class():
+    p = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
+    assert metric_values(np.array([0, 0, 1]), p)["AUROC"] == 1
+    assert metric_values(np.array([1, 1, 0]), p)["AUROC"] == 0
+
+
+def test_ece_by_hand():
+    # Bins of width 1/15: 0.95 and 0.97 share the last (one of two right), 0.61 and 0.65 the bin 0.6 to 0.667.
+    p = np.array([[0.95, 0.05], [0.97, 0.03], [0.39, 0.61], [0.35, 0.65]])
+    labels = np.array([0, 1, 1, 1])
+    by_hand = 2 / 4 * abs(0.5 - 0.96) + 2 / 4 * abs(1 - 0.63)
+    assert expected_calibration_error(labels, p) == pytest.approx(by_hand)
+
+
+def test_ece_bins_decide_what_averages_out():
+    p = np.array([[0.95, 0.05], [0.55, 0.45]])
+    labels = np.array([1, 0])  # confidently wrong, hesitantly right
+    assert expected_calibration_error(labels, p, bins=1) == pytest.approx(abs(0.5 - 0.75))
+    assert expected_calibration_error(labels, p, bins=15) == pytest.approx((0.95 + 0.45) / 2)
+
+
+def test_certain_and_right_is_calibrated():
+    assert expected_calibration_error(np.array([0, 1]), np.eye(2)) == 0
+
+
+@pytest.mark.parametrize(("n_cls", "decimals"), [(2, 6), (2, 0), (5, 6), (5, 0)])
+def test_weighted_metrics_are_the_metrics_of_the_repeated_images(n_cls, decimals):
+    labels, p = random_problem(150, n_cls, seed=3, decimals=decimals)
+    counts = np.random.default_rng(1).multinomial(150, np.full(150, 1 / 150), size=6)
+    fast = weighted_metrics(labels, p, counts.astype(float))
+    for row, count in enumerate(counts):
+        images = np.repeat(np.arange(150), count)
+        assert fast.loc[row].to_dict() == pytest.approx(metric_values(labels[images], p[images]))
+
+
+@pytest.mark.parametrize("n_cls", [2, 3])
+def test_a_sample_that_lacks_a_class_has_the_metrics_of_the_others(n_cls):
+    labels, p = random_problem(60, n_cls, seed=5)
+    kept = labels != n_cls - 1
+    fast = weighted_metrics(labels, p, kept[None].astype(float)).loc[0].to_dict()
+    slow = metric_values(labels[kept], p[kept])
+    assert fast == pytest.approx(slow, nan_ok=True)
+    assert np.isnan(slow["AUROC"]) == (n_cls == 2)
+    if n_cls == 3:
+        assert slow["AUROC"] == pytest.approx(np.mean([class_auroc(labels[kept], p[kept])[c] for c in (0, 1)]))
+
+
+def test_resamples_without_a_class_neither_crash_nor_warn():
+    labels = np.array([0] * 11 + [1])
+    p = random_problem(12, 2, seed=2)[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        samples = bootstrap(labels, p, n=300)
+    lost = samples["AUROC"].isna().mean()
+    assert lost == pytest.approx((11 / 12) ** 12, abs=0.1)  # the chance that the one image is not drawn
+    assert samples["accuracy"].notna().all()
+
+
+def test_one_class_throughout_has_no_kappa_and_no_auroc():
+    labels, p = np.zeros(5, int), np.tile([0.7, 0.3], (5, 1))
+    values = metric_values(labels, p)
+    assert np.isnan(values["kappa"]) and np.isnan(values["AUROC"])
+    assert values["accuracy"] == values["macro-F1"] == 1
+    assert weighted_metrics(labels, p, np.ones((1, 5))).loc[0].to_dict() == pytest.approx(values, nan_ok=True)
+
+
+def test_the_seed_decides_the_resamples():
+    labels, p = random_problem(80, 3)
+    once, again, other = (bootstrap(labels, p, n=150, seed=seed) for seed in (4, 4, 5))
+    assert once.equals(again)
+    assert not once.equals(other)
+    assert len(once) == 150
+
+
+def test_more_resamples_begin_with_the_fewer():
+    labels, p = random_problem(81, 3)
+    few, many = bootstrap(labels, p, n=130), bootstrap(labels, p, n=250)
+    assert many[:100].equals(few[:100])
+
+
+def test_images_of_their_own_are_the_default_groups():
+    labels, p = random_problem(50, 2)
+    assert bootstrap(labels, p, n=20).equals(bootstrap(labels, p, [f"patient {i}" for i in range(50)], n=20))
+
+
+def test_copies_of_images_in_one_group_do_not_narrow_the_interval():
+    labels, p = random_problem(60, 2, seed=7)
+    repeated, groups = np.tile(labels, 4), np.tile(np.arange(60).astype(str), 4)
+    one = bootstrap(labels, p, n=400)
+    grouped = bootstrap(repeated, np.tile(p, (4, 1)), groups, n=400)
+    naive = bootstrap(repeated, np.tile(p, (4, 1)), n=400)
+    assert grouped["accuracy"].to_numpy() == pytest.approx(one["accuracy"].to_numpy())
+    assert naive["accuracy"].std() == pytest.approx(one["accuracy"].std() / 2, rel=0.15)
+
+
+def test_95_percent_intervals_hold_the_truth_about_95_percent_of_the_time():
+    # An image is right with chance 0.8; 200 test sets of 150 images.
+    rng = np.random.default_rng(11)
+    held = 0
+    for simulation in range(200):
+        labels = rng.integers(2, size=150)
+        predicted = np.where(rng.random(150) < 0.8, labels, 1 - labels)
+        samples = bootstrap(labels, np.eye(2)[predicted] * 0.6 + 0.2, n=300, seed=simulation)["accuracy"]
+        held += samples.quantile(0.025) <= 0.8 <= samples.quantile(0.975)
+    assert 0.90 <= held / 200 <= 0.98
