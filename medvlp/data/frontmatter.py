@@ -16,7 +16,8 @@ def read_front_matter(path: str | Path) -> tuple[dict, str]:
         above = "\n" * text.count("\n", 0, parts.start(1))  # so that errors count the file's lines
         front = yaml.load(above + parts[1], Loader=_UniqueKeys)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: the front matter is not valid YAML: {error}") from error
+        said = str(error).replace('in "<unicode string>", ', "at ")
+        raise ValueError(f"{path}: the front matter is not valid YAML: {said}") from error
     if not isinstance(front, dict) or not all(isinstance(key, str) for key in front):
         raise ValueError(f"{path}: the front matter must be fields, each written 'name: value'.")
     return front, (parts[2] or "").strip()
@@ -26,10 +27,12 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML that refuses a key given twice, of which plain YAML silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key, _), value in zip(node.value, keys, strict=True):
-            if keys.count(value) > 1:
+        seen = []
+        for key, _ in node.value:
+            value = self.construct_object(key, deep=True)
+            if value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"the key {value!r} is given twice", problem_mark=key.start_mark
                 )
+            seen.append(value)
         return super().construct_mapping(node, deep)

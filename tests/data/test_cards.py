@@ -1,0 +1,338 @@
+import re
+
+import medmnist
+import pytest
+from open_clip.tokenizer import SimpleTokenizer
+
+from medvlp.data.cards import DataCard, list_cards, load_card
+from medvlp.data.phantoms import get_world
+
+KINDS = ["symptoms", "out-of-domain", "useless", "incorrect"]
+CARDS = list_cards()
+MEDMNIST = [name for name in CARDS if name.endswith("mnist")]
+PHANTOMS = [name for name in CARDS if name.startswith("phantom-")]
+MOST_TOKENS = 30  # with four context vectors, start and end
+
+TEN_LINES = """\
+---
+name: fruit
+title: Three fruits
+modality: a photo
+classes:
+  - {name: apple, aliases: [apples]}
+  - {name: pear, aliases: [pears]}
+  - {name: plum, aliases: [plums]}
+source: {kind: folder}
+---
+"""
+
+
+def write(folder, text=TEN_LINES):
+    path = folder / "fruit.md"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def message(path) -> str:
+    with pytest.raises(ValueError) as error:
+        load_card(path)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+def phrases(card: DataCard):
+    for info in card.classes:
+        for kind, listed in info.knowledge.items():
+            for phrase in listed:
+                yield info, kind, phrase
+
+
+def test_the_ten_cards_are_there():
+    real = [
+        "pneumonia",
+        "derm7pt",
+        "pneumoniamnist",
+        "breastmnist",
+        "dermamnist",
+        "retinamnist",
+        "bloodmnist",
+    ]
+    assert set(CARDS) == {"phantom-derm", "phantom-cxr", "phantom-fundus", *real}
+
+
+@pytest.mark.parametrize("name", CARDS)
+class TestPackagedCards:
+    def test_says_what_a_reader_must_know(self, name):
+        card = load_card(name)
+        assert card.name == name
+        assert 3 <= len(card.templates) <= 6
+        assert len(card.source.how_to_get) > 40
+        assert len(card.pitfalls) >= 4
+        assert "patient" in card.out_of_scope
+        assert card.prose.startswith("# ")
+        assert "**How the symptoms were chosen.**" in card.prose
+        assert "**What goes wrong.**" in card.prose
+        if name not in PHANTOMS:
+            assert "doi:10." in card.citation
+
+    def test_each_class_has_four_phrases_of_each_kind(self, name):
+        card = load_card(name)
+        assert card.kinds == KINDS
+        for kind in KINDS:
+            assert list(card.symptoms(kind)) == card.classnames
+            assert min(len(listed) for listed in card.symptoms(kind).values()) >= 4
+
+    def test_each_curated_symptom_names_its_criterion(self, name):
+        for info, kind, phrase in phrases(load_card(name)):
+            if kind == "symptoms":
+                assert phrase.criterion, f"{info.name}: {phrase.text}"
+
+    def test_no_phrase_names_its_class_or_the_disease(self, name):
+        for info, _, phrase in phrases(load_card(name)):
+            said = phrase.text.lower()
+            disease = info.name.lower().split()[-1].rstrip("s")  # "retinopathy" of "no retinopathy"
+            if disease not in {"lung", "tissue", "lesion", "tumor"}:  # what is in view, not what it is called
+                assert disease not in said, f"{info.name}: {phrase.text}"
+
+    def test_no_incorrect_phrase_is_among_its_class_symptoms(self, name):
+        card = load_card(name)
+        for classname, wrong in card.symptoms("incorrect").items():
+            assert not set(wrong) & set(card.symptoms()[classname])
+
+    def test_phrases_are_short_enough_for_a_text_tower(self, name):
+        card, tokenizer = load_card(name), SimpleTokenizer()
+        for _, _, phrase in phrases(card):
+            assert len(phrase.text.split()) <= 12, phrase.text
+            assert len(tokenizer.encode(f"{phrase.text}.")) + 4 + 2 <= MOST_TOKENS, phrase.text
+        for template in card.templates:
+            for classname in card.classnames:
+                assert len(tokenizer.encode(template.format(classname))) + 2 <= MOST_TOKENS
+
+
+@pytest.mark.parametrize("name", MEDMNIST)
+def test_medmnist_cards_follow_medmnist(name):
+    card, info = load_card(name), medmnist.INFO[name]
+    assert card.source.flag == name
+    assert len(card.classes) == len(info["label"])
+    for label, text in info["label"].items():
+        assert card.label_of(label) == card.label_of(text) == int(label)
+    assert card.licence == info["license"]
+
+
+@pytest.mark.parametrize("name", PHANTOMS)
+def test_phantom_cards_say_each_attribute_of_their_world_once_a_class(name):
+    card = load_card(name)
+    world = get_world(card.source.world)
+    assert card.classnames == list(world.classnames)
+    for info in card.classes:
+        symptoms, incorrect = info.knowledge["symptoms"], info.knowledge["incorrect"]
+        for attribute, symptom, wrong in zip(world.attributes, symptoms, incorrect, strict=True):
+            present = symptom.criterion.endswith(f"(phantom attribute {attribute.name}, present)")
+            absent = symptom.criterion.endswith(f"(phantom attribute {attribute.name}, absent)")
+            assert present != absent
+            assert symptom.text in (attribute.present if present else attribute.absent)
+            assert wrong.text in (attribute.absent if present else attribute.present)
+
+
+@pytest.mark.parametrize("name", PHANTOMS)
+def test_phantom_cards_list_the_usual_state_of_telling_attributes(name):
+    card = load_card(name)
+    world = get_world(card.source.world)
+    for label, info in enumerate(card.classes):
+        for attribute, symptom in zip(world.attributes, info.knowledge["symptoms"], strict=True):
+            p, mean = attribute.probability[label], sum(attribute.probability) / len(card.classes)
+            if max(attribute.probability) != min(attribute.probability):
+                assert symptom.criterion.endswith("present)") == (p > mean), (info.name, attribute.name)
+
+
+def test_pneumonia_groups_by_person():
+    pattern = re.compile(load_card("pneumonia").source.group_pattern)
+    names = {
+        "person1000_bacteria_2931.jpeg": "person1000",
+        "person1000_virus_1681.jpeg": "person1000",
+        "person100_virus_184.jpeg": "person100",
+        "IM-0011-0001-0002.jpeg": "IM-0011",
+        "NORMAL2-IM-0011-0001.jpeg": "NORMAL2-IM-0011",
+    }
+    assert {name: pattern.search(name)[1] for name in names} == names
+
+
+def test_label_of_takes_names_and_aliases_in_any_case():
+    card = load_card("pneumonia")
+    assert [card.label_of(word) for word in ("NORMAL", "normal lung", "Pneumonia", " PNEUMONIA ")] == [
+        0,
+        0,
+        1,
+        1,
+    ]
+    with pytest.raises(
+        ValueError, match=r"unknown class 'NORMALL' in card 'pneumonia'; did you mean 'NORMAL'"
+    ):
+        card.label_of("NORMALL")
+
+
+def test_ten_lines_are_a_card(tmp_path):
+    card = load_card(write(tmp_path))
+    assert len(TEN_LINES.splitlines()) == 10
+    assert card.classnames == ["apple", "pear", "plum"]
+    assert card.label_of("PEARS") == 1
+    assert card.templates == ["a photo of {}.", "a photo showing {}."]
+    assert card.licence == card.citation == "unknown"
+    assert (card.source.folder, card.source.val_fraction, card.source.test_fraction) == (".", 0.1, 0.2)
+    assert (card.prose, card.path) == ("", tmp_path / "fruit.md")
+
+
+def test_classes_may_be_plain_words_and_aliases_numbers(tmp_path):
+    text = TEN_LINES[: TEN_LINES.index("classes:")] + "classes: [apple, {name: pear, aliases: [1]}]\n"
+    card = load_card(write(tmp_path, text + "source: {kind: csv, columns: {label: dx}}\n---\n"))
+    assert card.classnames == ["apple", "pear"]
+    assert card.label_of("1") == 1
+    assert card.source.columns == {"path": "path", "label": "dx", "split": None, "group": None}
+
+
+def test_hash_is_of_the_front_matter(tmp_path):
+    first = load_card(write(tmp_path)).hash
+    assert len(first) == 64
+    assert load_card(write(tmp_path, TEN_LINES + "Other words.\n")).hash == first
+    assert load_card(write(tmp_path, TEN_LINES.replace("---\n", "---\n# a comment\n", 1))).hash == first
+    assert load_card(write(tmp_path, TEN_LINES.replace("Three", "Other"))).hash != first
+    assert load_card(write(tmp_path, TEN_LINES.replace("apples", "cox"))).hash != first
+
+
+def test_a_loaded_card_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        load_card("pneumonia").name = "other"
+
+
+def fruit(knowledge: str) -> str:
+    return TEN_LINES.replace("aliases: [pears]}", f"aliases: [pears], knowledge: {knowledge}}}")
+
+
+BAD = {
+    "unknown field": (
+        TEN_LINES.replace("title:", "template: [a]\ntitle:"),
+        "unknown field 'template'; did you mean 'templates'? Choices: 'name', 'title',",
+    ),
+    "unknown field of a class": (
+        TEN_LINES.replace("aliases: [pears]", "alias: [pears]"),
+        "unknown field 'alias' in class 'pear'; did you mean 'aliases'?",
+    ),
+    "field of another kind of source": (
+        TEN_LINES.replace("folder}", "csv, splits: {train: a}}"),
+        "unknown field 'splits' in source",
+    ),
+    "missing field": (TEN_LINES.replace("modality: a photo\n", ""), "the field 'modality' is missing."),
+    "template without {}": (
+        TEN_LINES.replace("source:", "templates: [a photo of a fruit]\nsource:"),
+        "templates: 'a photo of a fruit' must contain {} exactly once",
+    ),
+    "template with a name": (
+        TEN_LINES.replace("source:", "templates: ['{} and {classname}']\nsource:"),
+        "must contain {} exactly once",
+    ),
+    "shared alias": (
+        TEN_LINES.replace("pears", "Apples"),
+        "'Apples' means both class 'apple' and class 'pear'",
+    ),
+    "same class twice": (TEN_LINES.replace("name: pear", "name: apple"), "two classes are called 'apple'"),
+    "one class": (TEN_LINES.replace("  - {name: p", "# "), "classes: List should have at least 2 items"),
+    "symptom names its class": (
+        fruit("{symptoms: [a green Pear shape]}"),
+        "class 'pear': the phrase 'a green Pear shape' under 'symptoms' names its own class ('pear')",
+    ),
+    "symptom names an alias": (fruit("{useless: [two pears]}"), "names its own class ('pears')"),
+    "symptom twice": (
+        fruit("{symptoms: [green, Green]}"),
+        "the phrase 'green' is listed twice under 'symptoms'",
+    ),
+    "empty symptom": (
+        fruit("{symptoms: [' ']}"),
+        "class 'pear', knowledge, symptoms, entry 1, text: String should",
+    ),
+    "unknown kind of source": (
+        TEN_LINES.replace("folder}", "foldr}"),
+        "unknown kind of source 'foldr'; did you mean 'folder'? "
+        "Choices: 'phantom', 'folder', 'csv', 'medmnist'.",
+    ),
+    "no kind of source": (
+        TEN_LINES.replace("kind: folder", "folder: x"),
+        "source needs a kind, one of 'phantom'",
+    ),
+    "unknown world": (
+        TEN_LINES.replace("folder}", "phantom, world: dermm}"),
+        "unknown value 'dermm' in source, world; did you mean 'derm'?",
+    ),
+    "bad group pattern": (
+        TEN_LINES.replace("folder}", "folder, group_pattern: '(p'}"),
+        "source, group_pattern: group_pattern '(p' is no regular expression",
+    ),
+    "group pattern without a group": (
+        TEN_LINES.replace("folder}", "folder, group_pattern: 'p'}"),
+        "must have exactly one (...) group, it has 0",
+    ),
+    "YAML's no": (
+        TEN_LINES.replace("name: pear", "name: no"),
+        "class number 2, name: YAML reads an unquoted yes, no",
+    ),
+    "field twice": (TEN_LINES.replace("title:", "title: x\ntitle:"), "the key 'title' is given twice"),
+    "prose as a field": (TEN_LINES.replace("title:", "prose: x\ntitle:"), "unknown field 'prose'"),
+    "no front matter": ("# Fruit\n", "it must start with YAML between two lines of three dashes (---)."),
+    "broken YAML": (TEN_LINES.replace("folder}", "folder"), "the front matter is not valid YAML"),
+    "a list": ("---\n- a\n---\n", "the front matter must be fields"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_card_says_what_is_wrong(what, tmp_path):
+    text, expected = BAD[what]
+    assert text != TEN_LINES
+    said = message(write(tmp_path, text))
+    assert expected in said
+    assert "pydantic" not in said
+
+
+def test_yaml_errors_count_the_lines_of_the_file(tmp_path):
+    assert "line 4" in message(write(tmp_path, TEN_LINES.replace("title:", "title: x\ntitle:")))
+
+
+def test_several_mistakes_are_told_at_once(tmp_path):
+    said = message(write(tmp_path, TEN_LINES.replace("title: Three fruits\nmodality: a photo\n", "")))
+    assert "'title' is missing" in said and "'modality' is missing" in said
+
+
+def test_kinds_of_knowledge_that_are_not_there(tmp_path):
+    card = load_card(write(tmp_path, fruit("{symptoms: [narrow at the top], myths: [blue]}")))
+    assert card.kinds == []
+    with pytest.raises(
+        ValueError, match="class 'apple' has no phrases of kind 'symptoms'; it has none of any kind"
+    ):
+        card.symptoms()
+    with pytest.raises(
+        ValueError, match="unknown kind of knowledge 'myth' in card 'fruit'; did you mean 'myths'"
+    ):
+        card.symptoms("myth")
+
+
+def test_class_without_phrases_of_this_kind(tmp_path):
+    text = fruit("{symptoms: [narrow at the top], useless: [a fruit]}")
+    text = text.replace("aliases: [apples]", "knowledge: {symptoms: [round and red], myths: [blue]}")
+    text = text.replace("aliases: [plums]", "knowledge: {symptoms: [small and violet]}")
+    card = load_card(write(tmp_path, text))
+    assert card.kinds == ["symptoms"]
+    assert card.symptoms()["pear"] == ["narrow at the top"]
+    with pytest.raises(
+        ValueError, match="class 'pear' has no phrases of kind 'myths'; it has 'symptoms', 'useless'"
+    ):
+        card.symptoms("myths")
+
+
+def test_unknown_cards_are_told_with_the_nearest(tmp_path):
+    with pytest.raises(ValueError, match="unknown card 'pneumona'; did you mean 'pneumonia'"):
+        load_card("pneumona")
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*pneumona\.md.*did you mean 'pneumonia'"):
+        load_card(tmp_path / "pneumona.md")
+
+
+def test_a_short_alias_is_a_code_and_no_word(tmp_path):
+    text = fruit("{symptoms: [a green skin]}").replace("aliases: [pears]", "aliases: [A]")
+    assert load_card(write(tmp_path, text)).label_of("a") == 1
