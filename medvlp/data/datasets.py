@@ -244,6 +244,9 @@ def _all_splits(
 ) -> tuple[dict[str, Found], dict[str, str]]:
     """The three splits, those that were missing made out of train; and how each came about."""
     found, made = dict(found), dict.fromkeys(SPLITS, "given")
+    for name, part in found.items():
+        if not len(part):
+            raise ValueError(f"card {card.name!r}: the {name} split is empty.")
     fractions = {"test": card.source.test_fraction, "val": card.source.val_fraction}
     for name in [name for name in fractions if name not in found]:
         pool = found["train"]
@@ -253,9 +256,6 @@ def _all_splits(
             f"{fractions[name]:g} of the {len(pool)} images then in train, "
             f"stratified by class, groups whole, seed {seed}"
         )
-    for name in SPLITS:
-        if not len(found[name]):
-            raise ValueError(f"card {card.name!r}: the {name} split is empty.")
     for label, classname in enumerate(card.classnames):
         if label not in found["train"].labels:
             raise ValueError(f"card {card.name!r}: no image of class {classname!r} in the train split.")

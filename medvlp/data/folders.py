@@ -83,7 +83,7 @@ def read_folder(card: DataCard, root: str | Path | None, problems: Problems) -> 
     if not present:
         present = {"train": base}
     elif "train" not in present or (said and len(present) < len(split_of)):
-        missing = next((name for name, split in split_of.items() if split not in present), "train")
+        missing = next(name for name, split in split_of.items() if split not in present) if said else "train"
         inside = ", ".join(repr(path.name) for path in subfolders.values())
         raise FileNotFoundError(
             f"card {card.name!r}: no split folder {missing!r} in {base}; it has {inside}."
@@ -181,11 +181,11 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
         rows[split].append(
             (Path(name).as_posix(), label, row[columns["group"]] if columns["group"] else "", path)
         )
+    if not rows["train"]:
+        raise ValueError(f"the table {file} names no image for train.")
     found = {}
-    for split in [s for s in SPLITS if rows[s] or s == "train"]:
-        ids, labels, given, paths = (
-            (list(part) for part in zip(*rows[split], strict=True)) if rows[split] else ([],) * 4
-        )
+    for split in [split for split in SPLITS if rows[split]]:
+        ids, labels, given, paths = (list(part) for part in zip(*rows[split], strict=True))
         groups = _groups(card, ids, given)
         found[split] = Found(ids, np.array(labels, dtype=np.int64), groups, Files(paths))
     return found, {}

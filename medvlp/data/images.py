@@ -57,7 +57,8 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no image file {path}.") from error
     except _DECODER_ERRORS as error:

@@ -32,7 +32,7 @@ def split(
         kept (N_kept,) and held (N_held,): sorted indices.
 
     Raises:
-        ValueError: a class has fewer than two groups, so it cannot be on both sides.
+        ValueError: a class cannot be on both sides, as where it has a single group.
     """
     labels = np.asarray(labels)  # (N,)
     if not 0 < fraction < 1:
@@ -45,16 +45,18 @@ def split(
     sizes, home = counts.sum(axis=1), counts.argmax(axis=1)  # (n_groups,), (n_groups,)
     generator = np.random.default_rng(seed)
     held_groups = np.zeros(len(sizes), dtype=bool)
-    for label in np.unique(labels):
+    for label in np.unique(home):
         own = generator.permutation(np.flatnonzero(home == label))
-        if len(own) < 2:
-            raise ValueError(
-                f"class {_name(label, classnames)} cannot be split: its {(labels == label).sum()} image(s) "
-                f"make {len(own)} group(s), and each side needs one. Add images, or "
-                "give the splits with the data."
-            )
         held_groups[_nearest(own, sizes, fraction * sizes[own].sum())] = True
     held = held_groups[group]  # (N,) bool
+    for label in np.unique(labels):
+        own = labels == label
+        if held[own].all() or not held[own].any():
+            raise ValueError(
+                f"class {_name(label, classnames)} cannot be split: its {own.sum()} image(s) make "
+                f"{len(np.unique(group[own]))} group(s), and each side needs one. Add images, or give the "
+                "splits with the data."
+            )
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
@@ -97,7 +99,7 @@ def _nearest(own: np.ndarray, sizes: np.ndarray, target: float) -> list[int]:
         if abs(total + sizes[group] - target) < abs(total - target) and len(held) < len(own) - 1:
             held.append(group)
             total += sizes[group]
-    return held or [own[sizes[own].argmin()]]
+    return held or ([own[sizes[own].argmin()]] if len(own) > 1 else [])
 
 
 def _name(label: int, classnames: Sequence[str] | None) -> str:

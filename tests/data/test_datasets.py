@@ -1,0 +1,661 @@
+import json
+import pickle
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from medvlp.data.cards import DataCard, load_card
+from medvlp.data.datasets import PhantomSet, load_dataset
+from medvlp.data.images import ImageError
+from medvlp.data.phantoms import get_world
+
+LEVELS = {"dark": 20, "grey": 120, "bright": 220}  # the classes of a small data set, by their brightness
+TEN_LINES = """---
+name: brightness
+title: Squares of three shades
+modality: a square
+classes: [dark, grey, bright]
+source:
+  kind: folder
+  folder: squares
+  group_pattern: '^(p\\d+)_'
+---
+"""
+
+
+def card_of(**source):
+    classes = [{"name": name, "aliases": [name[0].upper()]} for name in LEVELS]
+    return DataCard(name="brightness", title="Squares", modality="a square", classes=classes, source=source)
+
+
+def draw(path, level, suffix_seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(suffix_seed).integers(-9, 10, (12, 10))
+    Image.fromarray((level + noise).astype(np.uint8)).save(path)
+    return path
+
+
+def draw_classes(folder, each=20, names=LEVELS):
+    """Class folders with `each` images, two of each patient."""
+    for name in names:
+        for i in range(each):
+            draw(folder / name / f"p{i // 2:03d}_{i}.png", LEVELS[name.lower()], i)
+    return folder
+
+
+def to_tensor(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255  # (3, H, W)
+
+
+def ids_of(data):
+    return {name: getattr(data, name).ids for name in ("train", "val", "test")}
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_a_users_own_folder_needs_a_card_of_ten_lines_and_no_code(tmp_path, monkeypatch):
+    monkeypatch.delenv("MEDVLP_DATA", raising=False)
+    draw_classes(tmp_path / "squares")
+    (tmp_path / "brightness.md").write_text(TEN_LINES)
+    assert len(TEN_LINES.splitlines()) == 10
+    data = load_dataset(tmp_path / "brightness.md")  # the folder lies beside the card
+    assert data.summary()["total"].to_dict() == {"train": 42, "val": 6, "test": 12}
+    assert (data.summary()[list(LEVELS)] > 0).all().all()
+    seen = []
+    for images, labels in DataLoader(data.train.with_transform(to_tensor), batch_size=7, shuffle=True):
+        assert images.shape[1:] == (3, 12, 10)
+        wanted = torch.tensor(list(LEVELS.values()))[labels] / 255  # (B,)
+        assert (images.mean(dim=(1, 2, 3)) - wanted).abs().max() < 0.03
+        seen += labels.tolist()
+    assert sorted(seen) == sorted(data.train.labels.tolist())
+
+
+def test_the_same_folder_by_itself_its_parent_or_the_environment(tmp_path, monkeypatch):
+    draw_classes(tmp_path / "squares")
+    card = card_of(kind="folder", folder="squares")
+    by_parent = ids_of(load_dataset(card, root=tmp_path))
+    assert ids_of(load_dataset(card, root=str(tmp_path / "squares"))) == by_parent
+    assert ids_of(load_dataset(card_of(kind="folder"), root=tmp_path / "squares")) == by_parent
+    monkeypatch.setenv("MEDVLP_DATA", str(tmp_path))
+    assert ids_of(load_dataset(card)) == by_parent
+    (tmp_path / "squares").rename(tmp_path / "renamed")
+    assert ids_of(load_dataset(card, root=tmp_path / "renamed")) == by_parent
+
+
+def test_splits_that_are_made_keep_patients_whole_and_are_recorded(tmp_path):
+    draw_classes(tmp_path)
+    card = card_of(kind="folder", group_pattern=r"^(p\d+)_", val_fraction=0.25, test_fraction=0.2)
+    data = load_dataset(card, root=tmp_path, seed=3)
+    groups = [set(getattr(data, name).groups) for name in ("train", "val", "test")]
+    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+    assert sum(len(group) for group in groups) == 10  # patient p003 has images of every class
+    assert (
+        data.record["splits"]["test"]["made"]
+        == "0.2 of the 60 images then in train, stratified by class, groups whole, seed 3"
+    )
+    assert data.record["splits"]["train"]["made"] == "given"
+    assert data.record["splits"]["test"]["images"] == 12
+    assert json.loads(json.dumps(data.record)) == data.record
+    assert ids_of(load_dataset(card, root=tmp_path, seed=3)) == ids_of(data)
+    assert ids_of(load_dataset(card, root=tmp_path, seed=4)) != ids_of(data)
+
+
+def test_split_folders_by_their_usual_names_and_class_folders_by_alias(tmp_path):
+    draw_classes(tmp_path / "Train")
+    draw_classes(tmp_path / "validation", each=4)
+    for i, alias in enumerate(["d", "G", "BRIGHT"]):
+        draw(tmp_path / "test" / alias / "deep" / "one.JPEG", list(LEVELS.values())[i])
+    data = load_dataset(card_of(kind="folder"), root=tmp_path)
+    assert {name: len(ids) for name, ids in ids_of(data).items()} == {"train": 60, "val": 12, "test": 3}
+    assert dict(zip(data.test.ids, data.test.labels.tolist(), strict=True)) == {
+        "test/BRIGHT/deep/one.JPEG": 2,
+        "test/G/deep/one.JPEG": 1,
+        "test/d/deep/one.JPEG": 0,
+    }
+    assert {split["made"] for split in data.record["splits"].values()} == {"given"}
+
+
+def test_a_split_folder_that_the_card_leaves_out_is_not_used_and_recorded(tmp_path):
+    for name in ("train", "val", "test"):
+        draw_classes(tmp_path / name)
+    card = card_of(kind="folder", splits={"train": "train", "val": None, "test": "test"})
+    data = load_dataset(card, root=tmp_path)
+    assert all(name.startswith("train/") for name in data.val.ids)
+    assert data.record["unused_folders"] == ["val"]
+
+
+def test_a_split_folder_that_the_card_names_must_be_there(tmp_path):
+    draw_classes(tmp_path / "train")
+    card = card_of(kind="folder", splits={"train": "train", "test": "holdout"})
+    with pytest.raises(FileNotFoundError, match=r"no split folder 'holdout' in .*; it has 'train'"):
+        load_dataset(card, root=tmp_path)
+    (tmp_path / "train").rename(tmp_path / "test")
+    with pytest.raises(FileNotFoundError, match=r"no split folder 'train' in .*; it has 'test'"):
+        load_dataset(card_of(kind="folder"), root=tmp_path)
+
+
+def test_patients_that_given_splits_share_are_counted(tmp_path):
+    draw_classes(tmp_path / "train")
+    draw_classes(tmp_path / "test", each=6)
+    data = load_dataset(card_of(kind="folder", group_pattern=r"^(p\d+)_"), root=tmp_path)
+    shared = data.record["groups_in_two_splits"]
+    assert (
+        sum(shared.values()) == 3
+    )  # p000, p001, p002, each in train or in the validation split made out of it
+    assert set(shared) <= {"train/test", "val/test"}
+
+
+def test_other_files_are_left_alone_and_counted(tmp_path):
+    draw_classes(tmp_path)
+    (tmp_path / "dark" / "Thumbs.db").write_text("x")
+    (tmp_path / "dark" / ".hidden.png").write_text("x")
+    (tmp_path / "__MACOSX").mkdir()
+    data = load_dataset(card_of(kind="folder"), root=tmp_path)
+    assert data.summary()["total"].sum() == 60
+    assert data.record["other_files"] == 2
+
+
+def test_an_unknown_class_folder_is_named_with_the_choices_or_skipped(tmp_path):
+    draw_classes(tmp_path)
+    draw(tmp_path / "brigth" / "a.png", 200)
+    with pytest.raises(
+        ValueError, match=r"class folder .*brigth: unknown class 'brigth'.*did you mean 'bright'\?.*'dark'"
+    ):
+        load_dataset(card_of(kind="folder"), root=tmp_path)
+    data = load_dataset(card_of(kind="folder"), root=tmp_path, on_error="skip")
+    assert [entry["id"] for entry in data.record["skipped"]] == ["brigth"]
+    assert data.summary()["total"].sum() == 60
+
+
+def test_a_missing_root_says_what_is_expected_and_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("MEDVLP_DATA", raising=False)
+    card = card_of(kind="folder", folder="squares", how_to_get="Draw them yourself.")
+    for root, looked in ((tmp_path / "no", "no"), (None, "nowhere")):
+        with pytest.raises(FileNotFoundError) as caught:
+            load_dataset(card, root=root)
+        message = str(caught.value)
+        for part in (
+            "card 'brightness'",
+            "'dark' and 'grey'",
+            "'squares'",
+            looked,
+            "MEDVLP_DATA",
+            "Draw them yourself.",
+        ):
+            assert part in message
+
+
+def test_empty_splits_and_classes(tmp_path):
+    draw_classes(tmp_path / "train")
+    (tmp_path / "test" / "dark").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"no images in the class folders of .*test \(0 other file\(s\)\)"):
+        load_dataset(card_of(kind="folder"), root=tmp_path)
+    draw_classes(tmp_path / "some", names=["dark", "grey"])
+    with pytest.raises(ValueError, match="no image of class 'bright' in the train split"):
+        load_dataset(card_of(kind="folder"), root=tmp_path / "some")
+
+
+def test_a_broken_image_raises_when_read_or_is_skipped_up_front(tmp_path):
+    draw_classes(tmp_path)
+    broken = tmp_path / "grey" / "p000_0.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    card = card_of(kind="folder")
+    data = load_dataset(card, root=tmp_path)
+    with pytest.raises(ImageError, match=r"grey/p000_0\.png.*on_error='skip'"):
+        [images[i] for images in (data.train, data.val, data.test) for i in range(len(images))]
+    data = load_dataset(card, root=tmp_path, on_error="skip")
+    assert data.summary()["total"].sum() == 59
+    (skipped,) = data.record["skipped"]
+    assert skipped["id"] == "grey/p000_0.png" and "broken" in skipped["reason"]
+    assert (
+        sum(len([images[i] for i in range(len(images))]) for images in (data.train, data.val, data.test))
+        == 59
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(LEVELS)  # nothing written
+
+
+def test_options_that_do_not_fit_are_refused(tmp_path):
+    draw_classes(tmp_path)
+    with pytest.raises(ValueError, match="image_size is for phantoms and MedMNIST"):
+        load_dataset(card_of(kind="folder"), root=tmp_path, image_size=64)
+    with pytest.raises(ValueError, match="unknown on_error 'ignore'.*'raise', 'skip'"):
+        load_dataset(card_of(kind="folder"), root=tmp_path, on_error="ignore")
+    with pytest.raises(ValueError, match="unknown card 'pneumona'; did you mean 'pneumonia'"):
+        load_dataset("pneumona")
+
+
+# ---------------------------------------------------------------- few shots
+
+
+def test_few_shots_cut_train_and_validation_but_not_test(tmp_path):
+    draw_classes(tmp_path)
+    card = card_of(kind="folder", val_fraction=0.4)
+    whole, two, eight = (load_dataset(card, root=tmp_path, num_shots=shots) for shots in (None, 2, 8))
+    assert list(eight.train.counts.values()) == [8, 8, 8]
+    assert list(two.val.counts.values()) == [2, 2, 2]
+    assert list(eight.val.counts.values()) == [4, 4, 4]
+    assert set(two.train.ids) < set(eight.train.ids) < set(whole.train.ids)
+    assert set(two.val.ids) < set(eight.val.ids) < set(whole.val.ids)
+    assert eight.test.ids == whole.test.ids
+    assert "cut to 8 image(s) a class" in eight.record["splits"]["train"]["made"]
+    with pytest.raises(ValueError, match=r"class 'dark' has 10 training image\(s\), fewer than num_shots=11"):
+        load_dataset(card, root=tmp_path, num_shots=11)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def write_table(folder, rows, columns=("path", "label", "split", "patient")):
+    pd.DataFrame(rows, columns=list(columns)).to_csv(folder / "labels.csv", index=False)
+
+
+def rows_of(folder):
+    """Twelve images: labels by name, alias and number; four in each split."""
+    rows = []
+    for i in range(12):
+        name = list(LEVELS)[i % 3]
+        draw(folder / "images" / f"{i}.png", LEVELS[name])
+        label = (name.upper(), name[0], str(i % 3))[i % 2 if i < 9 else 2]
+        rows.append([f"images/{i}.png", label, ("train", "Train", "valid", "TEST")[i // 3], f"s{i // 2}"])
+    return rows
+
+
+COLUMNS = {"path": "path", "label": "label", "split": "split", "group": "patient"}
+
+
+def test_a_table_with_splits_and_groups(tmp_path):
+    write_table(tmp_path, rows_of(tmp_path))
+    data = load_dataset(card_of(kind="csv", columns=COLUMNS), root=tmp_path)
+    assert data.train.ids == [f"images/{i}.png" for i in range(6)]
+    assert data.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert data.val.labels.tolist() == data.test.labels.tolist() == [0, 1, 2]
+    assert data.train.groups == ["s0", "s0", "s1", "s1", "s2", "s2"]
+    assert data.record["groups_in_two_splits"] == {"val/test": 1}
+    assert np.asarray(data.test.image(2)).mean() == pytest.approx(LEVELS["bright"], abs=3)
+
+
+def test_a_table_without_splits_gets_all_three(tmp_path):
+    rows = []
+    for i in range(60):
+        draw(tmp_path / f"{i}.png", 100)
+        rows.append([f"{i}.png", list(LEVELS)[i % 3]])
+    write_table(tmp_path, rows, ["file", "class"])
+    card = card_of(kind="csv", columns={"path": "file", "label": "class"})
+    data = load_dataset(card, root=tmp_path)
+    assert data.summary()["total"].to_dict() == {"train": 42, "val": 6, "test": 12}
+
+
+def test_a_saved_split_table_gives_the_same_splits_back(tmp_path):
+    draw_classes(tmp_path)
+    data = load_dataset(card_of(kind="folder", group_pattern=r"^(p\d+)_"), root=tmp_path, seed=5)
+    data.split_table().to_csv(tmp_path / "labels.csv", index=False)
+    columns = {"path": "id", "label": "classname", "split": "split", "group": "group"}
+    again = load_dataset(card_of(kind="csv", columns=columns), root=tmp_path, seed=1)
+    for name in ("train", "val", "test"):
+        first, second = getattr(data, name), getattr(again, name)
+        assert (second.ids, second.groups) == (first.ids, first.groups)
+        assert second.labels.tolist() == first.labels.tolist()
+        assert second.fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "error", "message"),
+    [
+        ("label", "bleak", ValueError, r"line 4 of .*labels\.csv: unknown class 'bleak'.*Choices: 'dark'"),
+        (
+            "label",
+            "3",
+            ValueError,
+            r"line 4 of .*labels\.csv: label 3 is out of range; .* 0 dark, 1 grey, 2 bright",
+        ),
+        ("label", "-1", ValueError, r"line 4 of .*: label -1 is out of range"),
+        ("label", "", ValueError, r"line 4 of .*: unknown class ''"),
+        ("split", "hold-out", ValueError, r"line 4 of .*: unknown split 'hold-out'.*'train', 'val', 'test'"),
+        (
+            "path",
+            "images/99.png",
+            FileNotFoundError,
+            r"line 4 of .*: there is no image file .*images/99\.png",
+        ),
+        ("path", "", FileNotFoundError, r"line 4 of .*: there is no image file"),
+        ("path", "images/0.png", ValueError, r"line 4 of .*: the image 'images/0\.png' is already in line 2"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line_or_skipped(tmp_path, column, value, error, message):
+    rows = rows_of(tmp_path)
+    rows[2][("path", "label", "split").index(column)] = value
+    write_table(tmp_path, rows)
+    card = card_of(kind="csv", columns=COLUMNS)
+    with pytest.raises(error, match=message):
+        load_dataset(card, root=tmp_path)
+    data = load_dataset(card, root=tmp_path, on_error="skip")
+    assert data.summary()["total"].sum() == 11
+    assert len(data.record["skipped"]) == 1 and "line 4" in data.record["skipped"][0]["reason"]
+
+
+def test_a_number_means_the_alias_that_says_so(tmp_path):
+    rows = rows_of(tmp_path)
+    for i, row in enumerate(rows):
+        row[1] = str(i % 3 + 1)
+    write_table(tmp_path, rows)
+    classes = [{"name": name, "aliases": [str(i + 1)]} for i, name in enumerate(LEVELS)]
+    card = DataCard(
+        name="b", title="b", modality="b", classes=classes, source={"kind": "csv", "columns": COLUMNS}
+    )
+    assert load_dataset(card, root=tmp_path).val.labels.tolist() == [0, 1, 2]
+    rows[2][1] = "0"
+    write_table(tmp_path, rows)
+    with pytest.raises(ValueError, match="label 0 is out of range; .* has 1 dark, 2 grey, 3 bright"):
+        load_dataset(card, root=tmp_path)
+
+
+def test_a_table_that_is_missing_empty_or_lacks_a_column(tmp_path):
+    card = card_of(kind="csv", columns=COLUMNS, how_to_get="Ask the owner.")
+    with pytest.raises(FileNotFoundError, match=r"the table 'labels\.csv'.*Ask the owner"):
+        load_dataset(card, root=tmp_path)
+    (tmp_path / "labels.csv").touch()
+    with pytest.raises(ValueError, match=r"cannot read the table .*labels\.csv"):
+        load_dataset(card, root=tmp_path)
+    write_table(tmp_path, [], ["path", "label", "split", "patients"])
+    with pytest.raises(
+        ValueError, match=r"unknown column 'patient' in .*labels\.csv; did you mean 'patients'.*group column"
+    ):
+        load_dataset(card, root=tmp_path)
+    write_table(tmp_path, [])
+    with pytest.raises(ValueError, match="the table .*labels.csv names no image for train"):
+        load_dataset(card, root=tmp_path)
+
+
+# ---------------------------------------------------------------- MedMNIST
+
+
+def write_npz(path, labels=(0, 1), channels=(), size=28, **changed):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for number, (split, n) in enumerate({"train": 12, "val": 6, "test": 8}.items()):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, size, size, *channels), dtype=np.uint8) // (
+            number + 1
+        )
+        arrays[f"{split}_labels"] = np.resize(np.array(labels, dtype=np.uint8), (n, 1))
+    np.savez(path, **(arrays | changed))
+    return arrays
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_medmnist_from_a_local_file(tmp_path, channels):
+    arrays = write_npz(tmp_path / "pneumoniamnist.npz", channels=channels)
+    data = load_dataset("pneumoniamnist", root=tmp_path)
+    assert data.summary()["total"].to_dict() == {"train": 12, "val": 6, "test": 8}
+    assert data.test.ids[7] == "test/7"
+    image, label = data.test[7]
+    wanted = arrays["test_images"][7]
+    np.testing.assert_array_equal(
+        np.asarray(image), wanted if channels else np.repeat(wanted[..., None], 3, axis=2)
+    )
+    assert label == 1
+    assert data.record["image_size"] == 28
+
+
+def test_the_largest_medmnist_size_there_or_the_one_asked_for(tmp_path):
+    write_npz(tmp_path / "pneumoniamnist.npz")
+    write_npz(tmp_path / "pneumoniamnist_64.npz", size=64)
+    assert load_dataset("pneumoniamnist", root=tmp_path).train.image(0).size == (64, 64)
+    assert load_dataset("pneumoniamnist", root=tmp_path, image_size=28).train.image(0).size == (28, 28)
+    with pytest.raises(
+        FileNotFoundError, match=r"no pneumoniamnist_128\.npz in .*sizes there: 28, 64.*download=True"
+    ):
+        load_dataset("pneumoniamnist", root=tmp_path, image_size=128)
+    with pytest.raises(ValueError, match="no size 100. Choices: 28, 64, 128, 224"):
+        load_dataset("pneumoniamnist", root=tmp_path, image_size=100)
+
+
+def test_medmnist_labels_are_checked_against_the_card(tmp_path):
+    path = tmp_path / "pneumoniamnist.npz"
+    write_npz(path, labels=(0, 1, 2))
+    with pytest.raises(ValueError, match=r"pneumoniamnist\.npz: train image 2: label 2 is out of range"):
+        load_dataset("pneumoniamnist", root=tmp_path)
+    write_npz(path, val_labels=np.zeros((6, 14), dtype=np.uint8))
+    with pytest.raises(ValueError, match="only sets with one label an image"):
+        load_dataset("pneumoniamnist", root=tmp_path)
+    write_npz(path, val_images=np.zeros((6, 28, 28), dtype=np.float32))
+    with pytest.raises(ValueError, match=r"val has images of shape \(6, 28, 28\), float32"):
+        load_dataset("pneumoniamnist", root=tmp_path)
+
+
+def test_a_damaged_or_pickled_medmnist_file_is_refused(tmp_path):
+    path = tmp_path / "pneumoniamnist.npz"
+    write_npz(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"pneumoniamnist\.npz is no whole MedMNIST file.*download it again"):
+        load_dataset("pneumoniamnist", root=tmp_path)
+    np.savez(path, train_images=np.zeros((2, 28, 28), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"is no whole MedMNIST file .*train_labels"):
+        load_dataset("pneumoniamnist", root=tmp_path)
+    write_npz(path, train_labels=np.array([{}] * 12, dtype=object))
+    with pytest.raises(ValueError, match="pickle"):
+        load_dataset("pneumoniamnist", root=tmp_path)
+
+
+def test_a_medmnist_download_arrives_whole_or_not_at_all(tmp_path, monkeypatch):
+    medmnist = pytest.importorskip("medmnist", reason="needs the medmnist package")
+
+    def fetched(url, root, filename, md5):
+        write_npz(f"{root}/{filename}")
+
+    def broken_off(url, root, filename, md5):
+        fetched(url, root, filename, md5)
+        raise OSError("connection lost")
+
+    target = "torchvision.datasets.utils.download_url"
+    monkeypatch.setattr(target, broken_off)
+    with pytest.raises(ConnectionError, match=r"pneumoniamnist\.npz could not be downloaded.*by hand"):
+        load_dataset("pneumoniamnist", root=tmp_path / "new", download=True)
+    assert list((tmp_path / "new").iterdir()) == []
+    monkeypatch.setattr(target, fetched)
+    monkeypatch.setattr(medmnist.PneumoniaMNIST, "__len__", lambda self: len(self.imgs))
+    assert len(load_dataset("pneumoniamnist", root=tmp_path / "new", download=True).test) == 8
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["pneumoniamnist.npz"]
+
+
+# ---------------------------------------------------------------- phantoms
+
+
+@pytest.fixture(scope="module")
+def phantom_card():
+    source = {"kind": "phantom", "world": "derm", "sizes": {"train": 150, "val": 30, "test": 40}}
+    classes = list(get_world("derm").classnames)
+    return DataCard(
+        name="few-derm", title="Few", modality="a dermoscopy image", classes=classes, source=source
+    )
+
+
+def test_phantoms_know_what_they_show(phantom_card):
+    data = load_dataset(phantom_card, image_size=32)
+    assert isinstance(data.train, PhantomSet)
+    assert {name: len(ids) for name, ids in ids_of(data).items()} == {"train": 150, "val": 30, "test": 40}
+    assert data.train.ids[17] == "few-derm/seed1/train/000017"
+    assert data.train.attributes.shape == (150, len(data.train.attribute_names))
+    world = get_world("derm")
+    k = data.train.attribute_names.index("veil")
+    few = data.train.latents[torch.tensor([3, 140])]
+    drawn = [np.asarray(data.train.image(i)) for i in (3, 140)]
+    as_they_are = world.render(few, size=32).permute(0, 2, 3, 1).numpy()
+    flipped = world.render(few.with_attribute(k, ~few.attributes[:, k]), size=32).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(np.stack(drawn), as_they_are)
+    assert (flipped != as_they_are).any(axis=(1, 2, 3)).all()
+
+
+def test_phantom_subsets_show_the_same_images(phantom_card):
+    data = load_dataset(phantom_card, image_size=24)
+    few = load_dataset(phantom_card, image_size=24, num_shots=3)
+    assert isinstance(few.train, PhantomSet) and len(few.train) == 6
+    for i, name in enumerate(few.train.ids):
+        place = data.train.ids.index(name)
+        np.testing.assert_array_equal(np.asarray(few.train.image(i)), np.asarray(data.train.image(place)))
+        assert few.train.attributes[i].tolist() == data.train.attributes[place].tolist()
+
+
+def test_phantom_splits_and_seeds_are_different_draws(phantom_card):
+    data, again, other = (load_dataset(phantom_card, seed=seed, image_size=24) for seed in (1, 1, 2))
+    assert data.train.fingerprint == again.train.fingerprint
+    assert len({images.fingerprint for images in (data.train, data.val, data.test, other.train)}) == 4
+    seeds = [set(images.latents.seeds.tolist()) for images in (data.train, data.val, data.test, other.train)]
+    assert len(set.union(*seeds)) == 150 + 30 + 40 + 150
+    assert load_dataset(phantom_card, image_size=32).train.fingerprint != data.train.fingerprint
+
+
+def test_a_phantom_card_must_list_the_classes_of_its_world(phantom_card):
+    turned = phantom_card.model_copy(update={"classes": phantom_card.classes[::-1]})
+    with pytest.raises(
+        ValueError, match="card 'few-derm' must list the classes of the derm world in their order"
+    ):
+        load_dataset(turned)
+
+
+@pytest.mark.parametrize("name", ["phantom-derm", "phantom-cxr", "phantom-fundus"])
+def test_packaged_phantom_cards_load(name):
+    data = load_dataset(name, image_size=16)
+    assert list(data.train.counts) == load_card(name).classnames
+    assert min(data.train.counts.values()) > 0.8 * len(data.train) / len(data.train.counts)
+    assert data.test.image(0).size == (16, 16)
+
+
+# ---------------------------------------------------------------- ImageSet
+
+
+@pytest.fixture
+def squares(tmp_path):
+    draw_classes(tmp_path)
+    return load_dataset(card_of(kind="folder"), root=tmp_path)
+
+
+def test_subsets_keep_order_ids_labels_and_transform(squares):
+    train = squares.train.with_transform(to_tensor)
+    part = train.subset([5, 0, 30])
+    assert part.ids == [train.ids[5], train.ids[0], train.ids[30]]
+    assert part.labels.tolist() == train.labels[[5, 0, 30]].tolist()
+    torch.testing.assert_close(part[2][0], train[30][0])
+    bright = train.subset(train.labels == 2)
+    assert bright.counts == {"dark": 0, "grey": 0, "bright": train.counts["bright"]}
+    assert part.subset(torch.tensor([1])).ids == [train.ids[0]]
+    with pytest.raises(IndexError):
+        train.subset([len(train)])
+
+
+def test_items_count_from_either_end_and_end(squares):
+    assert np.array_equal(np.asarray(squares.val[-1][0]), np.asarray(squares.val[len(squares.val) - 1][0]))
+    assert len(list(squares.val)) == len(squares.val)
+    with pytest.raises(IndexError):
+        squares.val[len(squares.val)]
+
+
+def test_with_transform_leaves_the_original_alone(squares):
+    assert isinstance(squares.val.with_transform(to_tensor)[0][0], torch.Tensor)
+    assert isinstance(squares.val[0][0], Image.Image)
+    assert isinstance(squares.val[0][1], int)
+
+
+def test_the_fingerprint_follows_content_labels_and_ids(tmp_path):
+    draw_classes(tmp_path)
+    card = card_of(kind="folder")
+    before = load_dataset(card, root=tmp_path).train
+    assert load_dataset(card, root=tmp_path).train.fingerprint == before.fingerprint
+    assert before.with_transform(to_tensor).fingerprint == before.fingerprint
+    assert before.subset(range(5)).fingerprint != before.subset(range(6)).fingerprint
+    draw(tmp_path / before.ids[3], 77, suffix_seed=99)
+    assert load_dataset(card, root=tmp_path).train.fingerprint != before.fingerprint
+
+
+def test_the_fingerprint_of_arrays_follows_their_pixels(tmp_path):
+    arrays = write_npz(tmp_path / "pneumoniamnist.npz")
+    before = load_dataset("pneumoniamnist", root=tmp_path)
+    changed = arrays["val_images"].copy()
+    changed[3, 10, 10] ^= 1
+    write_npz(tmp_path / "pneumoniamnist.npz", val_images=changed)
+    after = load_dataset("pneumoniamnist", root=tmp_path)
+    assert after.val.fingerprint != before.val.fingerprint
+    assert after.test.fingerprint == before.test.fingerprint
+    assert after.val.subset([0, 1]).fingerprint == before.val.subset([0, 1]).fingerprint
+
+
+def test_workers_read_the_same_images_and_pass_errors_on(tmp_path):
+    draw_classes(tmp_path)
+    val = load_dataset(card_of(kind="folder"), root=tmp_path).val.with_transform(to_tensor)
+    here, there = (torch.cat([x for x, _ in DataLoader(val, batch_size=2, num_workers=n)]) for n in (0, 2))
+    torch.testing.assert_close(there, here)
+    (tmp_path / val.ids[0]).write_bytes(b"")
+    with pytest.raises(ImageError, match="the file is empty"):
+        list(DataLoader(val, batch_size=2, num_workers=1))
+
+
+def test_image_sets_can_be_pickled(squares, phantom_card):
+    for images in (squares.val.with_transform(to_tensor), load_dataset(phantom_card, image_size=16).val):
+        copy = pickle.loads(pickle.dumps(images))
+        assert (copy.ids, copy.fingerprint) == (images.ids, images.fingerprint)
+        assert np.array_equal(np.asarray(copy.image(1)), np.asarray(images.image(1)))
+
+
+def test_what_is_printed_counts_the_classes(squares):
+    assert repr(squares.test) == "ImageSet(brightness, test: 12 images; dark 4, grey 4, bright 4)"
+    assert "Squares" in repr(squares) and "bright" in repr(squares)
+    assert squares.summary().loc["test"].to_dict() == {"dark": 4, "grey": 4, "bright": 4, "total": 12}
+
+
+# ---------------------------------------------------------------- the real X-rays
+
+
+def test_pneumonia_counts_and_a_validation_split_of_whole_patients(data_root):
+    start = time.perf_counter()
+    data = load_dataset("pneumonia", root=data_root)
+    assert time.perf_counter() - start < 1  # no image is opened
+    table = data.summary()
+    assert (table.loc["train"] + table.loc["val"]).tolist() == [1341, 3875, 5216]
+    assert table.loc["test"].tolist() == [234, 390, 624]
+    assert table.loc["val"].tolist() == pytest.approx([134.1, 387.5, 521.6], abs=3)
+    assert not set(data.train.groups) & set(data.val.groups)
+    assert sum(group.startswith("person") for group in set(data.train.groups)) > 1000
+    shared = data.record["groups_in_two_splits"]
+    assert shared["train/test"] + shared["val/test"] == 170  # the person numbers that both given splits have
+    assert ids_of(load_dataset("pneumonia", root=data_root)) == ids_of(data)
+    assert ids_of(load_dataset("pneumonia", root=data_root, seed=2))["val"] != data.val.ids
+
+
+def test_pneumonia_images_read_as_they_are(data_root):
+    data = load_dataset("pneumonia", root=data_root, num_shots=4)
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 4
+    for i, name in enumerate(data.train.ids):
+        assert ("PNEUMONIA" in name) == bool(data.train.labels[i])
+        image = data.train.image(i)
+        assert image.mode == "RGB" and image.size == (224, 224)
+        assert np.asarray(image).std() > 20
+
+
+def test_three_classes_from_the_file_names_through_a_table(data_root, tmp_path):
+    table = load_dataset("pneumonia", root=data_root).split_table()
+    words = {"bacteria": "bacterial pneumonia", "virus": "viral pneumonia"}
+    in_name = table["id"].str.extract("_(bacteria|virus)_", expand=False)
+    table["classname"] = in_name.map(words).fillna("normal lung")
+    table.to_csv(tmp_path / "three.csv", index=False)
+    card = DataCard(
+        name="three-way",
+        title="Three-way",
+        modality="a chest X-ray",
+        classes=["normal lung", *words.values()],
+        source={
+            "kind": "csv",
+            "folder": "chest_xray",
+            "file": str(tmp_path / "three.csv"),
+            "columns": {"path": "id", "label": "classname", "split": "split", "group": "group"},
+        },
+    )
+    data = load_dataset(card, root=data_root)
+    assert (data.summary().loc["train"] + data.summary().loc["val"]).tolist() == [1341, 2530, 1345, 5216]
+    assert data.summary().loc["test"].tolist() == [234, 242, 148, 624]
+    assert data.test.ids == table.loc[table["split"] == "test", "id"].tolist()
+    assert data.test.image(0).size == (224, 224)
