@@ -54,12 +54,13 @@ $(STAMP): pyproject.toml requirements.lock $(STALE)
 	      2>/dev/null) || python=; \
 	    if [ -n "$$python" ]; then break; fi; \
 	  done; \
+	  if [ -z "$$python" ] && [ -n "$$has_uv" ] && [ -z "$(PYTHON)" ]; then python='>=3.11'; fi; \
 	  if [ -z "$$python" ]; then \
-	    echo "medvlp needs Python 3.11 or newer, and $(or $(PYTHON),no python on PATH) is not." \
-	      "Install one, or name one: make setup PYTHON=/path/to/python3.12" >&2; \
+	    echo "medvlp needs Python 3.11 or newer: $(if $(PYTHON),$(PYTHON) is none,there is none on PATH)." \
+	      "Install it, or say where it is: make setup PYTHON=/path/to/python3.12" >&2; \
 	    exit 1; \
 	  fi; \
-	  echo "Setting up $(VENV) with $$python (a few minutes the first time; PyTorch is large)"; \
+	  echo "Setting up $(VENV) with Python $$python (a few minutes the first time; PyTorch is large)"; \
 	  rm -rf $(VENV); \
 	  if [ -n "$$has_uv" ]; then uv venv --quiet --python "$$python" $(VENV); \
 	  else "$$python" -m venv $(VENV) || { rm -rf $(VENV); \
