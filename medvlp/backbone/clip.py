@@ -4,26 +4,21 @@ Every model is loaded with `force_custom_text=True`, so that `.text` and `.visua
 with its own preprocessing and its own tokenizer, frozen and in eval mode.
 """
 
-import difflib
 import json
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import TextTransformer
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from medvlp.backbone import hub
+from medvlp.backbone.sources import load_source
 from medvlp.data.files import sha256
 from medvlp.data.names import unknown_name
 
-TINY = Path(__file__).parents[1] / "assets" / "tiny"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TEXTS_AT_ONCE = 256  # texts encoded in one go
 PROBE = [  # the fingerprint knows a tokenizer by what it makes of these
@@ -47,7 +42,9 @@ class Clip(nn.Module):
         dtype: type of the weights; features are always float32.
     """
 
-    def __init__(self, name: str, model: nn.Module, tokenizer: Any, model_cfg: dict, precision: str = "fp32") -> None:
+    def __init__(
+        self, name: str, model: nn.Module, tokenizer: Any, model_cfg: dict, precision: str = "fp32"
+    ) -> None:
         super().__init__()
         self.name = name
         self.model = model.requires_grad_(False)
@@ -58,7 +55,9 @@ class Clip(nn.Module):
         size = self.preprocess_cfg["size"]
         height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
         if height != width:
-            raise ValueError(f"clip {name!r} wants {height} x {width} images; only square ones are supported.")
+            raise ValueError(
+                f"clip {name!r} wants {height} x {width} images; only square ones are supported."
+            )
         self.image_size = int(height)
         self.context_length = int(tokenizer.context_length)
         self.embed_dim = int(model_cfg["embed_dim"])
@@ -81,7 +80,11 @@ class Clip(nn.Module):
     def token_embedding(self) -> nn.Embedding:
         """The text tower's token embedding, (vocabulary, w)."""
         text = self.model.text
-        return text.transformer.get_input_embeddings() if isinstance(text, HFTextEncoder) else text.token_embedding
+        return (
+            text.transformer.get_input_embeddings()
+            if isinstance(text, HFTextEncoder)
+            else text.token_embedding
+        )
 
     @property
     def text_width(self) -> int:
@@ -175,12 +178,12 @@ class Clip(nn.Module):
         pad = 0 if hf is None else hf.pad_token_id
         counts = (tokens != pad).sum(dim=1)  # (N,)
         for i in (counts >= self.context_length - 3).nonzero().flatten().tolist():
-            room = 4 * len(texts[i]) + 16  # at most one token a byte
+            room = max(4 * len(texts[i]) + 16, self.context_length)  # at most one token a byte
             count = int((self.tokenizer([texts[i]], context_length=room) != pad).sum())
-            if room > self.context_length and count > int(counts[i]):
+            if count > int(counts[i]):
                 raise ValueError(
-                    f"text {texts[i]!r} has {count} tokens; clip {self.name!r} takes at most {self.context_length}, "
-                    "start and end of text included. Shorten it."
+                    f"text {texts[i]!r} has {count} tokens; clip {self.name!r} takes at most "
+                    f"{self.context_length}, start and end of text included. Shorten it."
                 )
 
 
@@ -207,14 +210,7 @@ def load_clip(name: str = "tiny", device: str | torch.device = "auto", precision
     if precision not in PRECISIONS:
         raise ValueError(unknown_name("precision", precision, PRECISIONS))
     where = _device(device)
-    if name == "tiny":
-        model, tokenizer, cfg = _load_folder(name, TINY, precision)
-    elif name.startswith("local-dir:"):
-        model, tokenizer, cfg = _load_folder(name, Path(name.removeprefix("local-dir:")).expanduser(), precision)
-    elif name.startswith("hf-hub:"):
-        model, tokenizer, cfg = _load_hub(name, precision)
-    else:
-        model, tokenizer, cfg = _load_builtin(name, precision)
+    model, tokenizer, cfg = load_source(name, precision)
     return Clip(name, model, tokenizer, cfg, precision).to(where)
 
 
@@ -227,100 +223,10 @@ def _device(device: str | torch.device) -> torch.device:
     except RuntimeError:
         raise ValueError(unknown_name("device", device, ["auto", "cpu", "cuda", "mps"])) from None
     if where.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {str(device)!r} was asked for, but torch sees no CUDA GPU; use 'auto' or 'cpu'.")
-    return where
-
-
-def _load_folder(name: str, folder: Path, precision: str) -> tuple[nn.Module, Any, dict]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"clip {name!r}: there is no folder {folder}.")
-    config = folder / "open_clip_config.json"
-    if not config.is_file():
-        raise FileNotFoundError(f"clip {name!r}: {config} is missing; it says what the model is made of.")
-    if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
-        raise FileNotFoundError(f"clip {name!r}: there are no weights; {folder / hub.WEIGHTS[0]} is missing.")
-    try:
-        cfg = open_clip.get_model_config(f"local-dir:{folder}")
-        text_cfg = dict(cfg["text_cfg"])
-    except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(f"clip {name!r}: {config} is no open_clip configuration ({error!r}).") from error
-    overrides = {}
-    if text_cfg.get("hf_model_name"):
-        if (folder / "config.json").is_file():
-            text_cfg["hf_model_name"] = str(folder)
-        hub.check_at_hand(name, text_cfg["hf_model_name"], hub.TOWER_CONFIG)
-        overrides["text_cfg"] = text_cfg | {"hf_model_pretrained": False}
-    try:
-        model = open_clip.create_model(
-            f"local-dir:{folder}", precision=precision, force_custom_text=True, require_pretrained=True, **overrides
+        raise ValueError(
+            f"device {str(device)!r} was asked for, but torch sees no CUDA GPU; use 'auto' or 'cpu'."
         )
-    except (SafetensorError, RuntimeError, TypeError, KeyError) as error:
-        raise ValueError(f"clip {name!r}: the weights in {folder} cannot be loaded as {config} says: {error}") from error
-    return model, open_clip.get_tokenizer(f"local-dir:{folder}"), cfg
-
-
-def _load_hub(name: str, precision: str) -> tuple[nn.Module, Any, dict]:
-    repo = name.removeprefix("hf-hub:")
-    hub.check_at_hand(name, repo, hub.CONFIG)
-    hub.check_at_hand(name, repo, hub.WEIGHTS)
-    try:
-        model = open_clip.create_model(name, precision=precision, force_custom_text=True, require_pretrained=True)
-        return model, open_clip.get_tokenizer(name), open_clip.get_model_config(name)
-    except (OSError, RuntimeError) as error:
-        raise ConnectionError(f"clip {name!r} could not be loaded: {error} {hub.ways_on(repo)}") from error
-
-
-def _load_builtin(name: str, precision: str) -> tuple[nn.Module, Any, dict]:
-    arch, _, tag = name.rpartition("/")
-    arch = arch.replace("/", "-")
-    if not arch:
-        raise ValueError(_no_such_clip(name))
-    if arch not in open_clip.list_models():
-        raise ValueError(_unknown_architecture(arch))
-    tags = [*open_clip.list_pretrained_tags_by_model(arch), "random"]
-    if tag not in tags:
-        raise ValueError(unknown_name("pretrained tag", tag, tags, where=f"architecture {arch!r}"))
-    cfg = open_clip.get_model_config(arch)
-    source = open_clip.get_pretrained_cfg(arch, tag)
-    quick_gelu = bool(cfg.get("quick_gelu") or source.get("quick_gelu"))  # as the weights were trained
-    repo = source.get("hf_hub", "").rpartition("/")[0]
-    if repo:
-        hub.check_at_hand(name, repo, hub.WEIGHTS)
-    for key, files in (("hf_model_name", hub.TOWER_CONFIG), ("hf_tokenizer_name", hub.TOKENIZER)):
-        if cfg["text_cfg"].get(key):
-            hub.check_at_hand(name, cfg["text_cfg"][key], files)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        try:
-            model = open_clip.create_model(
-                arch,
-                pretrained=None if tag == "random" else tag,
-                precision=precision,
-                force_custom_text=True,
-                force_quick_gelu=quick_gelu,
-                pretrained_text=False,
-                require_pretrained=tag != "random",
-            )
-            tokenizer = open_clip.get_tokenizer(arch)
-        except (OSError, RuntimeError) as error:
-            raise ConnectionError(f"clip {name!r} could not be loaded: {error} {hub.ways_on(repo)}") from error
-    return model, tokenizer, cfg | {"quick_gelu": quick_gelu}
-
-
-def _no_such_clip(name: str) -> str:
-    if name in open_clip.list_models():
-        tags = [*open_clip.list_pretrained_tags_by_model(name), "random"]
-        return f"clip {name!r} names no weights; write '{name}/TAG'. Tags: {', '.join(map(repr, tags))}."
-    if Path(name).is_dir():
-        return f"clip {name!r} is a folder; write 'local-dir:{name}'."
-    return unknown_name("clip", name, ["tiny", "ARCH/TAG", "ARCH/random", "hf-hub:OWNER/REPO", "local-dir:FOLDER"])
-
-
-def _unknown_architecture(arch: str) -> str:
-    known = {model.lower(): model for model in open_clip.list_models()}
-    near = difflib.get_close_matches(arch.lower(), known, n=1, cutoff=0.5)
-    hint = f"; did you mean {known[near[0]]!r}?" if near else "."
-    return f"unknown architecture {arch!r}{hint} open_clip.list_models() lists all {len(known)}."
+    return where
 
 
 def _without_paths(cfg: dict) -> dict:

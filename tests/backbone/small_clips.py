@@ -17,9 +17,10 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "vip_csc0.npz"
 MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
 VISION = {"image_size": 32, "patch_size": 8, "layers": 2, "width": 64, "head_width": 32}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 48, "heads": 2, "layers": 3}
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"a an of image dermoscopy lesion dark round irregular".split()]
-WORDS += ["border", "pneumonia", "opacity", "lung", "clear", "pleural", "effusion", "the", "with", ".", ",", "-"]
-WORDS += [*"abcdefghijklmnopqrstuvwxyz0123456789", *[f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"]]
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "-", "a", "an", "of", "the", "with"]
+WORDS += ["image", "dermoscopy", "lesion", "dark", "round", "irregular", "border", "pneumonia", "opacity"]
+WORDS += ["lung", "clear", "pleural", "effusion", *LETTERS, *[f"##{letter}" for letter in LETTERS]]
 
 
 def write_clip(
@@ -34,7 +35,9 @@ def write_clip(
             torch.default_generator.manual_seed(seed)
             build = CoCa if "multimodal_cfg" in model_cfg else open_clip.CustomTextCLIP
             weights = build(**{k: v for k, v in model_cfg.items() if k != "custom_text"}).state_dict()
-    save_file({key: value.contiguous() for key, value in weights.items()}, folder / "open_clip_model.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in weights.items()}, folder / "open_clip_model.safetensors"
+    )
     return f"local-dir:{folder}"
 
 
@@ -66,7 +69,9 @@ def coca_kind(folder: Path) -> str:
     text = TEXT | {"context_length": 76, "embed_cls": True, "output_tokens": True}
     vision = VISION | {"attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True}
     decoder = {"context_length": 76, "vocab_size": 49408, "width": 40, "heads": 2, "layers": 1}
-    return write_clip(folder, {"embed_dim": 40, "vision_cfg": vision, "text_cfg": text, "multimodal_cfg": decoder})
+    return write_clip(
+        folder, {"embed_dim": 40, "vision_cfg": vision, "text_cfg": text, "multimodal_cfg": decoder}
+    )
 
 
 def biomedclip_kind(folder: Path, pooler: str = "cls_last_hidden_state_pooler") -> str:
@@ -93,7 +98,9 @@ def biomedclip_kind(folder: Path, pooler: str = "cls_last_hidden_state_pooler") 
     }
     cfg = {"embed_dim": 40, "vision_cfg": vision, "text_cfg": text}
     name = write_clip(folder, cfg, preprocess={"interpolation": "bilinear", "resize_mode": "squash"})
-    moved = cfg | {"text_cfg": text | {"hf_model_name": "some/bert"}}  # as on the hub: the name of another repository
+    moved = cfg | {
+        "text_cfg": text | {"hf_model_name": "some/bert"}
+    }  # another repository's name, as on the hub
     stored = json.loads((folder / "open_clip_config.json").read_text())
     (folder / "open_clip_config.json").write_text(json.dumps(stored | {"model_cfg": moved}))
     return name
@@ -108,7 +115,9 @@ def golden_kind(folder: Path) -> str:
         if key.startswith("clip/") and ".ids" not in key and ".rows" not in key
     }
     tokens = torch.zeros(49408, 64)
-    tokens[torch.from_numpy(golden["clip/token_embedding.ids"])] = torch.from_numpy(golden["clip/token_embedding.rows"])
+    tokens[torch.from_numpy(golden["clip/token_embedding.ids"])] = torch.from_numpy(
+        golden["clip/token_embedding.rows"]
+    )
     weights["token_embedding.weight"] = tokens
     cfg = {
         "embed_dim": 64,

@@ -1,0 +1,213 @@
+"""Contrastive pre-training of the embedded CLIP on phantoms and their captions.
+
+An ordinary open_clip model, only small, learns with open_clip's own loss (Radford et al. 2021): of the
+B images and B captions of a batch, each image must find its caption and each caption its image,
+
+    loss = ( CE(s I T^T, 1..B) + CE(s T I^T, 1..B) ) / 2        I, T (B, D) normalised, s = exp(logit_scale)
+
+A batch holds one kind of image, so that the other captions are hard to tell from the right one.
+The weights that ship with the package are made by `python -m medvlp.backbone.pretrain`.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from open_clip import CustomTextCLIP, SimpleTokenizer
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.loss import ClipLoss
+from open_clip.model import set_model_preprocess_cfg
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm.auto import tqdm
+
+from medvlp.backbone.clip import Clip
+from medvlp.data.captions import captions
+from medvlp.data.files import atomic_write
+from medvlp.data.phantoms import Latents, World, get_world
+
+TINY = {  # open_clip's model_cfg: two towers of four layers; embed_dim differs from the text width
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 128, "head_width": 64, "layers": 4},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 4},
+}
+PREPROCESS = {
+    "size": TINY["vision_cfg"]["image_size"],
+    "mode": "RGB",
+    "mean": OPENAI_DATASET_MEAN,
+    "std": OPENAI_DATASET_STD,
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+    "fill_color": 0,
+}
+STREAM = 0x9E3779B9  # keeps the images of pre-training apart from those of every data set
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """What a pre-training run depends on."""
+
+    worlds: tuple[str, ...] = ("derm", "cxr", "fundus")
+    n_images: int = 30_000  # images of each world, captioned anew each time they are seen
+    steps: int = 2_400
+    batch_size: int = 192
+    lr: float = 1e-3  # AdamW, cosine to zero
+    warmup: int = 100  # steps
+    weight_decay: float = 0.1  # on matrices; not on embeddings, gains and biases
+    name_rate: float = 1e-4  # how often a caption names a disease,
+    wrong_rate: float = 0.2  # and how often that name is wrong
+    seed: int = 0
+    bf16: bool = True  # matrix products in bfloat16, weights in float32
+
+
+def new_clip(seed: int = 0) -> Clip:
+    """The embedded CLIP before any training: random weights from `seed`, gradients on."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CustomTextCLIP(**TINY)
+    set_model_preprocess_cfg(model, PREPROCESS)
+    clip = Clip("tiny (in training)", model, SimpleTokenizer(context_length=77), TINY)
+    clip.model.requires_grad_(True)
+    return clip
+
+
+def pretrain(
+    config: PretrainConfig, callback: Callable[[int, Clip], None] | None = None, progress: bool = True
+) -> tuple[Clip, pd.DataFrame]:
+    """Train the embedded CLIP on phantoms.
+
+    Args:
+        config: everything that the run depends on.
+        callback: called as `callback(step, clip)` after each step, counted from 1.
+        progress: show a progress bar.
+
+    Returns:
+        the trained clip, frozen, and a table with step, loss, accuracy (share of the batch's images that
+        find their own caption) and logit_scale, one row a step.
+
+    Raises:
+        FloatingPointError: the loss is no longer a number.
+    """
+    clip = new_clip(config.seed)
+    draws = torch.Generator().manual_seed(config.seed)
+    worlds = [get_world(name) for name in config.worlds]
+    corpora = [
+        _corpus(world, config, number)
+        for number, world in enumerate(tqdm(worlds, desc="drawing phantoms", disable=not progress))
+    ]
+    optimiser = _optimiser(clip.model, config)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warm_cosine(step, config))
+    criterion, rows = ClipLoss(), []
+    bar = tqdm(range(1, config.steps + 1), desc="pre-training", disable=not progress)
+    for step in bar:
+        world, latents, images = corpora[int(torch.randint(len(corpora), (), generator=draws))]
+        chosen = torch.randint(len(latents), (config.batch_size,), generator=draws)  # (B,)
+        words = captions(
+            world, latents[chosen], config.seed * 1_000_003 + step, config.name_rate, config.wrong_rate
+        )
+        scale = clip.model.logit_scale.exp()
+        image_features, text_features = _features(clip, images[chosen], words, config.bf16)  # (B, D) each
+        loss = criterion(image_features, text_features, scale)
+        if not loss.isfinite():
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; try a lower lr.")
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(clip.model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        with torch.no_grad():
+            clip.model.logit_scale.clamp_(0, math.log(100))
+            found = (image_features @ text_features.T).argmax(dim=1)  # (B,)
+        right = (found == torch.arange(len(found))).float().mean().item()
+        rows.append({"step": step, "loss": loss.item(), "accuracy": right, "logit_scale": scale.item()})
+        bar.set_postfix(loss=f"{loss.item():.2f}")
+        if callback is not None:
+            callback(step, clip)
+    clip.model.requires_grad_(False)
+    return clip, pd.DataFrame(rows)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Bytes (B, 3, 64, 64) to what `clip.preprocess` makes of the same picture, float32."""
+    mean = torch.tensor(PREPROCESS["mean"]).view(3, 1, 1)
+    std = torch.tensor(PREPROCESS["std"]).view(3, 1, 1)
+    return (images.float() / 255 - mean) / std
+
+
+def save_clip(clip: Clip, folder: str | Path, record: dict) -> None:
+    """Write a folder that `load_clip("local-dir:FOLDER")` reads: half-precision weights, configuration.
+
+    `record` (how it was made) goes into training.json.
+    """
+    folder = Path(folder)
+    weights = {key: value.detach().half().contiguous() for key, value in clip.model.state_dict().items()}
+    with atomic_write(folder / "open_clip_model.safetensors") as part:
+        save_file(weights, part, metadata={"format": "pt"})
+    preprocess = {key: PREPROCESS[key] for key in ("mean", "std", "interpolation", "resize_mode")}
+    for name, content in {
+        "open_clip_config.json": {"model_cfg": TINY, "preprocess_cfg": preprocess},
+        "training.json": record,
+    }.items():
+        with atomic_write(folder / name) as part:
+            part.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _corpus(world: World, config: PretrainConfig, number: int) -> tuple[World, Latents, Tensor]:
+    state = np.random.SeedSequence([STREAM, config.seed, number]).generate_state(1, np.uint32)
+    latents = world.sample(config.n_images, seed=int(state[0]))
+    return world, latents, world.render(latents, PREPROCESS["size"])
+
+
+def _features(clip: Clip, images: Tensor, words: list[str], bf16: bool) -> tuple[Tensor, Tensor]:
+    """Normalised image and text features, (B, D) each, float32."""
+    # On a CPU the plain attention is faster than the fused one at these lengths.
+    with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        image_features = clip.model.encode_image(normalise(images))
+        text_features = clip.model.encode_text(clip.tokenize(words))
+    return F.normalize(image_features.float(), dim=-1), F.normalize(text_features.float(), dim=-1)
+
+
+def _optimiser(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
+    named = list(model.named_parameters())
+    decays = {name for name, p in named if p.ndim >= 2 and "embedding" not in name}
+    groups = [
+        {"params": [p for name, p in named if name in decays], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in named if name not in decays], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+
+
+def _warm_cosine(step: int, config: PretrainConfig) -> float:
+    """Factor on the learning rate: up in a line, down in a half cosine."""
+    up = min(1.0, (step + 1) / config.warmup)
+    return up * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def main() -> None:
+    """Make the weights that ship with the package."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, as medvlp/assets/tiny")
+    for name, kind in (("steps", int), ("n_images", int), ("name_rate", float), ("seed", int)):
+        default = getattr(PretrainConfig, name)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, default=default, help=f"default {default}"
+        )
+    options = vars(parser.parse_args())
+    out = options.pop("out")
+    config = PretrainConfig(**options)
+    clip, history = pretrain(config)
+    last = history.tail(100).mean()
+    save_clip(clip, out, {"config": asdict(config), "loss_last_100_steps": round(float(last["loss"]), 4)})
+    print(f"loss over the last 100 steps {last['loss']:.3f}; written to {out}")
+
+
+if __name__ == "__main__":
+    main()

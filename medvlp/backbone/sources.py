@@ -1,0 +1,205 @@
+"""Where a CLIP comes from: the package, a folder, the Hugging Face hub, or open_clip's own list.
+
+Each loader checks first that everything needed is at hand, so that a missing file or network is one
+clear error at once, not a log of retries.
+"""
+
+import difflib
+import json
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import open_clip
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from medvlp.data.names import unknown_name
+
+TINY = Path(__file__).parents[1] / "assets" / "tiny"
+CONFIG = ("open_clip_config.json",)
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+TOWER_CONFIG = ("config.json",)
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+Loaded = tuple[nn.Module, Any, dict]  # model, tokenizer, model configuration
+
+
+def load_source(name: str, precision: str) -> Loaded:
+    """Load the open_clip model of `name` (see `load_clip`) on the CPU, with tokenizer and configuration.
+
+    The state of torch's random generator stays as it was; random weights come from seed 0.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        if name == "tiny":
+            return _load_folder(name, TINY, precision)
+        if name.startswith("local-dir:"):
+            return _load_folder(name, Path(name.removeprefix("local-dir:")).expanduser(), precision)
+        if name.startswith("hf-hub:"):
+            return _load_hub(name, precision)
+        return _load_builtin(name, precision)
+
+
+def _load_folder(name: str, folder: Path, precision: str) -> Loaded:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"clip {name!r}: there is no folder {folder}.")
+    config = folder / "open_clip_config.json"
+    if not config.is_file():
+        raise FileNotFoundError(f"clip {name!r}: {config} is missing; it says what the model is made of.")
+    if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
+        raise FileNotFoundError(f"clip {name!r}: there are no weights; {folder / WEIGHTS[0]} is missing.")
+    try:
+        cfg = open_clip.get_model_config(f"local-dir:{folder}")
+        text_cfg = dict(cfg["text_cfg"])
+    except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise ValueError(f"clip {name!r}: {config} is no open_clip configuration ({error!r}).") from error
+    if text_cfg.get("hf_tokenizer_name") and not any(
+        file.name == "tokenizer.json" or file.stem == "vocab" or file.suffix == ".model"
+        for file in folder.iterdir()
+    ):  # transformers would make an empty vocabulary without a word
+        raise FileNotFoundError(f"clip {name!r}: no tokenizer; {folder / 'tokenizer.json'} is missing.")
+    overrides = {}
+    if text_cfg.get("hf_model_name"):
+        if (folder / "config.json").is_file():
+            text_cfg["hf_model_name"] = str(folder)
+        tower = text_cfg["hf_model_name"]
+        check_at_hand(name, tower, TOWER_CONFIG, f"Put the config.json of {tower!r} into {folder}.")
+        overrides["text_cfg"] = text_cfg | {"hf_model_pretrained": False}
+    try:
+        model = open_clip.create_model(
+            f"local-dir:{folder}",
+            precision=precision,
+            force_custom_text=True,
+            require_pretrained=True,
+            **overrides,
+        )
+    except (SafetensorError, RuntimeError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"clip {name!r}: the weights in {folder} cannot be loaded as {config} says: {error}"
+        ) from error
+    try:
+        return model, open_clip.get_tokenizer(f"local-dir:{folder}"), cfg
+    except (OSError, ValueError) as error:
+        raise ValueError(f"clip {name!r}: the tokenizer files in {folder} cannot be read: {error}") from error
+
+
+def _load_hub(name: str, precision: str) -> Loaded:
+    repo = name.removeprefix("hf-hub:")
+    check_at_hand(name, repo, CONFIG, _take_along(repo))
+    check_at_hand(name, repo, WEIGHTS, _take_along(repo))
+    try:
+        model = open_clip.create_model(
+            name, precision=precision, force_custom_text=True, require_pretrained=True
+        )
+        return model, open_clip.get_tokenizer(name), open_clip.get_model_config(name)
+    except (OSError, RuntimeError) as error:
+        raise ConnectionError(f"clip {name!r} could not be loaded: {error} {_take_along(repo)}") from error
+
+
+def _load_builtin(name: str, precision: str) -> Loaded:
+    arch, _, tag = name.rpartition("/")
+    arch = arch.replace("/", "-")
+    if not arch:
+        raise ValueError(_no_such_clip(name))
+    if arch not in open_clip.list_models():
+        raise ValueError(_unknown_architecture(arch))
+    tags = [*open_clip.list_pretrained_tags_by_model(arch), "random"]
+    if tag not in tags:
+        raise ValueError(unknown_name("pretrained tag", tag, tags, where=f"architecture {arch!r}"))
+    cfg = open_clip.get_model_config(arch)
+    source = open_clip.get_pretrained_cfg(arch, tag)
+    quick_gelu = bool(cfg.get("quick_gelu") or source.get("quick_gelu"))  # as the weights were trained
+    repo = source.get("hf_hub", "").rpartition("/")[0]
+    if repo:
+        check_at_hand(name, repo, WEIGHTS, _take_along(repo))
+    for key, files in (("hf_model_name", TOWER_CONFIG), ("hf_tokenizer_name", TOKENIZER)):
+        if part := cfg["text_cfg"].get(key):
+            check_at_hand(name, part, files, f"Run `hf download {part}` elsewhere and copy the cache here.")
+    try:
+        model = open_clip.create_model(
+            arch,
+            pretrained=None if tag == "random" else tag,
+            precision=precision,
+            force_custom_text=True,
+            force_quick_gelu=quick_gelu,
+            pretrained_text=False,
+            require_pretrained=tag != "random",
+        )
+        tokenizer = open_clip.get_tokenizer(arch)
+    except (OSError, RuntimeError) as error:
+        raise ConnectionError(f"clip {name!r} could not be loaded: {error} {_take_along(repo)}") from error
+    return model, tokenizer, cfg | {"quick_gelu": quick_gelu}
+
+
+def _no_such_clip(name: str) -> str:
+    if name in open_clip.list_models():
+        tags = [*open_clip.list_pretrained_tags_by_model(name), "random"]
+        return f"clip {name!r} names no weights; write '{name}/TAG'. Tags: {', '.join(map(repr, tags))}."
+    if Path(name).is_dir():
+        return f"clip {name!r} is a folder; write 'local-dir:{name}'."
+    return unknown_name(
+        "clip", name, ["tiny", "ARCH/TAG", "ARCH/random", "hf-hub:OWNER/REPO", "local-dir:FOLDER"]
+    )
+
+
+def _unknown_architecture(arch: str) -> str:
+    known = {model.lower(): model for model in open_clip.list_models()}
+    near = difflib.get_close_matches(arch.lower(), known, n=1, cutoff=0.5)
+    hint = f"; did you mean {known[near[0]]!r}?" if near else "."
+    return f"unknown architecture {arch!r}{hint} open_clip.list_models() lists all {len(known)}."
+
+
+def check_at_hand(name: str, repo: str, files: Sequence[str], way_on: str, timeout: float = 5.0) -> None:
+    """Return if one of `files` of `repo` is in the local cache or the hub answers.
+
+    Args:
+        name: the clip that was asked for, for the message.
+        repo: a hub repository, or a local folder (always at hand).
+        files: names of which one is enough.
+        way_on: what to do without them, a sentence.
+        timeout: seconds that the hub has to answer in.
+
+    Raises:
+        ConnectionError: neither; it says what was wanted, where a copy was looked for and the ways on.
+    """
+    if Path(repo).is_dir():
+        return
+    if any(isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str) for file in files):
+        return
+    if not huggingface_hub.constants.HF_HUB_OFFLINE and _answers(huggingface_hub.constants.ENDPOINT, timeout):
+        return
+    raise ConnectionError(
+        f"clip {name!r} needs {' or '.join(files)} of {repo!r}. The Hugging Face hub cannot be reached, and "
+        f"its cache ({huggingface_hub.constants.HF_HUB_CACHE}) holds no copy. {way_on} "
+        "load_clip('tiny') comes with the package and needs no network."
+    )
+
+
+def _take_along(repo: str) -> str:
+    return (
+        f"Without a network: run `hf download {repo} --local-dir FOLDER` elsewhere, copy FOLDER here and use "
+        "load_clip('local-dir:FOLDER')."
+    )
+
+
+def _answers(address: str, timeout: float) -> bool:
+    """Whether `address` answers at all; an error page or an unknown certificate is an answer."""
+    request = urllib.request.Request(address, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLCertVerificationError)
+    except OSError:
+        return False
