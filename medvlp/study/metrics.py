@@ -105,7 +105,8 @@ def weighted_metrics(labels: np.ndarray, probabilities: np.ndarray, weights: np.
     classes = [1] if n_cls == 2 else range(n_cls)
     with np.errstate(invalid="ignore"), warnings.catch_warnings():  # 0 / 0 is NaN, and a mean leaves NaN out
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        aurocs = [_weighted_auroc(labels == c, probabilities[:, c], weights) for c in classes]
+        by_image = np.ascontiguousarray(weights.T)  # (N, R), many times faster to sort and sum
+        aurocs = [_weighted_auroc(labels == c, probabilities[:, c], by_image) for c in classes]
         observed = hits.sum(1) / total
         expected = (true * given).sum(1) / total**2
         table = {
@@ -120,14 +121,15 @@ def weighted_metrics(labels: np.ndarray, probabilities: np.ndarray, weights: np.
 
 
 def _weighted_auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Chance that a positive scores above a negative, ties half: (N,), (N,), (R, N) -> (R,)."""
-    order = np.argsort(score, kind="stable")
-    first = np.flatnonzero(np.diff(score[order], prepend=-np.inf))  # where each distinct score begins
-    w, positive = weights[:, order], positive[order]
-    up = np.add.reduceat(w * positive, first, axis=1)  # (R, distinct scores), weight of the positives
-    down = np.add.reduceat(w * ~positive, first, axis=1)
-    below = down.cumsum(1) - down / 2
-    return (up * below).sum(1) / (up.sum(1) * down.sum(1))
+    """Chance that a positive scores above a negative, ties half: (N,), (N,), (N, R) -> (R,)."""
+    negatives = np.flatnonzero(~positive)
+    negatives = negatives[np.argsort(score[negatives])]  # (N-,), by score
+    below = np.concatenate([np.zeros((1, weights.shape[1])), weights[negatives].cumsum(0)])  # (N- + 1, R)
+    fewer = np.searchsorted(score[negatives], score[positive], "left")  # (N+,), negatives below each positive
+    more = np.searchsorted(score[negatives], score[positive], "right")  # (N+,), ties included
+    of_positives = weights[positive]  # (N+, R)
+    wins = np.einsum("pr,pr->r", of_positives, below[fewer] + below[more]) / 2
+    return wins / (of_positives.sum(0) * below[-1])
 
 
 def _auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:

@@ -86,7 +86,9 @@ def test_a_sample_that_lacks_a_class_has_the_metrics_of_the_others(n_cls):
     assert fast == pytest.approx(slow, nan_ok=True)
     assert np.isnan(slow["AUROC"]) == (n_cls == 2)
     if n_cls == 3:
-        assert slow["AUROC"] == pytest.approx(np.mean([class_auroc(labels[kept], p[kept])[c] for c in (0, 1)]))
+        assert slow["AUROC"] == pytest.approx(
+            np.mean([class_auroc(labels[kept], p[kept])[c] for c in (0, 1)])
+        )
 
 
 def test_resamples_without_a_class_neither_crash_nor_warn():

@@ -1,0 +1,116 @@
+"""LinearProbe: scikit-learn's answer in a module, learned from what there is to learn."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.features import image_features
+from medvlp.methods.linear_probe import C_GRID, LinearProbe
+from tests.backbone import small_clips
+from tests.methods.small import make_card, make_set
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Clip:
+    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
+
+
+def sets(n_cls: int, shuffled: bool = False):
+    card = make_card(n_cls)
+    labels = [i % n_cls for i in range(30)]
+    seen = np.random.default_rng(0).permutation(labels) if shuffled else labels
+    train, val, test = (
+        make_set(card, labels, split, seed) for seed, split in enumerate(("train", "val", "test"))
+    )
+    if shuffled:
+        train.labels = torch.tensor(seen)
+    return card, train, val, test
+
+
+@pytest.mark.parametrize("n_cls", [2, 3])
+def test_learns_what_can_be_separated(clip, tmp_path, n_cls):
+    card, train, val, test = sets(n_cls)
+    probe = LinearProbe(clip, card).fit(train, val, cache_dir=tmp_path)
+    predicted = probe.logits_from_features(image_features(clip, test, cache_dir=tmp_path).features).argmax(1)
+    assert (predicted == test.labels).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("n_cls", [2, 3])
+def test_probabilities_are_scikit_learns(clip, tmp_path, n_cls):
+    card, train, val, test = sets(n_cls, shuffled=True)  # nothing to learn, so no probability is 0 or 1
+    probe = LinearProbe(clip, card).fit(train, val, cache_dir=tmp_path)
+    x, x_test = (image_features(clip, s, cache_dir=tmp_path).features for s in (train, test))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=probe.chosen_C, max_iter=2000))
+    expected = model.fit(x.numpy(), train.labels.numpy()).predict_proba(x_test.numpy())
+    probabilities = probe.logits_from_features(x_test).softmax(1)
+    assert probabilities.shape == (30, n_cls)
+    assert probabilities.numpy() == pytest.approx(expected, abs=1e-3)
+
+
+def test_C_is_the_best_on_validation_and_the_search_is_kept(clip, tmp_path):
+    card, train, val, _ = sets(3)
+    probe = LinearProbe(clip, card).fit(train, val, cache_dir=tmp_path)
+    search = probe.search
+    assert list(search["C"]) == list(C_GRID)
+    best = search[search["val_balanced_accuracy"] == search["val_balanced_accuracy"].max()]
+    assert probe.chosen_C == best.loc[best["val_log_loss"].idxmin(), "C"]
+    accuracy = (
+        probe.logits_from_features(image_features(clip, val, cache_dir=tmp_path).features).argmax(1)
+        == val.labels
+    )
+    assert accuracy.float().mean().item() == pytest.approx(
+        best["val_balanced_accuracy"].iloc[0]
+    )  # classes are equal
+
+
+def test_validation_may_lack_a_class(clip, tmp_path):
+    card, train, val, _ = sets(3)
+    probe = LinearProbe(clip, card).fit(train, val.subset([0, 1, 3, 4]), cache_dir=tmp_path)
+    assert probe.search["val_balanced_accuracy"].max() == 1
+
+
+def test_forward_is_features_then_logits_without_gradients(clip, tmp_path):
+    card, train, val, test = sets(2)
+    probe = LinearProbe(clip, card).fit(train, val, cache_dir=tmp_path)
+    images = torch.stack([clip.preprocess(test.image(i)) for i in range(4)])
+    cached = image_features(clip, test.subset(range(4)), cache_dir=tmp_path).features
+    assert torch.allclose(probe(images), probe.logits_from_features(cached), atol=1e-3)
+    assert not any(p.requires_grad for p in probe.parameters())
+
+
+def test_weights_save_and_load(clip, tmp_path):
+    card, train, val, _ = sets(2)
+    probe = LinearProbe(clip, card).fit(train, val, cache_dir=tmp_path)
+    other = LinearProbe(clip, card)
+    other.load_state_dict(probe.state_dict())
+    features = torch.randn(3, clip.embed_dim)
+    assert torch.equal(other.logits_from_features(features), probe.logits_from_features(features))
+
+
+def test_an_unfitted_probe_says_so(clip):
+    with pytest.raises(RuntimeError, match="the linear probe is not fitted; call probe.fit"):
+        LinearProbe(clip, make_card())(torch.zeros(1, 3, clip.image_size, clip.image_size))
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "message"),
+    [
+        ([0, 1, 0], [0, 1], "no training image of 'keratosis'; a linear probe needs"),
+        (
+            [0, 1, 2, 7],
+            [0, 1],
+            "label 7 in the training set is outside the card's classes, 0 to 2: 'melanoma'",
+        ),
+        ([0, 1, 2], [-1], "label -1 in the validation set is outside"),
+        ([], [0, 1], "the training set is empty"),
+        ([0, 1, 2], [], "the validation set is empty"),
+    ],
+)
+def test_errors_name_what_is_wrong(clip, train, val, message):
+    card = make_card()
+    with pytest.raises(ValueError, match=message):
+        LinearProbe(clip, card).fit(make_set(card, train), make_set(card, val, "val"))

@@ -1,0 +1,182 @@
+"""evaluate: the report of a method whose logits are written in the pixels, then of real ones."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn import metrics as sk
+from torch import nn
+from torchvision.transforms.functional import pil_to_tensor
+
+from medvlp.backbone.clip import load_clip
+from medvlp.methods.zero_shot import ZeroShot
+from medvlp.study.evaluation import Report, evaluate, predict_logits
+from medvlp.study.metrics import METRICS
+from tests.backbone import small_clips
+from tests.methods.small import make_card, make_set, set_of
+
+CARD = make_card()
+
+
+class Reader(nn.Module):
+    """The logits of an image are its mean red, green and blue, in steps of 10."""
+
+    def __init__(self, card=CARD, broken: int | None = None) -> None:
+        super().__init__()
+        self.clip = SimpleNamespace(device=torch.device("cpu"), preprocess=pil_to_tensor)
+        self.card, self.broken, self.modes = card, broken, []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.modes.append((self.training, torch.is_grad_enabled()))
+        logits = images.float().mean(dim=(2, 3))[:, : len(self.card.classnames)] / 10
+        if self.broken is not None:
+            logits[self.broken] = float("nan")
+        return logits
+
+
+def written(labels: list[int], logits: list[list[float]], card=CARD):
+    """Images from which Reader reads these logits, (N, 3)."""
+    pixels = np.round(np.array(logits) * 10).astype(np.uint8)[:, None, None, :]
+    return set_of(card, np.array(labels), pixels.repeat(4, 1).repeat(4, 2))
+
+
+@pytest.fixture(scope="module")
+def noisy() -> tuple[np.ndarray, np.ndarray, Report]:
+    """Labels, probabilities and report of 100 images, more than one batch of them."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=100)
+    logits = np.round(10 + 3 * rng.normal(size=(100, 3)) + 4 * np.eye(3)[labels], 1).clip(0, 25)
+    p = torch.tensor(logits).softmax(1).numpy()
+    return labels, p, evaluate(Reader(), written(labels.tolist(), logits.tolist()), n_bootstrap=200)
+
+
+def test_table_has_every_metric_inside_its_interval(noisy):
+    labels, p, report = noisy
+    table = report.table()
+    assert list(table.index) == list(METRICS) and list(table.columns) == ["value", "low", "high"]
+    assert table.loc["accuracy", "value"] == sk.accuracy_score(labels, p.argmax(1))
+    assert table.loc["AUROC", "value"] == pytest.approx(sk.roc_auc_score(labels, p, multi_class="ovr"))
+    rows = table.drop(index="ECE")  # which resampling overstates
+    assert (rows["low"] < rows["value"]).all() and (rows["value"] < rows["high"]).all()
+
+
+def test_per_image_says_what_was_seen_in_each(noisy):
+    labels, p, report = noisy
+    rows = report.per_image
+    names = CARD.classnames
+    assert list(rows.columns) == [
+        "id",
+        "true",
+        "predicted",
+        "correct",
+        "confidence",
+        *(f"P({n})" for n in names),
+    ]
+    assert list(rows["id"]) == [f"test/{i:03d}.png" for i in range(100)]
+    assert list(rows["true"]) == [names[y] for y in labels]
+    assert list(rows["predicted"]) == [names[y] for y in p.argmax(1)]
+    assert (rows["correct"] == (rows["true"] == rows["predicted"])).all()
+    assert rows.iloc[:, 5:].to_numpy() == pytest.approx(p, abs=1e-6)
+    assert (rows["confidence"] == rows.iloc[:, 5:].max(axis=1)).all()
+
+
+def test_per_class_and_confusion_are_scikit_learns(noisy):
+    labels, p, report = noisy
+    table = report.per_class()
+    expected = sk.classification_report(labels, p.argmax(1), target_names=CARD.classnames, output_dict=True)
+    for name in CARD.classnames:
+        row = table.loc[name]
+        assert row[["precision", "recall", "F1", "support"]].tolist() == pytest.approx(
+            list(expected[name].values())
+        )
+    assert table.loc["nevus", "AUROC"] == pytest.approx(sk.roc_auc_score(labels == 1, p[:, 1]))
+    confusion = report.confusion()
+    assert (confusion.to_numpy() == sk.confusion_matrix(labels, p.argmax(1))).all()
+    assert confusion.index.name == "true" and confusion.columns.name == "predicted"
+    assert list(confusion.index) == list(confusion.columns) == CARD.classnames
+
+
+def test_a_class_without_images_stays_in_the_tables():
+    report = evaluate(Reader(), written([0, 0, 1], [[9, 1, 1], [1, 9, 1], [1, 9, 1]]), n_bootstrap=50)
+    assert report.confusion().loc["keratosis"].tolist() == [0, 0, 0]
+    assert report.per_class().loc["keratosis", "support"] == 0
+    assert np.isnan(report.per_class().loc["keratosis", "recall"])
+    assert report.table().loc["balanced accuracy", "value"] == pytest.approx((1 / 2 + 1) / 2)
+
+
+def test_the_report_shows_its_table_and_says_of_what(noisy):
+    report = noisy[2]
+    title = "Reader on lesions, test: 100 images; 95 % intervals from 200 bootstrap resamples of the images"
+    assert repr(report).splitlines()[0] == f"{title}, seed 1"
+    assert f"{report.table().loc['kappa', 'low']:.3f}" in repr(report)
+    shown = report._repr_html_()
+    assert title in shown and f"{report.table().loc['kappa', 'low']:.3f}" in shown
+    assert shown == report._repr_html_()
+
+
+def test_the_seed_decides_the_intervals():
+    data = written([0, 1, 2] * 8, [[5, 5.3, 5]] * 12 + [[5, 5, 5.5]] * 12)
+    once, again, other = (evaluate(Reader(), data, n_bootstrap=100, seed=seed).table() for seed in (1, 1, 2))
+    pd.testing.assert_frame_equal(once, again)
+    assert not once.equals(other)
+    pd.testing.assert_series_equal(once["value"], other["value"])
+
+
+def test_groups_are_resampled_whole():
+    single = written([0, 1, 2] * 10, [[9, 1, 1]] * 10 + [[1, 9, 1]] * 20)
+    grouped = written([0, 1, 2] * 10, [[9, 1, 1]] * 10 + [[1, 9, 1]] * 20)
+    grouped.groups = ["patient 1"] * 15 + ["patient 2"] * 15
+    wide, narrow = (evaluate(Reader(), data, n_bootstrap=200) for data in (grouped, single))
+    assert "resamples of their 2 groups" in repr(wide)
+    assert len(set(wide.table().loc["accuracy"])) <= 3  # two patients give three different resamples
+    assert wide.table().loc["accuracy", "value"] == narrow.table().loc["accuracy", "value"]
+
+
+def test_evaluation_mode_without_gradients_and_the_mode_put_back():
+    method = Reader().train()
+    evaluate(method, written([0, 1], [[9, 1, 1], [1, 9, 1]]), n_bootstrap=5)
+    assert method.modes == [(False, False)]
+    assert method.training
+
+
+def test_cached_features_give_the_logits_of_forward(tmp_path):
+    clip = load_clip(small_clips.open_clip_kind(tmp_path / "clip"), device="cpu")
+    zero, data = ZeroShot(clip, CARD), make_set(CARD, [0, 1, 2, 1], "test")
+    images = torch.stack([clip.preprocess(data.image(i)) for i in range(4)])
+    logits = predict_logits(zero, data, cache_dir=tmp_path / "cache")
+    assert torch.allclose(logits, zero(images), atol=1e-4)
+    report = evaluate(zero, data, n_bootstrap=5, cache_dir=tmp_path / "cache")
+    assert list(report.per_image["predicted"]) == [CARD.classnames[y] for y in logits.argmax(1)]
+
+
+@pytest.mark.parametrize(
+    ("method", "data", "message"),
+    [
+        (Reader(), lambda: make_set(CARD, []), r"the data set \(lesions, train\) is empty"),
+        (
+            Reader(),
+            lambda: written([0, 5], [[1, 1, 1]] * 2),
+            r"image 'test/001.png' \(lesions, test\) has label 5, outside the card's classes, 0 to 2: 'mel",
+        ),
+        (
+            Reader(make_card(2, "two")),
+            lambda: written([0], [[1, 1, 1]]),
+            r"Reader was built for card 'two' with classes \['melanoma', 'nevus'\], but data set 'les",
+        ),
+        (
+            Reader(broken=1),
+            lambda: written([0, 1], [[1, 1, 1]] * 2),
+            "Reader gave logits that are not finite for 1 of 2 images, first 'test/001.png'",
+        ),
+    ],
+)
+def test_errors_name_what_is_wrong(method, data, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(method, data())
+
+
+def test_no_resamples_are_no_interval():
+    with pytest.raises(ValueError, match="n_bootstrap is 0; an interval needs resamples"):
+        evaluate(Reader(), written([0], [[1, 1, 1]]), n_bootstrap=0)
