@@ -25,7 +25,7 @@ help:
 	@echo "make clean   remove .venv, caches and builds"
 	@echo ""
 	@echo "More for the command:  make tour ARGS='--only 01'    make test ARGS='-k cards'"
-	@echo "Another Python:        make setup PYTHON=/path/to/python3.12"
+	@echo "Another Python:        make clean setup PYTHON=/path/to/python3.12"
 
 setup: $(STAMP)
 
@@ -47,7 +47,7 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml requirements.lock $(STALE)
 	@set -eu; \
 	has_uv=; if uv --version >/dev/null 2>&1; then has_uv=yes; fi; \
-	if [ -n "$(STALE)" ]; then \
+	if [ ! -x $(PY) ] || [ "$$(cat $(STAMP) 2>/dev/null)" != "$(CURDIR)" ]; then \
 	  python=; \
 	  for candidate in $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3 python); do \
 	    python=$$("$$candidate" -c 'import sys; print(sys.executable if sys.version_info >= (3, 11) else "")' \
