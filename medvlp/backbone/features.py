@@ -1,0 +1,197 @@
+"""Image features of a frozen CLIP, computed once and kept on disk.
+
+A cache file is named by what its numbers depend on: the clip's fingerprint (weights, architecture,
+preprocessing), the data set's fingerprint (which images, in which order) and the view. It is
+safetensors with the same facts as metadata and a checksum of its numbers.
+"""
+
+import json
+import multiprocessing
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+from tqdm.auto import tqdm
+
+from medvlp.backbone.clip import Clip
+from medvlp.data.files import atomic_write, sha256
+
+VERSION = "1"  # of the file's layout and of how views are drawn
+CROP_SCALE = (0.08, 1.0)  # part of the image's area that a random view keeps, as in the papers' recipes
+
+
+@dataclass
+class Features:
+    """Image features of one data set, in its order."""
+
+    features: Tensor  # (N, D) float32, L2-normalised
+    labels: Tensor  # (N,) int64
+    ids: list[str]
+
+
+def image_features(
+    clip: Clip,
+    dataset: Any,
+    view: int | None = None,
+    cache_dir: str | Path | None = None,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> Features:
+    """Features of every image of a data set, from the cache where they were computed before.
+
+    Args:
+        clip: the frozen model.
+        dataset: an `ImageSet`, or anything with `fingerprint`, `ids`, `labels`, `with_transform(transform)`
+            and `[i] -> (image, label)`.
+        view: None for the model's own preprocessing; a number for one random view of each image (random
+            resized crop, bicubic, and flip). A view depends on its number and the image's id alone.
+        cache_dir: default: the environment's MEDVLP_CACHE, or ~/.cache/medvlp.
+        batch_size: images encoded at once.
+        num_workers: processes that read and preprocess while the model encodes. Default: one a core, 8 at
+            most, for more than one batch; none where processes cannot be forked.
+        progress: show a bar when computing takes over two seconds.
+
+    Raises:
+        ValueError: an empty data set, or an image whose features are not finite.
+        OSError: a cache folder that cannot be written; found before anything is computed.
+    """
+    if len(dataset.ids) == 0:
+        raise ValueError("there are no images to encode: the data set is empty.")
+    facts = {
+        "version": VERSION,
+        "clip": clip.name,
+        "clip_fingerprint": clip.fingerprint,
+        "data_fingerprint": dataset.fingerprint,
+        "view": "evaluation" if view is None else str(view),
+        "ids": sha256(*dataset.ids),
+        "shape": f"{len(dataset.ids)} x {clip.embed_dim}",
+    }
+    base = Path(cache_dir or os.environ.get("MEDVLP_CACHE") or Path.home() / ".cache" / "medvlp").expanduser()
+    name = sha256(
+        json.dumps({**facts, "clip": None}, sort_keys=True)
+    )  # what the clip is called changes nothing
+    path = base / "features" / f"{name}.safetensors"
+    features = _read(path, facts)  # (N, D)
+    if features is None:
+        _make_folder(path.parent)
+        features = _encode(clip, dataset, view, batch_size, num_workers, progress)
+        with atomic_write(path) as part:
+            save_file({"features": features}, part, {**facts, "sha256": _checksum(features)})
+    return Features(features, torch.as_tensor(dataset.labels, dtype=torch.long), list(dataset.ids))
+
+
+class RandomView:
+    """A seeded random view of a PIL image: crop of any size, bicubic resize, flip, normalisation."""
+
+    def __init__(self, clip: Clip, view: int) -> None:
+        self.view = view
+        self.transform = v2.Compose(
+            [
+                v2.RandomResizedCrop(clip.image_size, CROP_SCALE, interpolation=v2.InterpolationMode.BICUBIC),
+                v2.RandomHorizontalFlip(),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(clip.preprocess_cfg["mean"], clip.preprocess_cfg["std"]),
+            ]
+        )
+
+    def __call__(self, image: Image.Image, image_id: str) -> Tensor:
+        """The view of `image`, (3, S, S); torch's random state stays as it was."""
+        seed = int(sha256(f"view {self.view}", image_id)[:15], 16)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self.transform(image)
+
+
+class _Views(Dataset):
+    """The images of a data set as one random view each."""
+
+    def __init__(self, dataset: Any, view: RandomView) -> None:
+        self.images, self.ids, self.view = dataset.with_transform(None), dataset.ids, view
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        image, label = self.images[i]
+        return self.view(image, self.ids[i]), label
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError as error:
+        raise OSError(f"the feature cache {folder} cannot be made ({error}); set MEDVLP_CACHE.") from error
+    if not writable:
+        raise PermissionError(f"the feature cache {folder} cannot be written; set MEDVLP_CACHE.")
+
+
+def _read(path: Path, facts: dict[str, str]) -> Tensor | None:
+    """The features in `path`, (N, D); None where there is no file, or, with a warning, a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored, features = file.metadata() or {}, file.get_tensor("features")
+        different = [key for key in facts if key != "clip" and stored.get(key) != facts[key]]
+        problem = f"its {', '.join(different)} differ" if different else ""
+        if not problem and stored.get("sha256") != _checksum(features):
+            problem = "its numbers do not have the checksum they were written with"
+    except (SafetensorError, OSError) as error:
+        problem = str(error)
+    if problem:
+        warnings.warn(f"damaged feature cache {path} is computed again: {problem}.", stacklevel=3)
+        return None
+    return features
+
+
+def _checksum(features: Tensor) -> str:
+    return sha256(features.numpy().tobytes())
+
+
+def _encode(
+    clip: Clip, dataset: Any, view: int | None, batch_size: int, num_workers: int | None, progress: bool
+) -> Tensor:
+    """Normalised features (N, D) on the CPU, in the data set's order."""
+    images = (
+        dataset.with_transform(clip.preprocess) if view is None else _Views(dataset, RandomView(clip, view))
+    )
+    loader = DataLoader(
+        images,
+        batch_size,
+        num_workers=_workers(len(dataset.ids), batch_size) if num_workers is None else num_workers,
+        pin_memory=clip.device.type == "cuda",
+        generator=torch.Generator(),  # or it would draw from the caller's random numbers
+    )
+    features = torch.empty(len(dataset.ids), clip.embed_dim)  # (N, D)
+    done = 0
+    with tqdm(total=len(features), desc="image features", unit="image", delay=2, disable=not progress) as bar:
+        for batch, _ in loader:  # (B, 3, S, S)
+            with torch.no_grad():
+                features[done : done + len(batch)] = clip.encode_images(batch).cpu()
+            done += len(batch)
+            bar.update(len(batch))
+    broken = (~features.isfinite().all(dim=1)).nonzero().flatten()
+    if len(broken):
+        raise ValueError(
+            f"the features of {len(broken)} images are not finite, the first {dataset.ids[int(broken[0])]!r};"
+            " look at that image, or load the clip with precision='fp32'."
+        )
+    return features
+
+
+def _workers(n_images: int, batch_size: int) -> int:
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    forked = method == "fork"  # spawned processes would run the caller's script again
+    return min(len(os.sched_getaffinity(0)), 8) if forked and n_images > batch_size else 0

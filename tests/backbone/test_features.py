@@ -1,0 +1,222 @@
+"""The cache of image features: values, keys, damage, several processes, views."""
+
+import multiprocessing
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from medvlp.backbone.clip import load_clip
+from medvlp.backbone.features import RandomView, image_features
+from medvlp.data.files import sha256
+from tests.backbone import small_clips
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Coloured noise; `broken` are the images that cannot be read."""
+
+    def __init__(self, n=10, seed=0, transform=None, indices=None, broken=()):
+        self.seed, self.transform, self.broken = seed, transform, broken
+        self.indices = list(range(n)) if indices is None else indices
+        self.ids = [f"train/{seed}/{i}.png" for i in self.indices]
+        self.labels = torch.tensor([i % 3 for i in self.indices], dtype=torch.long)
+
+    @property
+    def fingerprint(self):
+        return sha256(*self.ids)
+
+    def with_transform(self, transform):
+        return Pictures(seed=self.seed, transform=transform, indices=self.indices, broken=self.broken)
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        if self.indices[i] in self.broken:
+            raise OSError(f"cannot read {self.ids[i]}")
+        rng = np.random.default_rng([self.seed, self.indices[i]])
+        image = Image.fromarray(rng.integers(0, 256, (48, 40, 3), dtype=np.uint8))
+        return (self.transform(image) if self.transform else image), int(self.labels[i])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return load_clip(small_clips.openai_kind(tmp_path_factory.mktemp("clip")), device="cpu")
+
+
+def files(cache):
+    return sorted(path for path in cache.rglob("*") if path.is_file())
+
+
+def test_features_are_the_clips_own_in_order(clip, tmp_path):
+    data = Pictures(10)
+    got = image_features(clip, data, cache_dir=tmp_path, batch_size=4, num_workers=0)
+    images = torch.stack([clip.preprocess(data[i][0]) for i in range(10)])
+    torch.testing.assert_close(got.features, clip.encode_images(images), atol=1e-6, rtol=0)
+    assert got.features.shape == (10, 40) and got.features.dtype == torch.float32
+    assert got.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0] and got.ids == data.ids
+    workers = image_features(clip, data, cache_dir=tmp_path / "b", batch_size=4, num_workers=2)
+    assert torch.equal(workers.features, got.features)
+    assert not got.features.requires_grad and not got.features.is_inference()
+
+
+def test_the_second_time_no_image_is_read(clip, tmp_path):
+    first = image_features(clip, Pictures(6), cache_dir=tmp_path)
+    again = image_features(clip, Pictures(6, broken=range(6)), cache_dir=tmp_path)
+    assert torch.equal(first.features, again.features)
+    (file,) = files(tmp_path)
+    with safe_open(file, framework="pt") as stored:
+        facts = stored.metadata()
+    assert facts["clip"] == clip.name and facts["clip_fingerprint"] == clip.fingerprint
+    assert facts["data_fingerprint"] == Pictures(6).fingerprint and facts["view"] == "evaluation"
+
+
+def test_default_folder_is_the_environments(clip, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDVLP_CACHE", str(tmp_path / "env"))
+    image_features(clip, Pictures(3))
+    assert len(files(tmp_path / "env")) == 1
+    monkeypatch.delenv("MEDVLP_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    image_features(clip, Pictures(3))
+    assert len(files(tmp_path / "home" / ".cache" / "medvlp")) == 1
+
+
+def test_each_clip_data_set_and_view_has_its_own_file(clip, tmp_path):
+    other = load_clip(small_clips.openai_kind(tmp_path / "other", seed=1), device="cpu")
+    cache = tmp_path / "cache"
+    made = [
+        image_features(clip, Pictures(4), cache_dir=cache),
+        image_features(other, Pictures(4), cache_dir=cache),
+        image_features(clip, Pictures(4, seed=1), cache_dir=cache),
+        image_features(clip, Pictures(4), view=0, cache_dir=cache),
+        image_features(clip, Pictures(4), view=1, cache_dir=cache),
+    ]
+    assert len(files(cache)) == 5
+    for i in range(5):
+        for j in range(i):
+            assert not torch.allclose(made[i].features, made[j].features, atol=1e-3)
+    moved = load_clip(small_clips.openai_kind(tmp_path / "moved"), device="cpu")  # the same clip elsewhere
+    image_features(moved, Pictures(4), cache_dir=cache)
+    assert len(files(cache)) == 5
+
+
+def _truncate(file, other):
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def _empty(file, other):
+    file.write_bytes(b"")
+
+
+def _garbage(file, other):
+    file.write_bytes(b"\xff" * 5000)
+
+
+def _flip_a_bit(file, other):
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+
+
+def _another_file(file, other):
+    file.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize("damage", [_truncate, _empty, _garbage, _flip_a_bit, _another_file])
+def test_a_damaged_file_is_computed_again_with_a_warning(clip, tmp_path, damage):
+    image_features(clip, Pictures(5, seed=2), cache_dir=tmp_path / "other")
+    whole = image_features(clip, Pictures(5), cache_dir=tmp_path / "cache")
+    (file,), (other,) = files(tmp_path / "cache"), files(tmp_path / "other")
+    damage(file, other)
+    with pytest.warns(UserWarning, match=f"damaged feature cache .*{file.name} is computed again"):
+        again = image_features(clip, Pictures(5), cache_dir=tmp_path / "cache")
+    assert torch.equal(again.features, whole.features)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the file is whole again
+        image_features(clip, Pictures(5, broken=range(5)), cache_dir=tmp_path / "cache")
+
+
+def test_a_failure_leaves_nothing_behind(clip, tmp_path):
+    with pytest.raises(OSError, match="cannot read train/0/7.png"):
+        image_features(clip, Pictures(10, broken=[7]), cache_dir=tmp_path, batch_size=4, num_workers=0)
+    assert files(tmp_path) == []
+
+
+def _work(clip, cache, barrier, results):
+    torch.set_num_threads(1)
+    barrier.wait()
+    features = image_features(clip, Pictures(12), cache_dir=cache, batch_size=4, num_workers=0).features
+    results.put(features.numpy())
+
+
+def test_two_processes_may_compute_the_same_at_once(clip, tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(2), context.Queue()
+    workers = [context.Process(target=_work, args=(clip, tmp_path, barrier, results)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    one, two = results.get(timeout=60), results.get(timeout=60)
+    for worker in workers:
+        worker.join(timeout=60)
+        assert worker.exitcode == 0
+    assert np.array_equal(one, two)
+    assert len(files(tmp_path)) == 1
+    again = image_features(clip, Pictures(12, broken=range(12)), cache_dir=tmp_path)
+    assert np.array_equal(again.features.numpy(), one)
+
+
+def test_a_view_depends_on_its_number_and_the_images_id_alone(clip, tmp_path):
+    data = Pictures(8)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    whole = image_features(clip, data, view=4, cache_dir=tmp_path / "a", batch_size=3, num_workers=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(9)
+    forked = image_features(clip, data, view=4, cache_dir=tmp_path / "b", batch_size=3, num_workers=2)
+    assert torch.equal(forked.features, whole.features)
+    part = image_features(clip, Pictures(indices=[6, 2]), view=4, cache_dir=tmp_path / "c")
+    torch.testing.assert_close(part.features, whole.features[[6, 2]], atol=1e-6, rtol=0)
+
+
+def test_a_view_is_a_crop_or_its_mirror_image(clip):
+    left = Image.new("RGB", (64, 64))
+    left.paste((255, 255, 255), (0, 0, 32, 64))  # white left half
+    view = torch.stack([RandomView(clip, number)(left, "a.png") for number in range(40)])  # (40, 3, 32, 32)
+    assert view.shape == (40, 3, 32, 32) and len(view.unique(dim=0)) > 20
+    slope = (view[..., :8] - view[..., -8:]).mean(dim=(1, 2, 3))
+    assert (slope > 0.5).any() and (slope < -0.5).any()
+    black, white = [(value - np.array(small_clips.MEAN)) / np.array(small_clips.STD) for value in (0.0, 1.0)]
+    assert view.min() >= black.min() - 1e-4 and view.max() <= white.max() + 1e-4
+
+
+def test_the_callers_random_numbers_stay_as_they_were(clip, tmp_path):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    image_features(clip, Pictures(4), cache_dir=tmp_path, num_workers=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_empty_data_set_and_a_folder_that_cannot_be(clip, tmp_path):
+    with pytest.raises(ValueError, match="the data set is empty"):
+        image_features(clip, Pictures(0), cache_dir=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="feature cache .*file.* cannot be made .* set MEDVLP_CACHE"):
+        image_features(clip, Pictures(4, broken=range(4)), cache_dir=tmp_path / "file")
+
+
+def test_features_that_are_not_finite_name_the_image_and_are_not_kept(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(clip, "encode_images", lambda images: torch.full((len(images), 40), torch.nan))
+    with pytest.raises(ValueError, match="features of 4 images are not finite, the first 'train/0/0.png'"):
+        image_features(clip, Pictures(4), cache_dir=tmp_path)
+    assert files(tmp_path) == []
