@@ -86,7 +86,11 @@ class ImageSet(Dataset):
 
 
 class PhantomSet(ImageSet):
-    """Phantoms: images that also know what they show."""
+    """Phantoms: images that also know what they show.
+
+    They are rendered when first looked at and kept; workers of a DataLoader would each render their own,
+    so use `num_workers=0`.
+    """
 
     @property
     def world(self) -> World:
@@ -120,7 +124,15 @@ class Data:
     record: dict
 
     def __repr__(self) -> str:
-        return f"{self.card.title} ({self.card.name})\n{self.summary()}"
+        lines = [f"{self.card.title} ({self.card.name})", str(self.summary())]
+        shared = self.record["groups_in_two_splits"]
+        lines += [f"groups in both {pair}, as the data was given: {n}" for pair, n in shared.items()]
+        lines += (
+            [f"left out: {len(self.record['skipped'])}; see record['skipped']"]
+            if self.record["skipped"]
+            else []
+        )
+        return "\n".join(lines)
 
     def summary(self) -> pd.DataFrame:
         """Images of each class (columns) in each split (rows)."""

@@ -28,25 +28,27 @@ def read_medmnist(
         raise ValueError(
             f"card {card.name!r}: MedMNIST has no size {image_size}. Choices: {', '.join(map(str, SIZES))}."
         )
-    base = Path(root).expanduser() if root is not None else _default_root()
-    there = {
-        size: base / _file_name(flag, size) for size in SIZES if (base / _file_name(flag, size)).is_file()
-    }
+    bases = [Path(root).expanduser()] if root is not None else _default_roots()
+    files = {size: [base / _file_name(flag, size) for base in bases] for size in SIZES}
+    there = {size: path for size in SIZES for path in reversed(files[size]) if path.is_file()}
     size = image_size or max(there, default=SIZES[0])
     if size not in there:
         if not download:
             sizes = ", ".join(str(size) for size in there) or "none"
+            looked = " or ".join(str(base) for base in bases)
             raise FileNotFoundError(
-                f"card {card.name!r}: there is no {_file_name(flag, size)} in {base} (sizes there: {sizes}). "
+                f"card {card.name!r}: no {_file_name(flag, size)} in {looked} (sizes there: {sizes}). "
                 "Give root=... or MEDVLP_DATA the folder that holds it, choose a size that is there, or pass "
                 f"download=True. How to get it: {card.source.how_to_get or 'the card does not say'}"
             )
-        there[size] = _download(flag, size, base)
+        there[size] = _download(flag, size, bases[0])
     return _read(card, there[size]), {"image_size": size, "file": there[size].name}
 
 
-def _default_root() -> Path:
-    return Path(os.environ.get("MEDVLP_DATA") or Path.home() / ".medmnist")
+def _default_roots() -> list[Path]:
+    """MEDVLP_DATA, where it is set, and the folder that the medmnist package uses."""
+    ours = os.environ.get("MEDVLP_DATA")
+    return [*([Path(ours)] if ours else []), Path.home() / ".medmnist"]
 
 
 def _file_name(flag: str, size: int) -> str:
@@ -55,10 +57,8 @@ def _file_name(flag: str, size: int) -> str:
 
 def _download(flag: str, size: int, base: Path) -> Path:
     """Fetch one file with the medmnist package, checked by it; it appears in `base` only when whole."""
-    try:
-        import medmnist
-    except ImportError as error:
-        raise ImportError("download=True needs the medmnist package: pip install medmnist.") from error
+    import medmnist  # here, because it makes a folder in the home directory when imported
+
     if flag not in medmnist.INFO:
         raise ValueError(unknown_name("MedMNIST flag", flag, medmnist.INFO))
     dataset = getattr(medmnist, medmnist.INFO[flag]["python_class"])
