@@ -15,7 +15,9 @@ SHORT = 0.2  # share of captions that mention one attribute only
 NAMED = ("{name}, {rest}", "{rest}, {name}", "{name} with {rest}", "{rest} in {name}")
 
 
-def captions(world: World, latents: Latents, seed: int, name_rate: float = 0.0, wrong_rate: float = 0.2) -> list[str]:
+def captions(
+    world: World, latents: Latents, seed: int, name_rate: float = 0.0, wrong_rate: float = 0.2
+) -> list[str]:
     """One caption for each of the n latents; another seed gives other words for the same images.
 
     ValueError if a rate is not between 0 and 1.
@@ -39,7 +41,8 @@ def _caption(
         chance = {True: MENTION_PRESENT, False: MENTION_ABSENT}
         mentioned = [k for k in order if words.random() < chance[present[k]]] or order[:1]
     phrases = [
-        words.choice(world.attributes[k].present if present[k] else world.attributes[k].absent) for k in mentioned
+        words.choice(world.attributes[k].present if present[k] else world.attributes[k].absent)
+        for k in mentioned
     ]
     rest = f"{words.choice(world.openings)} {words.choice((', ', ' and ', '; ')).join(phrases)}".strip()
     if words.random() >= name_rate:

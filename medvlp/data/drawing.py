@@ -76,7 +76,9 @@ def _paint(image: Tensor, mask: Tensor, colour: Tensor) -> Tensor:
     return torch.lerp(image, colour.expand_as(image), mask[:, None])
 
 
-def _spots(draws: Draws, count: int, radius: tuple[float, float], spread: float, cx: Tensor, cy: Tensor) -> Tensor:
+def _spots(
+    draws: Draws, count: int, radius: tuple[float, float], spread: float, cx: Tensor, cy: Tensor
+) -> Tensor:
     """`count` soft round spots within `spread` of (cx, cy): (n, S, S)."""
     mask = torch.zeros(1)
     for _ in range(count):
@@ -144,13 +146,14 @@ def draw_derm(on: dict[str, Tensor], draws: Draws) -> Tensor:
 
 def draw_cxr(on: dict[str, Tensor], draws: Draws) -> Tensor:
     """A frontal chest radiograph: air is dark; bone, heart and fluid are bright."""
-    x, y, n = draws.x - draws.uniform(-0.06, 0.06), draws.y - draws.uniform(-0.06, 0.06), len(draws.uniforms)
+    x, y = draws.x - draws.uniform(-0.06, 0.06), draws.y - draws.uniform(-0.06, 0.06)
     wide, tall = draws.uniform(0.92, 1.08), draws.uniform(0.92, 1.08)
     x, y = x / wide, y / tall
     body = _soft(x.abs() - 0.9 - 0.08 * y, 0.05)
     picture = 0.62 * body + 0.03 * draws.field()
 
-    floor = 0.52 + draws.uniform(-0.03, 0.03) - 0.26 * on["diaphragm"] * _soft(x, 0.05)  # the image's left dome
+    # one dome may be raised, the one on the image's left
+    floor = 0.52 + draws.uniform(-0.03, 0.03) - 0.26 * on["diaphragm"] * _soft(x, 0.05)
     dome = y - floor + 0.1 * (1 - ((x.abs() - 0.42) / 0.4) ** 2)
     taper = 0.34 + 0.1 * (y + 0.6).clamp(0, 1)
     shape = (((x.abs() - 0.42) / taper).abs() ** 2.5 + (((y + 0.1) / 0.75).abs()) ** 2.5) - 1
