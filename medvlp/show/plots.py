@@ -130,7 +130,7 @@ def symptom_bars(
         ticks += zip(places, rows["symptom"], strict=True)
         y += len(rows) + 0.7
     ax.set_yticks([place for place, _ in ticks], [textwrap.shorten(s, 60) for _, s in ticks], fontsize=8)
-    ax.invert_yaxis()
+    ax.set_ylim(ticks[-1][0] + 0.8, -0.8)
     ax.axvline(0, color=GREY, linewidth=0.8)
     ax.set_xlabel("cosine with the image (dashed: mean of the class)")
     words = {"true": true, "predicted": predicted}
