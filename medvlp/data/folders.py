@@ -64,8 +64,8 @@ def read_folder(card: DataCard, root: str | Path | None, problems: Problems) -> 
     """Images in class folders, with or without split folders above them."""
     source = card.source
     said = "splits" in source.model_fields_set  # else the usual names of split folders are looked for
-    names = source.splits if said else {}
-    split_of = {name.casefold(): split for split, name in names.items() if name} if said else SPLIT_WORDS
+    given = {name.casefold(): split for split, name in source.splits.items() if name}
+    split_of = given if said else SPLIT_WORDS
     words = {word.casefold() for info in card.classes for word in (info.name, *info.aliases)}
 
     def fits(folder: Path) -> bool:

@@ -107,7 +107,8 @@ def test_splits_that_are_made_keep_patients_whole_and_are_recorded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("same", "message"), [(True, "1 image.* in both train and test"), (False, "1 group")]
+    ("same", "message"),
+    [(True, "1 image.* in both train and val"), (False, "1 group.* in both train and val")],
 )
 def test_a_split_that_shares_an_image_or_a_patient_is_refused(tmp_path, monkeypatch, same, message):
     draw_classes(tmp_path)
@@ -632,13 +633,10 @@ def test_what_is_printed_counts_the_classes(squares):
 def test_pneumonia_counts_and_a_validation_split_of_whole_patients(data_root, monkeypatch):
     opened = []
     monkeypatch.setattr(Image, "open", lambda *args: opened.append(args))
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        data = load_dataset("pneumonia", root=data_root)
-        seconds.append(time.perf_counter() - start)
+    start = time.process_time()
+    data = load_dataset("pneumonia", root=data_root)
+    assert time.process_time() - start < 1
     assert not opened
-    assert min(seconds) < 1
     table = data.summary()
     assert (table.loc["train"] + table.loc["val"]).tolist() == [1341, 3875, 5216]
     assert table.loc["test"].tolist() == [234, 390, 624]
