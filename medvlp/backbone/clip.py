@@ -20,6 +20,7 @@ from medvlp.data.files import sha256
 from medvlp.data.names import unknown_name
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PROFILES = {"clip": "ViT-B-16-quickgelu/openai", "large": "ViT-L-14-336-quickgelu/openai"}  # as ViP uses
 TEXTS_AT_ONCE = 256  # texts encoded in one go
 PROBE = [  # the fingerprint knows a tokenizer by what it makes of these
     "a dermoscopy image of an asymmetric lesion with irregular dots, 3 colours & a blue-white veil.",
@@ -65,6 +66,13 @@ class Clip(nn.Module):
         if isinstance(model.text, TextTransformer):
             model.text.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
         self.eval()
+
+    def __repr__(self) -> str:
+        millions = sum(parameter.numel() for parameter in self.parameters()) / 1e6
+        return (
+            f"Clip({self.name!r}: images of {self.image_size} pixels, texts of up to {self.context_length} tokens, "
+            f"embed_dim {self.embed_dim}, {millions:.1f} M frozen weights, {self.dtype} on {self.device})"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -176,11 +184,11 @@ class Clip(nn.Module):
         """Raise if the tokenizer cut a text: tokenizers of open_clip do so without a word."""
         hf = getattr(self.tokenizer, "tokenizer", None)  # a Hugging Face tokenizer, where there is one
         pad = 0 if hf is None else hf.pad_token_id
-        counts = (tokens != pad).sum(dim=1)  # (N,)
-        for i in (counts >= self.context_length - 3).nonzero().flatten().tolist():
+        full = (tokens[:, -3:] != pad).any(dim=1)  # (N,)
+        for i in full.nonzero().flatten().tolist():
             room = max(4 * len(texts[i]) + 16, self.context_length)  # at most one token a byte
             count = int((self.tokenizer([texts[i]], context_length=room) != pad).sum())
-            if count > int(counts[i]):
+            if count > int((tokens[i] != pad).sum()):
                 raise ValueError(
                     f"text {texts[i]!r} has {count} tokens; clip {self.name!r} takes at most "
                     f"{self.context_length}, start and end of text included. Shorten it."
@@ -193,6 +201,7 @@ def load_clip(name: str = "tiny", device: str | torch.device = "auto", precision
     Args:
         name: one of
             `tiny`: the small CLIP that comes with the package;
+            `clip`, `large`: OpenAI's ViT-B/16 and ViT-L/14 at 336 pixels (see `PROFILES`);
             `ARCH/TAG`: an architecture and a pretrained tag of open_clip, as "ViT-B-16-quickgelu/openai"
             (`open_clip.list_pretrained()` lists them);
             `ARCH/random`: random weights from a fixed seed, for benchmarks;
@@ -210,6 +219,7 @@ def load_clip(name: str = "tiny", device: str | torch.device = "auto", precision
     if precision not in PRECISIONS:
         raise ValueError(unknown_name("precision", precision, PRECISIONS))
     where = _device(device)
+    name = PROFILES.get(name, name)
     model, tokenizer, cfg = load_source(name, precision)
     return Clip(name, model, tokenizer, cfg, precision).to(where)
 

@@ -135,6 +135,12 @@ def pretrain(
     return clip, pd.DataFrame(rows)
 
 
+def corpus_latents(world: World, config: PretrainConfig, number: int) -> Latents:
+    """What the run's images of its world `number` are made of; no data set draws the same ones."""
+    state = np.random.SeedSequence([STREAM, config.seed, number]).generate_state(1, np.uint32)
+    return world.sample(config.n_images, seed=int(state[0]))
+
+
 def normalise(images: Tensor) -> Tensor:
     """Bytes (B, 3, 64, 64) to what `clip.preprocess` makes of the same picture, float32."""
     mean = torch.tensor(PREPROCESS["mean"]).view(3, 1, 1)
@@ -161,8 +167,7 @@ def save_clip(clip: Clip, folder: str | Path, record: dict) -> None:
 
 
 def _corpus(world: World, config: PretrainConfig, number: int) -> tuple[World, Latents, Tensor]:
-    state = np.random.SeedSequence([STREAM, config.seed, number]).generate_state(1, np.uint32)
-    latents = world.sample(config.n_images, seed=int(state[0]))
+    latents = corpus_latents(world, config, number)
     return world, latents, world.render(latents, PREPROCESS["size"])
 
 

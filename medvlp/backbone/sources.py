@@ -147,7 +147,7 @@ def _no_such_clip(name: str) -> str:
     if Path(name).is_dir():
         return f"clip {name!r} is a folder; write 'local-dir:{name}'."
     return unknown_name(
-        "clip", name, ["tiny", "ARCH/TAG", "ARCH/random", "hf-hub:OWNER/REPO", "local-dir:FOLDER"]
+        "clip", name, ["tiny", "clip", "large", "ARCH/TAG", "ARCH/random", "hf-hub:OWNER/REPO", "local-dir:FOLDER"]
     )
 
 

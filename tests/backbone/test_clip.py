@@ -98,6 +98,12 @@ def test_sizes_and_scale_of_each_kind(tmp_path):
     assert (bert.embed_dim, bert.text_width, bert.image_size, bert.context_length) == (40, 48, 160, 40)
 
 
+def test_a_clip_shows_itself_in_one_line(clip):
+    shown = repr(clip)
+    assert "\n" not in shown and "images of 32 pixels" in shown and "embed_dim 40" in shown
+    assert f"{sum(p.numel() for p in clip.parameters()) / 1e6:.1f} M" in shown
+
+
 def test_frozen_and_eval_also_inside_a_training_method(tmp_path):
     clip = load_clip(small_clips.biomedclip_kind(tmp_path), device="cpu")  # its BERT has dropout
     method = torch.nn.Sequential(clip).train()
@@ -219,7 +225,7 @@ def test_images_that_were_not_preprocessed(clip):
             r"unknown pretrained tag 'openia' in architecture 'ViT-B-16'; did you mean 'openai'\?",
         ),
         ("ViT-B-16", r"names no weights; write 'ViT-B-16/TAG'. Tags: 'openai'.*'random'"),
-        ("tinny", r"unknown clip 'tinny'; did you mean 'tiny'\? Choices: 'tiny', 'ARCH/TAG'"),
+        ("tinny", r"unknown clip 'tinny'; did you mean 'tiny'\? Choices: 'tiny', 'clip', 'large', 'ARCH/TAG'"),
     ],
 )
 def test_unknown_names(name, expected):

@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import torch
+
+from medvlp.backbone.clip import load_clip
+from medvlp.backbone.pretrain import PretrainConfig, new_clip, normalise, pretrain, save_clip
+from medvlp.data.phantoms import get_world
+
+SHORT = PretrainConfig(worlds=("derm",), n_images=256, steps=40, batch_size=48, warmup=10, seed=3, bf16=False)
+
+
+@pytest.fixture(scope="module")
+def short_run():
+    return pretrain(SHORT, progress=False)
+
+
+def test_the_loss_starts_at_chance_and_falls(short_run):
+    _, history = short_run
+    chance = math.log(SHORT.batch_size)
+    assert history["loss"][0] == pytest.approx(chance, abs=0.4)
+    assert history["loss"].tail(5).mean() < chance - 0.1
+    assert history["accuracy"].tail(10).mean() > 2 / SHORT.batch_size
+
+
+def test_the_same_seed_gives_the_same_weights(short_run):
+    clip, history = short_run
+    again, history_again = pretrain(SHORT, progress=False)
+    assert history.equals(history_again)
+    for key, value in clip.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[key]), key
+    assert not torch.equal(new_clip(3).model.visual.proj, new_clip(4).model.visual.proj)
+
+
+def test_a_trained_clip_is_frozen_and_survives_the_disk(short_run, tmp_path):
+    clip, _ = short_run
+    assert not any(p.requires_grad for p in clip.parameters())
+    save_clip(clip, tmp_path, {"steps": SHORT.steps})
+    loaded = load_clip(f"local-dir:{tmp_path}", device="cpu")
+    world = get_world("derm")
+    images = normalise(world.render(world.sample(8, 1)))
+    assert torch.allclose(
+        clip.encode_images(images), loaded.encode_images(images), atol=2e-3
+    )  # half precision
+    texts = ["black dots.", "a smooth regular border, one uniform brown color"]
+    assert torch.allclose(clip.encode_texts(texts), loaded.encode_texts(texts), atol=2e-3)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_normalise_is_the_clips_own_preprocessing():
+    from torchvision.transforms.functional import to_pil_image
+
+    clip = new_clip()
+    world = get_world("fundus")
+    images = world.render(world.sample(2, 1))  # (2, 3, 64, 64) bytes
+    expected = torch.stack([clip.preprocess(to_pil_image(image)) for image in images])
+    assert torch.allclose(normalise(images), expected, atol=1e-6)
+
+
+def test_a_diverging_run_says_what_to_try():
+    with pytest.raises(FloatingPointError, match="try a lower lr"):
+        pretrain(PretrainConfig(("derm",), 64, 20, 16, lr=1e25, warmup=1, bf16=False), progress=False)

@@ -1,0 +1,113 @@
+import itertools
+
+import pytest
+import torch
+
+from medvlp.data.cards import load_card
+from medvlp.data.datasets import load_dataset
+from medvlp.data.phantoms import DRAWINGS, get_world
+
+WORLDS = [get_world(name) for name in DRAWINGS]
+by_name = pytest.mark.parametrize("world", WORLDS, ids=list(DRAWINGS))
+
+
+@by_name
+def test_classes_are_the_cards(world):
+    assert list(world.classnames) == load_card(f"phantom-{world.name}").classnames
+
+
+@by_name
+def test_samples_follow_the_stated_probabilities(world):
+    latents = world.sample(20_000, seed=5)
+    for c in range(len(world.classnames)):
+        of_class = latents.attributes[latents.labels == c].double()
+        error = (of_class.mean(dim=0) - world.probability[c]).abs()  # (K,)
+        assert error.max() < 4 * 0.5 / len(of_class) ** 0.5
+
+
+@by_name
+def test_an_image_does_not_depend_on_its_neighbours(world):
+    latents = world.sample(70, seed=3)  # more than one chunk
+    together = world.render(latents, 32)
+    assert torch.equal(world.render(latents[65:68], 32), together[65:68])
+    assert together.float().flatten(1).std(dim=0).mean() > 5  # and images differ
+
+
+@by_name
+def test_a_flipped_attribute_changes_its_part_only(world):
+    latents = world.sample(24, seed=8)
+    for k, attribute in enumerate(world.attributes):
+        off = world.render(latents.with_attribute(k, False), 64).float()
+        on = world.render(latents.with_attribute(k, True), 64).float()
+        changed = (on - off).abs().amax(dim=1) > 12  # (n, 64, 64)
+        share = changed.float().mean(dim=(1, 2))  # (n,)
+        assert (share > 0).float().mean() > 0.95, f"{attribute.name} cannot be seen"
+        if attribute.name != "pigment":  # which tints the whole retina
+            assert share.mean() < 0.45, f"{attribute.name} changes everything"
+
+
+@by_name
+def test_the_same_picture_at_any_size(world):
+    latents = world.sample(4, seed=2)
+    small = world.render(latents, 64).float()
+    large = torch.nn.functional.avg_pool2d(world.render(latents, 192).float(), 3)
+    correlation = torch.corrcoef(torch.stack([small.flatten(), large.flatten()]))[0, 1]
+    assert correlation > 0.97
+
+
+def test_bayes_accuracy_is_what_the_posterior_reaches():
+    for world in WORLDS:
+        latents = world.sample(40_000, seed=9)
+        posterior = world.posterior(latents.attributes)
+        assert torch.allclose(posterior.sum(dim=1), torch.ones(40_000, dtype=torch.float64))
+        reached = (posterior.argmax(dim=1) == latents.labels).double().mean().item()
+        assert reached == pytest.approx(world.bayes_accuracy(), abs=0.01)
+
+
+def test_bayes_accuracy_by_hand():
+    """With its two telling attributes alone, derm can be summed on paper."""
+    world = get_world("derm")
+    p = world.probability[:, :2]
+    by_hand = 0.0
+    for pattern in itertools.product((0, 1), repeat=2):
+        by_hand += (
+            max(
+                (p[c, 0] if pattern[0] else 1 - p[c, 0]) * (p[c, 1] if pattern[1] else 1 - p[c, 1])
+                for c in (0, 1)
+            ).item()
+            / 2
+        )
+    assert by_hand < world.bayes_accuracy() < by_hand + 0.02
+
+
+def test_weights_can_beat_the_plain_mean_of_symptoms():
+    for world in WORLDS:
+        symptoms = load_card(f"phantom-{world.name}").symptoms()
+        assert world.plain_accuracy(symptoms) < world.bayes_accuracy() - 0.1
+    derm = get_world("derm")
+    one_telling = {"melanoma": ["a blue-white veil"], "nevus": ["no blue area"]}
+    assert derm.plain_accuracy(one_telling) == pytest.approx((0.88 + 0.90) / 2)
+
+
+def test_data_sets_share_no_image_with_pretraining():
+    from medvlp.backbone.pretrain import PretrainConfig, corpus_latents
+
+    config = PretrainConfig()
+    for number, name in enumerate(config.worlds):
+        seen = set(corpus_latents(get_world(name), config, number).seeds.tolist())
+        assert len(seen) == config.n_images
+        for seed in (1, 2, 3):
+            data = load_dataset(f"phantom-{name}", seed=seed)
+            for part in (data.train, data.val, data.test):
+                assert not seen & set(part.latents.seeds.tolist())
+
+
+def test_errors_name_the_choices():
+    with pytest.raises(ValueError, match=r"unknown phantom world 'dermo'; did you mean 'derm'"):
+        get_world("dermo")
+    with pytest.raises(ValueError, match=r"did you mean 'border'.*'veil'"):
+        get_world("derm").index("boarder")
+    with pytest.raises(ValueError, match=r"unknown wording 'black dot'.*did you mean 'black dots'"):
+        get_world("derm").reading("black dot")
+    with pytest.raises(ValueError, match="at least 16 pixels"):
+        get_world("derm").render(get_world("derm").sample(1, 0), 8)
