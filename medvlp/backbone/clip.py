@@ -70,8 +70,9 @@ class Clip(nn.Module):
     def __repr__(self) -> str:
         millions = sum(parameter.numel() for parameter in self.parameters()) / 1e6
         return (
-            f"Clip({self.name!r}: images of {self.image_size} pixels, texts of up to {self.context_length} tokens, "
-            f"embed_dim {self.embed_dim}, {millions:.1f} M frozen weights, {self.dtype} on {self.device})"
+            f"Clip({self.name!r}: images of {self.image_size} pixels, "
+            f"texts of up to {self.context_length} tokens, embed_dim {self.embed_dim}, "
+            f"{millions:.1f} M frozen weights, {self.dtype} on {self.device})"
         )
 
     @property

@@ -146,9 +146,8 @@ def _no_such_clip(name: str) -> str:
         return f"clip {name!r} names no weights; write '{name}/TAG'. Tags: {', '.join(map(repr, tags))}."
     if Path(name).is_dir():
         return f"clip {name!r} is a folder; write 'local-dir:{name}'."
-    return unknown_name(
-        "clip", name, ["tiny", "clip", "large", "ARCH/TAG", "ARCH/random", "hf-hub:OWNER/REPO", "local-dir:FOLDER"]
-    )
+    kinds = ["ARCH/TAG", "ARCH/random", "hf-hub:OWNER/REPO", "local-dir:FOLDER"]
+    return unknown_name("clip", name, ["tiny", "clip", "large", *kinds])
 
 
 def _unknown_architecture(arch: str) -> str:

@@ -225,7 +225,7 @@ def test_images_that_were_not_preprocessed(clip):
             r"unknown pretrained tag 'openia' in architecture 'ViT-B-16'; did you mean 'openai'\?",
         ),
         ("ViT-B-16", r"names no weights; write 'ViT-B-16/TAG'. Tags: 'openai'.*'random'"),
-        ("tinny", r"unknown clip 'tinny'; did you mean 'tiny'\? Choices: 'tiny', 'clip', 'large', 'ARCH/TAG'"),
+        ("tinny", r"unknown clip 'tinny'; did you mean 'tiny'\? Choices: .*'large', 'ARCH/TAG'"),
     ],
 )
 def test_unknown_names(name, expected):
