@@ -131,9 +131,7 @@ def test_modules_are_short_and_load_nothing_unsafe(path):
                 assert "pickle" not in [name.name for name in names], f"pickle in line {node.lineno}"
             case ast.Call(func=ast.Attribute(attr="cuda" | "load_state_dict"), keywords=keywords):
                 assert node.func.attr != "cuda", f".cuda() in line {node.lineno}: use .to(device)"
-                assert "strict" not in [k.arg for k in keywords], (
-                    f"line {node.lineno} can hide a wrong key"
-                )
+                assert "strict" not in [k.arg for k in keywords], f"line {node.lineno} can hide a wrong key"
             case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr="load")):
                 pytest.fail(f"torch.load in line {node.lineno}: use safetensors")
             case ast.ExceptHandler(type=None):
