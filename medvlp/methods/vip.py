@@ -1,0 +1,236 @@
+"""ViP: visual symptoms of each class, read with learned context and merged by learned attention."""
+
+from collections.abc import Mapping, Sequence
+from math import inf, sqrt
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvlp.backbone.clip import Clip
+from medvlp.backbone.inject import SLOT, encode_prompts, tokenize_slots
+from medvlp.data.cards import DataCard
+from medvlp.data.names import unknown_name
+from medvlp.methods.zero_shot import _symptoms, symptom_text
+
+POSITIONS = ("end", "middle", "front")
+AGGREGATIONS = ("merge", "mean", "max")
+STD = 0.02  # of the learned vectors at the start
+
+
+def prompt_text(symptom: str, n_ctx: int, position: str) -> str:
+    """A symptom's text with a `SLOT` for each context vector; `position` is where the symptom stands."""
+    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
+    words = symptom_text(symptom).removesuffix(".")
+    return " ".join([*[SLOT] * before, words, *[SLOT] * (n_ctx - before)]) + "."
+
+
+def merge(T: Tensor, g: Tensor, Wq: Tensor, Wk: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """ViP's merge prompt: one text feature for each class, and the attention over its symptoms.
+
+    Args:
+        T: (n_cls, m, D) symptom features, not normalised; classes with fewer than m filled up.
+        g: (n_cls, D) the merge prompt.
+        Wq: (D, D).
+        Wk: (D, D).
+        mask: (n_cls, m) True where there is a symptom.
+
+    Returns:
+        t (n_cls, D), not normalised, and the attention (n_cls, m), zero where the mask is False.
+    """
+    q = g @ Wq.T  # (n_cls, D)
+    k = T @ Wk.T  # (n_cls, m, D)
+    scores = torch.einsum("cd,cmd->cm", q, k) / sqrt(T.shape[-1])  # (n_cls, m)
+    attention = scores.masked_fill(~mask, -inf).softmax(dim=-1)  # (n_cls, m)
+    return g + torch.einsum("cm,cmd->cd", attention, T), attention
+
+
+class ViP(nn.Module):
+    r"""Visual symptom-guided prompt tuning.
+
+        T_c = text([SOS] v_1 .. v_M symptom_ci . [EOS])_i                        (m_c, D), not normalised
+        t_c = g_c + softmax((W_q g_c) (W_k T_c)^T / sqrt(D)) T_c                 (D,)
+        logits[b, c] = exp(logit_scale) * f_b . t_c / |t_c|
+
+    with f_b the normalised image feature: Fang et al., "Aligning Medical Images with General Knowledge from
+    Large Language Models", MICCAI 2024, arXiv 2409.00341. Learned are the context prompt v (`ctx`), the
+    merge prompt g (`g`) and W_q, W_k (`Wq`, `Wk`); both towers are frozen, and the class name is nowhere in
+    a prompt. v and g start with standard deviation 0.02, W_q and W_k Xavier normal.
+
+    The switches are the paper's ablations: `context=False` reads the symptoms plainly (merge prompt alone);
+    `aggregation="mean"` or `"max"` does without the merge prompt (context prompt alone). How the paper takes
+    mean and maximum is unknown; here they are those of T_c, coordinate by coordinate, in place of t_c.
+    Without either nothing is learned.
+
+    Args:
+        clip: The frozen image and text towers.
+        card: Gives the classes in label order, and their symptoms.
+        n_ctx: M, the number of context vectors.
+        csc: Class-specific context: M vectors for each class, not shared.
+        position: Where the symptom stands, as in CoOp: at the "end" after the context, in the "middle" of
+            it, or at the "front" of it. The full stop comes last.
+        context: Whether there is a context prompt.
+        aggregation: How a class's symptoms become one feature: "merge", "mean" or "max".
+        symptoms: Your own symptoms, {classname: [phrase, ...]} for every class; replaces the card's.
+        knowledge: The kind of knowledge of the card that is read.
+        seed: Of the learned tensors' start.
+
+    Attributes:
+        ctx: (M, w), or (n_cls, M, w) with csc; w is the text width.
+        g: (n_cls, D), the merge prompts.
+        Wq: (D, D), W_q; with `Wk` shared by the classes.
+        Wk: (D, D), W_k.
+        symptoms: {classname: [phrase, ...]}, in label order.
+        config: the arguments by name, fit for JSON; `ViP(clip, card, **config)` builds the same again.
+
+    Raises:
+        ValueError: a class without symptoms, a symptom with too many tokens, an unknown switch.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        card: DataCard,
+        *,
+        n_ctx: int = 4,
+        csc: bool = False,
+        position: str = "end",
+        context: bool = True,
+        aggregation: str = "merge",
+        symptoms: Mapping[str, Sequence[str]] | None = None,
+        knowledge: str = "symptoms",
+        seed: int = 1,
+    ) -> None:
+        """Tokenize the prompts and draw the learned tensors; see the class."""
+        super().__init__()
+        if position not in POSITIONS:
+            raise ValueError(unknown_name("position", position, POSITIONS))
+        if aggregation not in AGGREGATIONS:
+            raise ValueError(unknown_name("aggregation", aggregation, AGGREGATIONS))
+        if n_ctx < 1:
+            raise ValueError(f"n_ctx must be at least 1, got {n_ctx}; context=False does without context.")
+        self.clip, self.card = clip, card
+        self.context, self.aggregation = context, aggregation
+        own = None if symptoms is None else _symptoms(card, knowledge, symptoms)
+        self.symptoms = card.symptoms(knowledge) if own is None else own
+        self.config: dict[str, Any] = {
+            "n_ctx": n_ctx,
+            "csc": csc,
+            "position": position,
+            "context": context,
+            "aggregation": aggregation,
+            "symptoms": own,
+            "knowledge": knowledge,
+            "seed": seed,
+        }
+
+        self._counts = [len(phrases) for phrases in self.symptoms.values()]  # m_c
+        n_cls, D, device = len(self._counts), clip.embed_dim, clip.device
+        mask = torch.arange(max(self._counts)) < torch.tensor(self._counts)[:, None]  # (n_cls, m)
+        tokens, positions = _tokenize(clip, self.symptoms, n_ctx if context else 0, position)
+        self._buffer("mask", mask)
+        self._buffer("tokens", tokens)  # (N, L), N all symptoms of all classes
+        self._buffer("positions", positions)  # (N, M)
+
+        random = torch.Generator().manual_seed(seed)
+        if context:
+            shape = (n_cls, n_ctx, clip.text_width) if csc else (n_ctx, clip.text_width)
+            self.ctx = nn.Parameter(nn.init.normal_(torch.empty(shape), std=STD, generator=random).to(device))
+        else:
+            with torch.no_grad():
+                self._buffer(
+                    "plain_features", clip.model.encode_text(self.tokens, normalize=False).float()
+                )  # (N, D)
+        if aggregation == "merge":
+            g = nn.init.normal_(torch.empty(n_cls, D), std=STD, generator=random)
+            Wq, Wk = (nn.init.xavier_normal_(torch.empty(D, D), generator=random) for _ in range(2))
+            self.g, self.Wq, self.Wk = (nn.Parameter(start.to(device)) for start in (g, Wq, Wk))
+
+    def _buffer(self, name: str, tensor: Tensor) -> None:
+        """Keep a tensor that moves with the module and follows from its configuration, so is not saved."""
+        self.register_buffer(name, tensor.to(self.clip.device), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
+        return self.logits_from_features(self.clip.encode_images(images))
+
+    def logits_from_features(self, image_features: Tensor) -> Tensor:
+        """Logits of normalised image features: (B, D) -> (B, n_cls)."""
+        t = self.class_features()  # (n_cls, D)
+        return self.clip.logit_scale * image_features.to(t) @ t.T
+
+    def class_features(self) -> Tensor:
+        """The classes' text features, (n_cls, D), L2-normalised."""
+        T = self._by_class(self.symptom_features())  # (n_cls, m, D)
+        if self.aggregation == "merge":
+            t, _ = merge(T, self.g, self.Wq, self.Wk, self.mask)
+        elif self.aggregation == "mean":
+            t = T.sum(dim=1) / self.mask.sum(dim=1, keepdim=True)  # what fills up is zero
+        else:
+            t = T.masked_fill(~self.mask[..., None], -inf).amax(dim=1)
+        return F.normalize(t, dim=-1)
+
+    def symptom_features(self) -> Tensor:
+        """T: features of all symptoms, class after class, (N, D), not normalised."""
+        if not self.context:
+            return self.plain_features
+        prompts = self.ctx  # (M, w)
+        if self.ctx.ndim == 3:  # class-specific: each symptom reads its own class's
+            of_class = zip(self.ctx, self._counts, strict=True)
+            prompts = torch.cat([v.expand(m, -1, -1) for v, m in of_class])  # (N, M, w)
+        return encode_prompts(self.clip, self.tokens, prompts, self.positions)
+
+    def symptom_scores(self, image_features: Tensor) -> dict[str, Tensor]:
+        """Cosines with every symptom, by class: (B, D) normalised -> {classname: (B, m_c)}."""
+        T = F.normalize(self.symptom_features(), dim=-1)  # (N, D)
+        cosines = image_features.to(T) @ T.T  # (B, N)
+        return dict(zip(self.symptoms, cosines.split(self._counts, dim=-1), strict=True))
+
+    @torch.no_grad()
+    def merge_weights(self) -> pd.DataFrame:
+        """What the merge prompt attends to: rows of classname, symptom, weight; weights of a class sum to 1.
+
+        Raises:
+            ValueError: aggregation "mean" or "max", which learns no weights.
+        """
+        if self.aggregation != "merge":
+            raise ValueError(
+                f"aggregation={self.aggregation!r} learns no weights; build ViP with aggregation='merge'."
+            )
+        T = self._by_class(self.symptom_features())  # (n_cls, m, D)
+        _, attention = merge(T, self.g, self.Wq, self.Wk, self.mask)  # (n_cls, m)
+        rows = [
+            (classname, symptom, weight)
+            for (classname, phrases), weights in zip(self.symptoms.items(), attention.tolist(), strict=True)
+            for symptom, weight in zip(phrases, weights, strict=False)  # the rest fills up
+        ]
+        return pd.DataFrame(rows, columns=["classname", "symptom", "weight"])
+
+    def _by_class(self, T: Tensor) -> Tensor:
+        """(N, D) -> (n_cls, m, D), classes with fewer than m symptoms filled up with zeros."""
+        return nn.utils.rnn.pad_sequence(T.split(self._counts), batch_first=True)
+
+    def extra_repr(self) -> str:
+        """What distinguishes this method from another, for `print`."""
+        shown = {key: value for key, value in self.config.items() if key != "symptoms"}
+        return ", ".join([f"card={self.card.name!r}", *(f"{k}={v!r}" for k, v in shown.items())])
+
+
+def _tokenize(
+    clip: Clip, symptoms: Mapping[str, Sequence[str]], n_ctx: int, position: str
+) -> tuple[Tensor, Tensor]:
+    """Token ids (N, L) and positions of the context (N, n_ctx) of all symptoms, class after class."""
+    texts = []
+    for classname, phrases in symptoms.items():
+        for symptom in phrases:
+            text = prompt_text(symptom, n_ctx, position)
+            try:
+                tokenize_slots(clip, [text])
+            except ValueError as error:
+                raise ValueError(
+                    f"class {classname!r}, symptom {symptom!r}, with {n_ctx} context vectors: {error}"
+                ) from error
+            texts.append(text)
+    return tokenize_slots(clip, texts)
