@@ -170,7 +170,7 @@ def _encode(
     loader = DataLoader(
         images,
         batch_size,
-        num_workers=_workers(len(dataset.ids), batch_size) if num_workers is None else num_workers,
+        num_workers=default_workers(len(dataset.ids), batch_size) if num_workers is None else num_workers,
         pin_memory=clip.device.type == "cuda",
         generator=torch.Generator(),  # or it would draw from the caller's random numbers
     )
@@ -191,7 +191,8 @@ def _encode(
     return features
 
 
-def _workers(n_images: int, batch_size: int) -> int:
+def default_workers(n_images: int, batch_size: int) -> int:
+    """Processes that read images when nobody says how many: see `image_features`."""
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     forked = method == "fork"  # spawned processes would run the caller's script again
     return min(len(os.sched_getaffinity(0)), 8) if forked and n_images > batch_size else 0

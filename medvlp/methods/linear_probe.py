@@ -40,6 +40,7 @@ class LinearProbe(nn.Module):
         """A probe without weights yet; see the class and `fit`."""
         super().__init__()
         self.clip, self.card = clip, card
+        self.config: dict[str, object] = {}  # there is nothing to configure
         self.linear = nn.Linear(clip.embed_dim, len(card.classnames), device=clip.device)
         self.linear.requires_grad_(False)
         self.register_buffer("fitted", torch.tensor(False, device=clip.device))

@@ -83,14 +83,19 @@ class ZeroShot(nn.Module):
             self.symptoms = _symptoms(card, knowledge, symptoms)
             texts = {c: [symptom_text(s) for s in phrases] for c, phrases in self.symptoms.items()}
 
+        self.config = {
+            "knowledge": knowledge,
+            "symptoms": None if symptoms is None else self.symptoms,
+            "templates": [templates] if isinstance(templates, str) else templates and list(templates),
+        }
         self._counts = [len(of_class) for of_class in texts.values()]
         with torch.no_grad():
             features = clip.encode_texts([text for of_class in texts.values() for text in of_class])  # (M, D)
         text_features = torch.stack([t.mean(dim=0) for t in features.split(self._counts)])  # (n_cls, D)
         if knowledge == "templates":
             text_features = nn.functional.normalize(text_features, dim=-1)
-        self.register_buffer("text_features", text_features)
-        self.register_buffer("symptom_features", features)
+        self.register_buffer("text_features", text_features, persistent=False)  # they follow from the config
+        self.register_buffer("symptom_features", features, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the preprocessed images: (B, 3, H, W) -> (B, n_cls)."""

@@ -1,0 +1,40 @@
+"""Device, precision and several processes: what training asks of accelerate."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, is_initialized
+from torch import Tensor, nn
+
+from medvlp.study.config import TrainConfig
+
+
+class Logits(nn.Module):
+    """One `forward` for either kind of input, which is what accelerate wraps."""
+
+    def __init__(self, method: nn.Module, from_features: bool) -> None:
+        super().__init__()
+        self.method, self.from_features = method, from_features
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Features (B, D) or images (B, 3, S, S) -> logits (B, n_cls)."""
+        return self.method.logits_from_features(inputs) if self.from_features else self.method(inputs)
+
+
+@contextmanager
+def one_accelerator(method: nn.Module, config: TrainConfig) -> Iterator[Accelerator]:
+    """An accelerator for one run, on the device of the method's CLIP (each process its own, if several)."""
+    cpu = method.clip.device.type == "cpu"
+    if config.precision == "fp16" and cpu:
+        raise ValueError("precision='fp16' needs a GPU, but the clip is on the CPU; use 'bf16' or 'fp32'.")
+    ours = not is_initialized()
+    no_copies = DistributedDataParallelKwargs(broadcast_buffers=False)  # frozen buffers are equal everywhere
+    precision = "no" if config.precision == "fp32" else config.precision
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[no_copies])
+    try:
+        yield accelerator
+    finally:
+        accelerator.free_memory()
+        if ours:  # accelerate has one state a process: left, it would forbid another precision, and launchers
+            AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)

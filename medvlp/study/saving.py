@@ -1,0 +1,139 @@
+"""save and load: a trained method as one safetensors file of what was learned, and what it belongs to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from medvlp.backbone.clip import PRECISIONS, Clip, load_clip
+from medvlp.data.cards import DataCard, list_cards, load_card
+from medvlp.methods.parameters import load_own_tensors, own_tensors
+from medvlp.methods.registry import method_class
+from medvlp.study.tensor_files import read_tensors, write_tensors
+
+KIND = "medvlp method"
+SAVED = "saved"
+
+
+def save(method: nn.Module, path: str | Path, history: pd.DataFrame | None = None) -> None:
+    """Write what `method` has learned to one safetensors file, whole.
+
+    The frozen CLIP is not in it, only its name and fingerprint; the card is, with its hash (not its prose).
+
+    Args:
+        method: A method with `.clip`, `.card` and `.config`.
+        path: The file; one that is there is replaced.
+        history: What `fit` returned; the row of its best epoch and the number of epochs are noted.
+
+    Raises:
+        TypeError: a configuration that is not plain JSON.
+    """
+    import medvlp
+
+    clip, card, name = method.clip, method.card, type(method).__name__
+    try:
+        json.dumps(method.config)
+    except TypeError as error:
+        raise TypeError(f"the config of {name} is not plain JSON, so it cannot be saved: {error}.") from error
+    facts = {
+        "kind": KIND,
+        "medvlp": medvlp.__version__,
+        "method": name,
+        "config": method.config,
+        "clip": {"name": clip.name, "precision": _precision(clip), "fingerprint": clip.fingerprint},
+        "card": _front_matter(card),
+        "card_hash": card.hash,
+        "history": None if history is None else _summary(history),
+    }
+    write_tensors(path, own_tensors(method), facts)
+
+
+def load(
+    path: str | Path,
+    clip: Clip | None = None,
+    card: DataCard | str | None = None,
+    method: type[nn.Module] | None = None,
+    device: str | torch.device = "auto",
+) -> nn.Module:
+    """Build a saved method again, in evaluation mode: it gives the logits it gave.
+
+    Args:
+        path: A file that `save` wrote.
+        clip: The CLIP it was trained on. None: it is loaded by its name, to `device`.
+        card: By default the card in the file, once the packaged card of that name, where there is one, has
+            proved to be the same. A card of yours must be the same, too. "saved" takes the card in the file
+            whatever became of the packaged one.
+        method: The class, for a method of your own that medvlp does not know.
+        device: Where to load the CLIP, if none is given.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a damaged file, another CLIP, a card that has changed, an unknown method, tensors that do
+            not fit; the message says which.
+    """
+    tensors, facts = read_tensors(path, KIND, "a method saved by medvlp")
+    kind = method or method_class(facts["method"])
+    if kind.__name__ != facts["method"]:
+        raise ValueError(f"{path} holds {facts['method']}, not {kind.__name__}.")
+    card = _card(path, facts, card)
+    clip = _clip(path, facts["clip"], clip, device)
+    built = kind(clip, card, **facts["config"])
+    load_own_tensors(built, tensors, str(path))
+    return built.eval()
+
+
+def _precision(clip: Clip) -> str:
+    return next(name for name, dtype in PRECISIONS.items() if dtype == clip.dtype)
+
+
+def _front_matter(card: DataCard) -> dict[str, Any]:
+    return card.model_dump(mode="json", exclude={"prose", "path"}, exclude_defaults=True)
+
+
+def _summary(history: pd.DataFrame) -> dict[str, Any]:
+    """Number of epochs, and the best one's row, as plain JSON."""
+    best = history[history["best"]] if "best" in history else history[:0]
+    return {"epochs": len(history), "best": json.loads(best.to_json(orient="records", double_precision=15))}
+
+
+def _clip(path: str | Path, wanted: dict[str, str], clip: Clip | None, device: str | torch.device) -> Clip:
+    """The CLIP given or loaded, if it is the one wanted."""
+    found = load_clip(wanted["name"], device, wanted["precision"]) if clip is None else clip
+    if found.fingerprint != wanted["fingerprint"]:
+        theirs = f"clip {wanted['name']!r} in {wanted['precision']} ({wanted['fingerprint'][:12]})"
+        ours = f"{found.name!r} in {_precision(found)} ({found.fingerprint[:12]})"
+        what = f"the one given is {ours}" if clip is not None else f"what loads by that name is now {ours}"
+        raise ValueError(
+            f"{path} was trained on {theirs}, but {what}: other weights, or other preprocessing."
+        )
+    return found
+
+
+def _card(path: str | Path, facts: dict[str, Any], card: DataCard | str | None) -> DataCard:
+    """The card in the file, or the same one as it is now."""
+    if isinstance(card, str) and card != SAVED:
+        raise ValueError(f"card must be a DataCard, {SAVED!r} or None, got {card!r}; load_card reads a card.")
+    saved = DataCard.model_validate(facts["card"])
+    if saved.hash != facts["card_hash"]:
+        raise ValueError(f"the card in {path} is read differently by this version of medvlp; train anew.")
+    if isinstance(card, str):
+        return saved
+    now = load_card(saved.name) if card is None and saved.name in list_cards() else card
+    if now is None:  # a card of the user's own, which only the file holds
+        return saved
+    if now.hash != saved.hash:
+        whose = "the packaged card" if card is None else "the card given"
+        fields = ", ".join(_changed(_front_matter(saved), _front_matter(now)))
+        raise ValueError(
+            f"{path} was trained with card {saved.name!r}, but {whose} {now.name!r} differs in {fields}. "
+            f"Train anew, or load with card={SAVED!r} to use the card as it was."
+        )
+    return now
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The fields in which two cards differ."""
+    return [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]

@@ -1,0 +1,327 @@
+"""fit: train what a method learns, knowing nothing of the method."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import isfinite, isnan
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from medvlp.backbone.features import image_features
+from medvlp.data.datasets import ImageSet
+from medvlp.methods.parameters import load_own_tensors, own_tensors
+from medvlp.study.accelerators import Logits, one_accelerator
+from medvlp.study.callbacks import Callback
+from medvlp.study.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from medvlp.study.config import TrainConfig
+from medvlp.study.evaluation import predict_logits
+from medvlp.study.metrics import metric_values
+from medvlp.study.views import FeatureBatches, ImageBatches, epoch_seed
+
+
+def fit(
+    method: nn.Module,
+    train: ImageSet,
+    val: ImageSet | None,
+    config: TrainConfig | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train the parameters of `method` that require gradients, by cross-entropy, and keep the best epoch's.
+
+    Where the method has `logits_from_features`, the image tower is frozen and its features are computed once
+    for each view. With `views=0` that is exactly training without augmentation. With K views it is the
+    recipe's augmentation seen through K samples of it, the same K in every run, not a new one each epoch;
+    `views="fresh"` is the recipe itself, and encodes every image in every epoch.
+
+    The same call gives the same numbers, bit for bit, on the same machine and number of processes (on a GPU
+    as far as its kernels are deterministic), whether or not it was stopped and went on from a checkpoint.
+    The method trains on its CLIP's device; under `accelerate launch` or `notebook_launcher` each process
+    takes its part of every batch, so the recipe is the same on any number of GPUs.
+
+    Args:
+        method: A module with `.clip`, `.card`, `.config` and `forward(images) -> logits`.
+        train: Training images, of the method's classes.
+        val: Validation images. None only with `keep="last"`.
+        config: The recipe; by default `TrainConfig()`.
+        checkpoint: A file that is replaced, whole, after each epoch. Where it exists the run goes on from it.
+        callbacks: Told of each epoch; see `Callback`.
+        cache_dir: Of the image features; by default the features' own.
+        progress: Show a bar.
+
+    Returns:
+        One row an epoch: epoch (from 1), lr, loss (the mean over the epoch's images), val_loss and val_ with
+        each metric of `evaluate`, seconds, and best (True for one epoch; ties: the earliest). Stopped by
+        Ctrl-C it has the epochs so far, and the method their best weights (its own before training, if none).
+
+    Raises:
+        ValueError: nothing to train, an empty set, a label outside the card, other classes than the method's,
+            a damaged checkpoint or one of another run, a metric that is undefined on the validation images.
+        FloatingPointError: the loss is no longer finite; the method holds the best weights before that.
+    """
+    config = config or TrainConfig()
+    _check_images("training", train, method)
+    if val is not None:
+        _check_images("validation", val, method)
+        if val.split == "test":
+            warnings.warn(
+                "validation on test images: the epoch is then chosen on the test set.", stacklevel=2
+            )
+    elif config.keep == "best":
+        raise ValueError("fit needs validation images to find the best epoch; give val, or keep='last'.")
+    if not any(parameter.requires_grad for parameter in method.parameters()):
+        raise ValueError(f"{type(method).__name__} has nothing to train: no parameter requires a gradient.")
+    with one_accelerator(method, config) as accelerator:
+        trainer = _Trainer(method, train, val, config, accelerator, callbacks, cache_dir, progress)
+        return trainer.run(Path(checkpoint) if checkpoint else None)
+
+
+class _Trainer:
+    """One run of `fit`."""
+
+    def __init__(
+        self,
+        method: nn.Module,
+        train: ImageSet,
+        val: ImageSet | None,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        callbacks: Sequence[Callback],
+        cache_dir: str | Path | None,
+        progress: bool,
+    ) -> None:
+        self.method, self.train, self.val, self.config = method.to(accelerator.device), train, val, config
+        self.accelerator, self.callbacks, self.cache_dir = accelerator, callbacks, cache_dir
+        self.progress = progress and accelerator.is_main_process
+        self.process, self.n_processes = accelerator.process_index, accelerator.num_processes
+        self.batches = self._batches()
+        self.parameters = {name: p for name, p in method.named_parameters() if p.requires_grad}
+        sgd = torch.optim.SGD(
+            self.parameters.values(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        logits = Logits(method, isinstance(self.batches, FeatureBatches))
+        self.model, self.optimizer = accelerator.prepare(logits, sgd)
+        self.history: list[dict[str, Any]] = []
+        self.kept = _copy(own_tensors(method))
+        self.shown: dict[str, Any] = {}  # beside the bar
+
+    def run(self, checkpoint: Path | None) -> pd.DataFrame:
+        """All epochs that are left, then the weights that are kept."""
+        facts = self._facts() if checkpoint else {}
+        if checkpoint:
+            self._resume(checkpoint, facts)
+        E, steps = self.config.epochs, max(1, len(self.train) // self.config.batch_size)
+        name = f"{type(self.method).__name__}, {self.train.card.name}"
+        done = len(self.history)
+        with tqdm(
+            total=E * steps, initial=done * steps, desc=name, unit="step", disable=not self.progress
+        ) as bar:
+            try:
+                for epoch in range(done + 1, E + 1):
+                    self._epoch(epoch, bar)
+                    if checkpoint and self.accelerator.is_main_process:
+                        write_checkpoint(checkpoint, facts, self._state(epoch))
+            except KeyboardInterrupt:
+                if self.accelerator.is_main_process:
+                    tqdm.write(self._interrupted())
+            except FloatingPointError:
+                load_own_tensors(self.method, self.kept, "the best epoch")
+                raise
+        load_own_tensors(self.method, self.kept, "the epoch kept")
+        for callback in self.callbacks if self.history else ():
+            callback.on_fit_end(self.method)
+        self.method.eval()
+        best = self._best()
+        return pd.DataFrame([row | {"best": row is best} for row in self.history])
+
+    def _epoch(self, epoch: int, bar: tqdm) -> None:
+        """Train and validate once; then history, kept weights and callbacks know of it."""
+        start, lr = time.perf_counter(), self.config.learning_rate(epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        row = {"epoch": epoch, "lr": lr, "loss": self._steps(epoch, bar)}
+        if self.val is not None:
+            row |= self._validate(epoch)
+        row["seconds"] = time.perf_counter() - start
+        for callback in self.callbacks:
+            callback.on_epoch_end(self.method, epoch, row)
+        self.history.append(row)
+        if self.config.keep == "last" or self._best() is row:
+            self.kept = _copy(own_tensors(self.method))
+        column = _column(self.config.metric)
+        self.shown |= {key: row[key] for key in ("loss", column) if key in row}
+        bar.set_postfix(self.shown, refresh=False)
+
+    def _steps(self, epoch: int, bar: tqdm) -> float:
+        """One pass over the training images; the mean loss over those that were used."""
+        device, total, count = self.accelerator.device, 0.0, 0
+        self.shown["epoch"] = f"{epoch}/{self.config.epochs}"
+        self.method.train()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(epoch_seed(self.config, epoch, f"process {self.process}"))
+            for step, batch in enumerate(self.batches.epoch(epoch, self.process, self.n_processes), start=1):
+                logits = self.model(batch.inputs)  # (b, n_cls)
+                loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+                value = loss.item()
+                if not isfinite(value):
+                    raise FloatingPointError(self._not_finite(f"loss is {value}", epoch, step))
+                # gradients are averaged over the processes, so this makes them those of the batch's mean loss
+                self.accelerator.backward(loss * (self.n_processes / batch.size))
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                total, count = total + value, count + batch.size
+                self.shown["loss"] = value / max(1, len(logits))
+                bar.set_postfix(self.shown, refresh=False)
+                bar.update()
+        if self.n_processes > 1:
+            total = self.accelerator.reduce(torch.tensor(total, device=device), "sum").item()
+        return total / count
+
+    @torch.no_grad()
+    def _validate(self, epoch: int) -> dict[str, float]:
+        """Loss and metrics on the validation images, computed as `evaluate` does."""
+        labels = self.val.labels.cpu()  # (N,)
+        logits = self._val_logits()  # (N, n_cls)
+        if not logits.isfinite().all():
+            raise FloatingPointError(self._not_finite("logits are not finite on validation images", epoch))
+        probabilities = logits.double().softmax(dim=1).numpy()
+        values = {"loss": F.cross_entropy(logits.double(), labels).item()}
+        values |= metric_values(labels.numpy(), probabilities)
+        metric = self.config.metric
+        if isnan(values[metric]):
+            raise ValueError(
+                f"{metric} is undefined on these validation images (a class may be missing); "
+                "choose the best epoch by another metric."
+            )
+        return {_column(name): float(value) for name, value in values.items()}
+
+    def _val_logits(self) -> Tensor:
+        """Logits of all validation images, (N, n_cls) on the CPU; each process works out its part."""
+        if self.n_processes == 1 or hasattr(self.method, "logits_from_features"):
+            return predict_logits(self.method, self.val, self.cache_dir)
+        rows = torch.arange(self.process, len(self.val), self.n_processes)
+        logits = torch.zeros(len(self.val), len(self.method.card.classnames))
+        if len(rows):
+            logits[rows] = predict_logits(self.method, self.val.subset(rows), self.cache_dir)
+        return self.accelerator.reduce(logits.to(self.accelerator.device), "sum").cpu()
+
+    def _batches(self) -> FeatureBatches | ImageBatches:
+        clip, cache_dir = self.method.clip, self.cache_dir
+        if not hasattr(self.method, "logits_from_features"):
+            return ImageBatches(clip, self.train, self.config)
+        with self.accelerator.main_process_first():  # the others find them in the cache
+            if self.val is not None:
+                image_features(clip, self.val, cache_dir=cache_dir, progress=self.progress)
+            if self.config.views == "fresh":
+                return ImageBatches(clip, self.train, self.config)
+            return FeatureBatches(clip, self.train, self.config, cache_dir, self.progress)
+
+    def _best(self) -> dict[str, Any] | None:
+        """The history's best row by validation; the earliest of equals."""
+        column, best = _column(self.config.metric), None
+        for row in self.history:
+            if column in row and (best is None or self.config.is_better(row[column], best[column])):
+                best = row
+        return best
+
+    def _facts(self) -> dict[str, Any]:
+        """What makes this run this run, for its checkpoints."""
+        config = asdict(self.config)
+        del config["num_workers"]  # changes no number
+        return {
+            "method": type(self.method).__name__,
+            "method config": self.method.config,
+            "config": config,
+            "clip": self.method.clip.fingerprint,
+            "card": self.method.card.hash,
+            "train": self.train.fingerprint,
+            "val": None if self.val is None else self.val.fingerprint,
+            "callbacks": [type(callback).__name__ for callback in self.callbacks],
+        }
+
+    def _state(self, epoch: int) -> Checkpoint:
+        momentum = {
+            name: self.optimizer.state[p]["momentum_buffer"]
+            for name, p in self.parameters.items()
+            if self.optimizer.state[p].get("momentum_buffer") is not None
+        }
+        tensors = {"own": own_tensors(self.method), "kept": self.kept, "momentum": momentum}
+        tensors |= {f"callback {i}": callback.state_dict() for i, callback in enumerate(self.callbacks)}
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
+        return Checkpoint(epoch, self.history, scaler, tensors)
+
+    def _resume(self, path: Path, facts: dict[str, Any]) -> None:
+        """Go on from the checkpoint, if there is one."""
+        state = read_checkpoint(path, facts)
+        if state is None:
+            return
+        where = f"checkpoint {path}"
+        load_own_tensors(self.method, state.tensors["own"], where)
+        self.kept = {
+            name: tensor.to(self.accelerator.device) for name, tensor in state.tensors["kept"].items()
+        }
+        for name, tensor in state.tensors.get("momentum", {}).items():
+            parameter = self.parameters[name]
+            self.optimizer.state[parameter]["momentum_buffer"] = tensor.to(parameter.device)
+        for i, callback in enumerate(self.callbacks):
+            callback.load_state_dict(state.tensors.get(f"callback {i}", {}))
+        if self.accelerator.scaler and state.scaler:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        self.history = state.history
+
+    def _interrupted(self) -> str:
+        epoch, best = len(self.history) + 1, self._best()
+        kept = "the weights are those from before training"
+        if best:
+            column = _column(self.config.metric)
+            kept = f"the weights are those of epoch {best['epoch']} ({column} {best[column]:.4g})"
+        if self.history and self.config.keep == "last":
+            kept = f"the weights are those of epoch {len(self.history)}"
+        return f"interrupted in epoch {epoch} of {self.config.epochs}: {kept}."
+
+    def _not_finite(self, what: str, epoch: int, step: int | None = None) -> str:
+        config = self.config
+        at = f"at step {step} of epoch {epoch}" if step else f"after epoch {epoch}"
+        advice = f"a lower lr than {config.lr:g}"
+        if config.precision != "fp32":
+            advice += f", or precision='fp32' instead of {config.precision!r}"
+        return f"the {what} {at}; the weights of the best epoch before that are kept. Try {advice}."
+
+
+def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _column(metric: str) -> str:
+    """The history's column of a metric: "balanced accuracy" is val_balanced_accuracy."""
+    return "val_" + metric.replace(" ", "_").replace("-", "_")
+
+
+def _check_images(use: str, dataset: ImageSet, method: nn.Module) -> None:
+    """Raise where these images cannot serve: none, other classes, or a label outside the card."""
+    classnames, name = method.card.classnames, f"{dataset.card.name}, {dataset.split}"
+    if len(dataset) == 0:
+        raise ValueError(f"the {use} set ({name}) is empty.")
+    if dataset.card.classnames != classnames:
+        raise ValueError(
+            f"{type(method).__name__} was built for card {method.card.name!r} with classes {classnames}, but "
+            f"the {use} set ({name}) has {dataset.card.classnames}; build the method from the data's card."
+        )
+    outside = ((dataset.labels < 0) | (dataset.labels >= len(classnames))).nonzero().flatten().tolist()
+    if outside:
+        i = outside[0]
+        raise ValueError(
+            f"image {dataset.ids[i]!r} of the {use} set has label {int(dataset.labels[i])}, outside the "
+            f"card's classes, 0 to {len(classnames) - 1}: {', '.join(map(repr, classnames))}."
+        )
