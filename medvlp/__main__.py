@@ -154,7 +154,13 @@ def run_notebook(path: Path, target: Path | None = None, parameters: dict[str, A
     }
     try:
         notebook = papermill.execute_notebook(
-            read(path), None, parameters=own, progress_bar=bar, cwd=target.parent.resolve()
+            read(path),
+            None,
+            parameters=own,
+            progress_bar=bar,
+            cwd=target.parent.resolve(),
+            start_timeout=300,  # seconds; a busy machine is slow to start a kernel
+            extra_arguments=["--IPKernelApp.log_level=40"],  # errors only
         )
     except PapermillExecutionError as error:
         shown = "\n".join(error.traceback) or f"{error.ename}: {error.evalue}"
