@@ -35,7 +35,7 @@ def tokenize_slots(clip: Clip, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         if found != n_slots:
             shown = text.replace(SLOT, PLACEHOLDERS[0])
             raise ValueError(
-                f"{shown!r} has {found} places for learned vectors, not {n_slots}: the tokenizer of clip "
+                f"{shown!r} shows {found} of {n_slots} places for learned vectors: the tokenizer of clip "
                 f"{clip.name!r} joins {PLACEHOLDERS[0]!r} with what stands beside it."
             )
     return tokens, slots.nonzero()[:, 1].reshape(len(texts), n_slots)  # (N, L), (N, M)

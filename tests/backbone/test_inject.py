@@ -187,7 +187,7 @@ def test_a_tower_with_another_embedding_is_an_error(clip, monkeypatch):
 
 
 def test_slots_that_are_no_tokens_of_their_own_are_an_error(clip):
-    with pytest.raises(ValueError, match="'XX spots' has 1 places for learned vectors, not 2: the tokenizer"):
+    with pytest.raises(ValueError, match="'XX spots' shows 1 of 2 places for learned vectors: the tokenizer"):
         tokenize_slots(clip, [f"{SLOT}{SLOT} spots"])
-    with pytest.raises(ValueError, match="'many X' has 1 places for learned vectors, not 2"):
+    with pytest.raises(ValueError, match="'many X' shows 1 of 2 places for learned vectors"):
         tokenize_slots(clip, [f"{SLOT} {SLOT}", f"many {SLOT}"])
