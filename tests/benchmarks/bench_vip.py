@@ -1,0 +1,136 @@
+"""A training step of ViP from cached features, against the same step done plainly.
+
+    python tests/benchmarks/bench_vip.py
+
+Both train the same prompts, 2 classes x 4 symptoms, on batches of 32 images, in one process and in turns:
+plain   the image tower's forward pass (frozen, no gradient), every prompt encoded on its own in a loop, with
+        all 77 tokens; backward to the prompts; SGD.
+ours    the batch's cached image features, all prompts at once, cut to their tokens; backward; SGD.
+Then a run of the size of the Pneumonia data set (4,710 images, 50 epochs, batch 32) from the measured parts:
+plain   50 x 148 plain steps (reading images left out, in its favour).
+ours    4 cached views of each image, read, augmented and encoded once each, then 50 x 148 of our steps.
+The images that are read are chest X-rays of $MEDVLP_DATA/chest_xray where that is set, else noise as JPEG.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from bench_features import find_pictures
+from PIL import Image
+
+from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.features import RandomView
+from medvlp.backbone.inject import encode_prompts
+from medvlp.data.cards import load_card
+from medvlp.methods.vip import ViP, merge
+
+N_IMAGES, EPOCHS, VIEWS = 4710, 50, 4
+
+
+def plain_logits(vip: ViP, images: torch.Tensor) -> torch.Tensor:
+    """ViP as its formula reads, nothing saved: (B, 3, H, W) -> (B, n_cls)."""
+    clip = vip.clip
+    with torch.no_grad():
+        f = clip.encode_images(images)  # (B, D)
+    full = torch.zeros(len(vip.tokens), clip.context_length, dtype=torch.long, device=clip.device)
+    full[:, : vip.tokens.shape[1]] = vip.tokens  # (N, 77)
+    rows = zip(full.split(1), vip.positions.split(1), strict=True)
+    T = torch.cat([encode_prompts(clip, tokens, vip.ctx, positions) for tokens, positions in rows])  # (N, D)
+    t, _ = merge(T.unflatten(0, vip.mask.shape), vip.g, vip.Wq, vip.Wk, vip.mask)  # (n_cls, D)
+    return clip.logit_scale * f @ F.normalize(t, dim=-1).T
+
+
+def timed(clip: Clip, call: Callable[[], object]) -> float:
+    """Seconds that `call` takes."""
+    if clip.device.type == "cuda":
+        torch.cuda.synchronize(clip.device)
+    start = time.perf_counter()
+    call()
+    if clip.device.type == "cuda":
+        torch.cuda.synchronize(clip.device)
+    return time.perf_counter() - start
+
+
+def read_views(clip: Clip, paths: list[Path]) -> torch.Tensor:
+    """Decode and augment images as the cached views are: (n, 3, S, S)."""
+    view = RandomView(clip, 0)
+    return torch.stack([view(Image.open(path).convert("RGB"), str(path)) for path in paths])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clip", default="ViT-B-16/random")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ours-a-round", type=int, default=5, help="our steps for each plain one")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+
+    clip = load_clip(args.clip, device=args.device)
+    card = load_card("pneumonia")
+    vip = ViP(clip, card, symptoms={c: phrases[:4] for c, phrases in card.symptoms().items()})
+    learned = [p for p in vip.parameters() if p.requires_grad]
+    sgd = torch.optim.SGD(learned, lr=0.002, momentum=0.9, weight_decay=5e-4)
+    labels = (torch.arange(args.batch_size) % 2).to(clip.device)
+
+    def step(logits: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> None:
+        loss = F.cross_entropy(logits(batch), labels)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths, kind = find_pictures(args.batch_size, Path(folder))
+        images = read_views(clip, paths).to(clip.device)  # (B, 3, S, S)
+        with torch.no_grad():
+            features = clip.encode_images(images)  # (B, D)
+            same = torch.allclose(vip.logits_from_features(features), plain_logits(vip, images), atol=1e-3)
+        if not same:
+            raise SystemExit("the plain step and ours do not compute the same logits")
+        seconds: dict[str, list[float]] = {"plain": [], "ours": [], "encode": [], "read": []}
+        for i in range(args.rounds + 1):
+            plain = timed(clip, lambda: step(lambda batch: plain_logits(vip, batch), images))
+            ours = [
+                timed(clip, lambda: step(vip.logits_from_features, features))
+                for _ in range(args.ours_a_round)
+            ]
+            with torch.no_grad():
+                encode = timed(clip, lambda: clip.encode_images(images))
+            read = timed(clip, lambda: read_views(clip, paths))
+            if i == 0:
+                continue  # warm-up
+            seconds["plain"].append(plain)
+            seconds["ours"] += ours
+            seconds["encode"].append(encode)
+            seconds["read"].append(read)
+            print(f"round {i}: plain {plain:.3f} s, ours {statistics.median(ours):.4f} s", flush=True)
+
+    plain, ours, encode, read = (statistics.median(values) for values in seconds.values())
+    n_learned, threads = sum(p.numel() for p in learned), torch.get_num_threads()
+    print(f"{args.clip} on {clip.device}, {threads} threads; {n_learned:,} learned numbers; images: {kind}")
+    print(
+        f"prompts: {len(vip.tokens)} of {vip.tokens.shape[1]} tokens, in the plain step {clip.context_length}"
+    )
+    print(f"step, medians: plain {plain:.3f} s, ours {ours:.4f} s: ratio {plain / ours:.1f} (target: >= 40)")
+
+    steps = EPOCHS * -(-N_IMAGES // args.batch_size)
+    batches = VIEWS * N_IMAGES / args.batch_size
+    plain_run, views, training = steps * plain, batches * (encode + read), steps * ours
+    print(f"parts, medians a batch: encode {encode:.3f} s, read and augment {read:.3f} s in one process")
+    print(
+        f"{EPOCHS} epochs of {N_IMAGES:,} images: plain {plain_run / 3600:.2f} h; ours {VIEWS} views "
+        f"{views / 3600:.2f} h + steps {training / 3600:.2f} h: ratio {plain_run / (views + training):.1f} "
+        "(target: >= 10)"
+    )
+
+
+if __name__ == "__main__":
+    main()
