@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 from torch import Tensor, nn
 
@@ -29,12 +29,10 @@ def one_accelerator(method: nn.Module, config: TrainConfig) -> Iterator[Accelera
     if config.precision == "fp16" and cpu:
         raise ValueError("precision='fp16' needs a GPU, but the clip is on the CPU; use 'bf16' or 'fp32'.")
     ours = not is_initialized()
-    no_copies = DistributedDataParallelKwargs(broadcast_buffers=False)  # frozen buffers are equal everywhere
     precision = "no" if config.precision == "fp32" else config.precision
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[no_copies])
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision)
     try:
         yield accelerator
     finally:
-        accelerator.free_memory()
         if ours:  # accelerate has one state a process: left, it would forbid another precision, and launchers
             AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)

@@ -8,6 +8,7 @@ from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from medvlp.study.callbacks import Callback
 from medvlp.study.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from medvlp.study.config import TrainConfig
 from medvlp.study.evaluation import predict_logits
-from medvlp.study.metrics import metric_values
+from medvlp.study.metrics import weighted_metrics
 from medvlp.study.views import FeatureBatches, ImageBatches, epoch_seed
 
 
@@ -84,7 +85,8 @@ def fit(
         raise ValueError(f"{type(method).__name__} has nothing to train: no parameter requires a gradient.")
     with one_accelerator(method, config) as accelerator:
         trainer = _Trainer(method, train, val, config, accelerator, callbacks, cache_dir, progress)
-        return trainer.run(Path(checkpoint) if checkpoint else None)
+        with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
+            return trainer.run(Path(checkpoint) if checkpoint else None)
 
 
 class _Trainer:
@@ -168,22 +170,21 @@ class _Trainer:
         device, total, count = self.accelerator.device, 0.0, 0
         self.shown["epoch"] = f"{epoch}/{self.config.epochs}"
         self.method.train()
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(epoch_seed(self.config, epoch, f"process {self.process}"))
-            for step, batch in enumerate(self.batches.epoch(epoch, self.process, self.n_processes), start=1):
-                logits = self.model(batch.inputs)  # (b, n_cls)
-                loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
-                value = loss.item()
-                if not isfinite(value):
-                    raise FloatingPointError(self._not_finite(f"loss is {value}", epoch, step))
-                # gradients are averaged over the processes, so this makes them those of the batch's mean loss
-                self.accelerator.backward(loss * (self.n_processes / batch.size))
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-                total, count = total + value, count + batch.size
-                self.shown["loss"] = value / max(1, len(logits))
-                bar.set_postfix(self.shown, refresh=False)
-                bar.update()
+        torch.manual_seed(epoch_seed(self.config, epoch, f"process {self.process}"))
+        for step, batch in enumerate(self.batches.epoch(epoch, self.process, self.n_processes), start=1):
+            logits = self.model(batch.inputs)  # (b, n_cls)
+            loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+            value = loss.item()
+            if not isfinite(value):
+                raise FloatingPointError(self._not_finite(f"loss is {value}", epoch, step))
+            # gradients are averaged over the processes, so this makes them those of the batch's mean loss
+            self.accelerator.backward(loss * (self.n_processes / batch.size))
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            total, count = total + value, count + batch.size
+            self.shown["loss"] = value / max(1, len(logits))
+            bar.set_postfix(self.shown, refresh=False)
+            bar.update()
         if self.n_processes > 1:
             total = self.accelerator.reduce(torch.tensor(total, device=device), "sum").item()
         return total / count
@@ -197,7 +198,10 @@ class _Trainer:
             raise FloatingPointError(self._not_finite("logits are not finite on validation images", epoch))
         probabilities = logits.double().softmax(dim=1).numpy()
         values = {"loss": F.cross_entropy(logits.double(), labels).item()}
-        values |= metric_values(labels.numpy(), probabilities)
+        weights = np.ones(
+            (1, len(labels))
+        )  # the fast form of the metrics, 20 times faster than scikit-learn's
+        values |= weighted_metrics(labels.numpy(), probabilities, weights).iloc[0].to_dict()
         metric = self.config.metric
         if isnan(values[metric]):
             raise ValueError(

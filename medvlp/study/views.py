@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -67,39 +68,45 @@ class FeatureBatches:
 
 
 class ImageBatches:
-    """Batches of images, read and preprocessed in each epoch."""
+    """Batches of images, read and preprocessed in each epoch by processes that stay from epoch to epoch."""
 
     def __init__(self, clip: Clip, dataset: ImageSet, config: TrainConfig) -> None:
-        self.clip, self.dataset, self.config = clip, dataset, config
-        workers = 0 if isinstance(dataset, PhantomSet) else default_workers(len(dataset), config.batch_size)
-        self.num_workers = workers if config.num_workers is None else config.num_workers
+        self.clip, self.config, self.n = clip, config, len(dataset)
+        self.part: list[
+            list[tuple[int, int | None]]
+        ] = []  # this process's part of an epoch: images and views
+        workers = 0 if isinstance(dataset, PhantomSet) else default_workers(self.n, config.batch_size)
+        workers = workers if config.num_workers is None else config.num_workers
+        self.loader = DataLoader(
+            _Viewed(dataset, clip),
+            batch_sampler=self.part,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=clip.device.type == "cuda",
+            generator=torch.Generator(),  # or it would draw from the random numbers of dropout
+        )
 
     def epoch(self, epoch: int, process: int, n_processes: int) -> Iterator[Batch]:
         """The batches of an epoch; process p of P has every P-th image of each."""
-        batches, views = epoch_order(self.config, len(self.dataset), epoch)
-        loader = DataLoader(
-            _Viewed(self.dataset, self.clip, views),
-            batch_sampler=[batch[process::n_processes].tolist() for batch in batches],
-            num_workers=self.num_workers,
-            pin_memory=self.clip.device.type == "cuda",
-            generator=torch.Generator(),  # or it would draw from the random numbers of dropout
-        )
-        for batch, (images, labels) in zip(batches, loader, strict=True):  # (b, 3, S, S), (b,)
+        batches, views = epoch_order(self.config, self.n, epoch)
+        self.part[:] = [[(i, views[i]) for i in batch[process::n_processes].tolist()] for batch in batches]
+        for batch, (images, labels) in zip(batches, self.loader, strict=True):  # (b, 3, S, S), (b,)
             yield Batch(images.to(self.clip.device), labels.to(self.clip.device), len(batch))
 
 
 class _Viewed(Dataset):
-    """Each image in its view of this epoch."""
+    """Images by number and view."""
 
-    def __init__(self, dataset: ImageSet, clip: Clip, views: list[int | None]) -> None:
-        self.images, self.views, self.preprocess = dataset.with_transform(None), views, clip.preprocess
-        self.transforms = {view: RandomView(clip, view) for view in set(views) if view is not None}
+    def __init__(self, dataset: ImageSet, clip: Clip) -> None:
+        self.images, self.preprocess = dataset.with_transform(None), clip.preprocess
+        self.random_view = partial(RandomView, clip)
 
     def __len__(self) -> int:
-        return len(self.views)
+        return len(self.images)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        (image, label), view = self.images[i], self.views[i]
+    def __getitem__(self, which: tuple[int, int | None]) -> tuple[Tensor, int]:
+        i, view = which
+        image, label = self.images[i]
         if view is None:
             return self.preprocess(image), label
-        return self.transforms[view](image, self.images.ids[i]), label
+        return self.random_view(view)(image, self.images.ids[i]), label
