@@ -2,7 +2,6 @@
 
 from torch import nn
 
-from medvlp.data.names import unknown_name
 from medvlp.methods.linear_probe import LinearProbe
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
@@ -12,10 +11,3 @@ METHODS: dict[str, type[nn.Module]] = {
     "LinearProbe": LinearProbe,
     "ViP": ViP,
 }
-
-
-def method_class(name: str) -> type[nn.Module]:
-    """The class of a method; ValueError, with the nearest name, for an unknown one."""
-    if name not in METHODS:
-        raise ValueError(unknown_name("method", name, METHODS))
-    return METHODS[name]

@@ -10,8 +10,9 @@ from torch import nn
 
 from medvlp.backbone.clip import PRECISIONS, Clip, load_clip
 from medvlp.data.cards import DataCard, list_cards, load_card
+from medvlp.data.names import unknown_name
 from medvlp.methods.parameters import load_own_tensors, own_tensors
-from medvlp.methods.registry import method_class
+from medvlp.methods.registry import METHODS
 from medvlp.study.tensor_files import read_tensors, write_tensors
 
 KIND = "medvlp method"
@@ -75,12 +76,18 @@ def load(
             not fit; the message says which.
     """
     tensors, facts = read_tensors(path, KIND, "a method saved by medvlp")
-    kind = method or method_class(facts["method"])
+    if method is None and facts["method"] not in METHODS:
+        known = unknown_name("method", facts["method"], METHODS, str(path))
+        raise ValueError(f"{known} For a class of your own pass method=.")
+    kind = method or METHODS[facts["method"]]
     if kind.__name__ != facts["method"]:
         raise ValueError(f"{path} holds {facts['method']}, not {kind.__name__}.")
     card = _card(path, facts, card)
     clip = _clip(path, facts["clip"], clip, device)
-    built = kind(clip, card, **facts["config"])
+    try:
+        built = kind(clip, card, **facts["config"])
+    except TypeError as error:
+        raise ValueError(f"{path} does not fit this version's {kind.__name__}: {error}.") from error
     load_own_tensors(built, tensors, str(path))
     return built.eval()
 
