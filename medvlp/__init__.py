@@ -3,45 +3,64 @@
 For teaching and research. Not a medical device.
 """
 
-from medvlp.backbone.clip import Clip, load_clip
-from medvlp.backbone.features import image_features
-from medvlp.data.cards import DataCard, list_cards, load_card
-from medvlp.data.datasets import Data, ImageSet, load_dataset
-from medvlp.data.phantoms import get_world
-from medvlp.methods.linear_probe import LinearProbe
-from medvlp.methods.parameters import trainable_parameters
-from medvlp.methods.vip import ViP
-from medvlp.methods.zero_shot import ZeroShot
-from medvlp.study.callbacks import Callback
-from medvlp.study.config import TrainConfig
-from medvlp.study.evaluation import Report, evaluate
-from medvlp.study.prediction import Prediction, predict
-from medvlp.study.saving import load, save
-from medvlp.study.training import fit
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medvlp.backbone.clip import Clip, load_clip
+    from medvlp.backbone.features import image_features
+    from medvlp.data.cards import DataCard, list_cards, load_card
+    from medvlp.data.datasets import Data, ImageSet, load_dataset
+    from medvlp.data.phantoms import get_world
+    from medvlp.methods.linear_probe import LinearProbe
+    from medvlp.methods.parameters import trainable_parameters
+    from medvlp.methods.vip import ViP
+    from medvlp.methods.zero_shot import ZeroShot
+    from medvlp.study.config import TrainConfig
+    from medvlp.study.evaluation import Report, evaluate
+    from medvlp.study.prediction import Prediction, predict
+    from medvlp.study.saving import load, save
+    from medvlp.study.training import fit
 
 __version__ = "0.1.0"
-__all__ = [
-    "Callback",
-    "Clip",
-    "Data",
-    "DataCard",
-    "ImageSet",
-    "LinearProbe",
-    "Prediction",
-    "Report",
-    "TrainConfig",
-    "ViP",
-    "ZeroShot",
-    "evaluate",
-    "fit",
-    "get_world",
-    "image_features",
-    "list_cards",
-    "load",
-    "load_card",
-    "load_clip",
-    "load_dataset",
-    "predict",
-    "save",
-    "trainable_parameters",
-]
+
+# Where each public name lives. A name is imported when it is first used: `import medvlp` stays quick.
+_HOMES = {
+    "Clip": "medvlp.backbone.clip",
+    "Data": "medvlp.data.datasets",
+    "DataCard": "medvlp.data.cards",
+    "ImageSet": "medvlp.data.datasets",
+    "LinearProbe": "medvlp.methods.linear_probe",
+    "Prediction": "medvlp.study.prediction",
+    "Report": "medvlp.study.evaluation",
+    "TrainConfig": "medvlp.study.config",
+    "ViP": "medvlp.methods.vip",
+    "ZeroShot": "medvlp.methods.zero_shot",
+    "evaluate": "medvlp.study.evaluation",
+    "fit": "medvlp.study.training",
+    "get_world": "medvlp.data.phantoms",
+    "image_features": "medvlp.backbone.features",
+    "list_cards": "medvlp.data.cards",
+    "load": "medvlp.study.saving",
+    "load_card": "medvlp.data.cards",
+    "load_clip": "medvlp.backbone.clip",
+    "load_dataset": "medvlp.data.datasets",
+    "predict": "medvlp.study.prediction",
+    "save": "medvlp.study.saving",
+    "trainable_parameters": "medvlp.methods.parameters",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home."""
+    if name not in _HOMES:
+        from medvlp.data.names import unknown_name
+
+        raise AttributeError(unknown_name("name", name, _HOMES, "medvlp"))
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion in an editor."""
+    return [*__all__, "__version__"]

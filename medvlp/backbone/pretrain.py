@@ -5,7 +5,9 @@ B images and B captions of a batch, each image must find its caption and each ca
 
     loss = ( CE(s I T^T, 1..B) + CE(s T I^T, 1..B) ) / 2        I, T (B, D) normalised, s = exp(logit_scale)
 
-A batch holds one kind of image, so that the other captions are hard to tell from the right one.
+A batch holds one kind of image, so that the other captions are hard to tell from the right one. Captions
+are plain at first and varied later: an attribute is learned only once the texts differ by it clearly, and
+with many wordings from the start the towers wait for each other.
 The weights that ship with the package are made by `python -m medvlp.backbone.pretrain`.
 """
 
@@ -56,10 +58,11 @@ class PretrainConfig:
     """What a pre-training run depends on."""
 
     worlds: tuple[str, ...] = ("derm", "cxr", "fundus")
-    n_images: int = 30_000  # images of each world, captioned anew each time they are seen
-    steps: int = 2_400
-    batch_size: int = 192
-    lr: float = 1e-3  # AdamW, cosine to zero
+    n_images: int = 24_000  # images of each world, captioned anew each time they are seen
+    steps: int = 4_200
+    batch_size: int = 128
+    plain: float = 0.4  # the first share of the steps, with captions in plain words
+    lr: float = 1.5e-3  # AdamW, cosine to zero
     warmup: int = 100  # steps
     weight_decay: float = 0.1  # on matrices; not on embeddings, gains and biases
     name_rate: float = 1e-4  # how often a caption names a disease,
@@ -111,7 +114,12 @@ def pretrain(
         world, latents, images = corpora[int(torch.randint(len(corpora), (), generator=draws))]
         chosen = torch.randint(len(latents), (config.batch_size,), generator=draws)  # (B,)
         words = captions(
-            world, latents[chosen], config.seed * 1_000_003 + step, config.name_rate, config.wrong_rate
+            world,
+            latents[chosen],
+            seed=config.seed * 1_000_003 + step,
+            name_rate=config.name_rate,
+            wrong_rate=config.wrong_rate,
+            plain=step <= config.plain * config.steps,
         )
         scale = clip.model.logit_scale.exp()
         image_features, text_features = _features(clip, images[chosen], words, config.bf16)  # (B, D) each
