@@ -22,4 +22,4 @@ class Callback:
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from what `state_dict` gave; the tensors are on the CPU."""

@@ -14,9 +14,9 @@ KEEP = ("best", "last")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How `fit` trains. The defaults are ViP's recipe (arXiv 2409.00341), but for `views`; change one with
+    """How `fit` trains. The defaults are ViP's recipe (arXiv 2409.00341), but for `views`.
 
-    `dataclasses.replace(config, lr=0.001)`.
+    `dataclasses.replace(config, lr=0.001)` is the same recipe with another learning rate.
 
     Attributes:
         epochs: E, passes over the training images.

@@ -1,6 +1,7 @@
 """save and load: a trained method as one safetensors file of what was learned, and what it belongs to."""
 
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,6 @@ def save(method: nn.Module, path: str | Path, history: pd.DataFrame | None = Non
     Raises:
         TypeError: a configuration that is not plain JSON.
     """
-    import medvlp
-
     clip, card, name = method.clip, method.card, type(method).__name__
     try:
         json.dumps(method.config)
@@ -41,7 +40,7 @@ def save(method: nn.Module, path: str | Path, history: pd.DataFrame | None = Non
         raise TypeError(f"the config of {name} is not plain JSON, so it cannot be saved: {error}.") from error
     facts = {
         "kind": KIND,
-        "medvlp": medvlp.__version__,
+        "medvlp": _version(),
         "method": name,
         "config": method.config,
         "clip": {"name": clip.name, "precision": _precision(clip), "fingerprint": clip.fingerprint},
@@ -90,6 +89,13 @@ def load(
         raise ValueError(f"{path} does not fit this version's {kind.__name__}: {error}.") from error
     load_own_tensors(built, tensors, str(path))
     return built.eval()
+
+
+def _version() -> str:
+    try:
+        return metadata.version("medvlp")
+    except metadata.PackageNotFoundError:  # a folder of sources
+        return "unknown"
 
 
 def _precision(clip: Clip) -> str:

@@ -22,6 +22,7 @@ from medvlp.methods.parameters import load_own_tensors, own_tensors
 from medvlp.study.accelerators import Logits, one_accelerator
 from medvlp.study.callbacks import Callback
 from medvlp.study.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from medvlp.study.checks import check_images
 from medvlp.study.config import TrainConfig
 from medvlp.study.evaluation import predict_logits
 from medvlp.study.metrics import weighted_metrics
@@ -49,7 +50,8 @@ def fit(
     The same call gives the same numbers, bit for bit, on the same machine and number of processes (on a GPU
     as far as its kernels are deterministic), whether or not it was stopped and went on from a checkpoint.
     The method trains on its CLIP's device; under `accelerate launch` or `notebook_launcher` each process
-    takes its part of every batch, so the recipe is the same on any number of GPUs.
+    takes its part of every batch, so the recipe is the same on any number of GPUs. (A notebook that has
+    trained something in its own process cannot launch others: torch's gradients do not survive a fork.)
 
     Args:
         method: A module with `.clip`, `.card`, `.config` and `forward(images) -> logits`.
@@ -72,9 +74,9 @@ def fit(
         FloatingPointError: the loss is no longer finite; the method holds the best weights before that.
     """
     config = config or TrainConfig()
-    _check_images("training", train, method)
+    check_images("training", train, method)
     if val is not None:
-        _check_images("validation", val, method)
+        check_images("validation", val, method)
         if val.split == "test":
             warnings.warn(
                 "validation on test images: the epoch is then chosen on the test set.", stacklevel=2
@@ -310,22 +312,3 @@ def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _column(metric: str) -> str:
     """The history's column of a metric: "balanced accuracy" is val_balanced_accuracy."""
     return "val_" + metric.replace(" ", "_").replace("-", "_")
-
-
-def _check_images(use: str, dataset: ImageSet, method: nn.Module) -> None:
-    """Raise where these images cannot serve: none, other classes, or a label outside the card."""
-    classnames, name = method.card.classnames, f"{dataset.card.name}, {dataset.split}"
-    if len(dataset) == 0:
-        raise ValueError(f"the {use} set ({name}) is empty.")
-    if dataset.card.classnames != classnames:
-        raise ValueError(
-            f"{type(method).__name__} was built for card {method.card.name!r} with classes {classnames}, but "
-            f"the {use} set ({name}) has {dataset.card.classnames}; build the method from the data's card."
-        )
-    outside = ((dataset.labels < 0) | (dataset.labels >= len(classnames))).nonzero().flatten().tolist()
-    if outside:
-        i = outside[0]
-        raise ValueError(
-            f"image {dataset.ids[i]!r} of the {use} set has label {int(dataset.labels[i])}, outside the "
-            f"card's classes, 0 to {len(classnames) - 1}: {', '.join(map(repr, classnames))}."
-        )

@@ -26,7 +26,7 @@ from medvlp.study.training import fit
 from tests.study.small_training import CARD, Prototypes, Tinted, small_clip, small_sets
 
 KILLS = 10
-LONG = TrainConfig(epochs=60, batch_size=8, lr=0.05, views=2, num_workers=0)
+LONG = TrainConfig(epochs=100, batch_size=8, lr=0.05, views=2, num_workers=0)
 SHORT = TrainConfig(epochs=3, batch_size=6, lr=0.05, views=2, num_workers=0)
 
 
@@ -68,11 +68,11 @@ def kill_at_a_random_moment(pid: int, checkpoint: Path, moments: random.Random) 
     def written() -> int:
         return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
 
-    for _ in range(moments.randrange(4)):
+    for _ in range(moments.randrange(3)):
         before, start = written(), time.monotonic()
         while written() == before and time.monotonic() < start + 30:
             time.sleep(0.0005)
-    time.sleep(moments.uniform(0, 0.03))
+    time.sleep(moments.uniform(0, 0.02))
     os.kill(pid, signal.SIGKILL)
     return wait(pid) == -signal.SIGKILL
 
