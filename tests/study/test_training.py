@@ -290,6 +290,7 @@ def apart(tmp_path_factory, repository):
     return folder
 
 
+@pytest.mark.slow
 def test_ten_kills_leave_bit_identical_weights(apart):
     kills = json.loads((apart / "kills.json").read_text())
     assert kills["killed"] == [True] * 10 and kills["last run"] == 0
@@ -299,6 +300,7 @@ def test_ten_kills_leave_bit_identical_weights(apart):
     assert kills["resumed at"] == sorted(kills["resumed at"]) and 0 < kills["resumed at"][-1] < 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Prototypes", "Tinted"])
 def test_two_processes_train_as_one_does(apart, kind):
     one, first, second = (
