@@ -10,7 +10,7 @@ Then a run of the size of the Pneumonia data set (4,710 images, 50 epochs, batch
 plain   50 x 148 plain steps (reading images left out, in its favour).
 ours    4 cached views of each image, read, augmented and encoded once each, then 50 x 148 of our steps.
 The images that are read are chest X-rays of $MEDVLP_DATA/chest_xray where that is set, else noise as JPEG.
-On a machine that does other work, set OMP_NUM_THREADS=1: threads that wait for each other hurt small steps most.
+On a machine that does other work, set OMP_NUM_THREADS=1: threads that wait slow small steps most.
 """
 
 import argparse
