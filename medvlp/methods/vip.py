@@ -13,7 +13,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.inject import SLOT, encode_prompts, tokenize_slots
 from medvlp.data.cards import DataCard
 from medvlp.data.names import unknown_name
-from medvlp.methods.zero_shot import _symptoms, symptom_text
+from medvlp.methods.zero_shot import checked_symptoms, symptom_text
 
 POSITIONS = ("end", "middle", "front")
 AGGREGATIONS = ("merge", "mean", "max")
@@ -113,7 +113,7 @@ class ViP(nn.Module):
             raise ValueError(f"n_ctx must be at least 1, got {n_ctx}; context=False does without context.")
         self.clip, self.card = clip, card
         self.context, self.aggregation = context, aggregation
-        own = None if symptoms is None else _symptoms(card, knowledge, symptoms)
+        own = None if symptoms is None else checked_symptoms(card, knowledge, symptoms)
         self.symptoms = card.symptoms(knowledge) if own is None else own
         self.config: dict[str, Any] = {
             "n_ctx": n_ctx,

@@ -80,7 +80,7 @@ class ZeroShot(nn.Module):
                 raise ValueError(
                     f"knowledge={knowledge!r} reads no templates; use knowledge='templates' with them."
                 )
-            self.symptoms = _symptoms(card, knowledge, symptoms)
+            self.symptoms = checked_symptoms(card, knowledge, symptoms)
             texts = {c: [symptom_text(s) for s in phrases] for c, phrases in self.symptoms.items()}
 
         self.config = {
@@ -144,7 +144,7 @@ def _name_texts(card: DataCard, knowledge: str, templates: Sequence[str] | None)
     return {name: [template.replace("{}", name) for template in templates] for name in card.classnames}
 
 
-def _symptoms(
+def checked_symptoms(
     card: DataCard, knowledge: str, symptoms: Mapping[str, Sequence[str]] | None
 ) -> dict[str, list[str]]:
     """The symptoms of every class in label order, the card's or the user's."""

@@ -26,10 +26,10 @@ from medvlp.show.plots import save_figure
 
 RATES = (0.0003, 0.003, 0.03, 0.3)
 SEEDS = (0, 1)
-STEPS = 240
-MEASURED_AT = (80, 160, 240)  # steps
+STEPS = 150
+MEASURED_AT = (50, 100, 150)  # steps
 N_IMAGES = 6_000  # for training
-N_TEST = 2_000
+N_TEST = 1_000
 TEST_SEED = 20_240_901  # a stream that no pre-training draws from
 
 
