@@ -2,11 +2,12 @@
 
 One command, `python -m medvlp.show.name_rate`, pre-trains the embedded CLIP from scratch once for each rate
 and seed, measures zero-shot accuracy by class name and by symptoms on the way, and writes
-figures/name_rate.csv and figures/name_rate.png. A run that is in the CSV already is not done again.
+medvlp/assets/name_rate.csv and figures/name_rate.png. A run that is in the CSV already is not done again.
 """
 
 import argparse
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -88,6 +89,11 @@ def name_rate_figure(table: pd.DataFrame, bayes: float, chance: float) -> Figure
     return fig
 
 
+def shipped_study() -> pd.DataFrame:
+    """The table of the runs that were made for the package; columns as in `one_run`."""
+    return pd.read_csv(str(resources.files("medvlp") / "assets" / "name_rate.csv"))
+
+
 def study(
     csv: Path, rates: Sequence[float] = RATES, seeds: Sequence[int] = SEEDS, progress: bool = True
 ) -> pd.DataFrame:
@@ -107,12 +113,13 @@ def study(
 def main() -> None:
     """Run the study and draw its figure."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("figures"), help="where both files go")
-    folder = parser.parse_args().folder
-    table = study(folder / "name_rate.csv")
+    parser.add_argument("--csv", type=Path, default=Path("medvlp/assets/name_rate.csv"), help="the numbers")
+    parser.add_argument("--figures", type=Path, default=Path("figures"), help="folder of the figure")
+    arguments = parser.parse_args()
+    table = study(arguments.csv)
     world = get_world("derm")
     figure = name_rate_figure(table, world.bayes_accuracy(), 1 / len(world.classnames))
-    save_figure(figure, "name_rate", "python -m medvlp.show.name_rate", folder)
+    save_figure(figure, "name_rate", "python -m medvlp.show.name_rate", arguments.figures)
     last = table[table["step"] == max(MEASURED_AT)]
     print(last.pivot_table(index="rate", columns="knowledge", values="accuracy").round(3).to_string())
 

@@ -2,7 +2,6 @@ import pandas as pd
 import pytest
 
 from medvlp.show import name_rate
-from medvlp.show.plots import figures_folder
 
 
 def fake_run(rate, seed, progress=True):
@@ -45,8 +44,8 @@ def test_the_figure_draws_the_mean_over_seeds_and_the_reference_lines():
     assert any(list(y) == [0.89, 0.89] for y in heights) and any(list(y) == [0.5, 0.5] for y in heights)
 
 
-def test_the_committed_study_has_four_rates_and_two_seeds(repository):
-    table = pd.read_csv(repository / figures_folder().name / "name_rate.csv")
+def test_the_shipped_study_has_four_rates_and_two_seeds():
+    table = name_rate.shipped_study()
     assert table["rate"].nunique() >= 4 and table["seed"].nunique() >= 2
     assert set(table["knowledge"]) == {"classnames", "symptoms"}
     assert table.groupby(["rate", "seed"]).size().eq(2 * len(name_rate.MEASURED_AT)).all()
