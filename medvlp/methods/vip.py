@@ -75,6 +75,9 @@ class ViP(nn.Module):
         aggregation: How a class's symptoms become one feature: "merge", "mean" or "max".
         symptoms: Your own symptoms, {classname: [phrase, ...]} for every class; replaces the card's.
         knowledge: The kind of knowledge of the card that is read.
+        logit_scale: The factor on cosines, exp(logit_scale) above; by default the CLIP's own. Prompts only
+            turn t_c, so it bounds what they can learn: two classes' logits lie at most twice this factor
+            apart. Large CLIPs have 100; a small one with less may need a larger factor here.
         seed: Of the learned tensors' start.
 
     Attributes:
@@ -101,6 +104,7 @@ class ViP(nn.Module):
         aggregation: str = "merge",
         symptoms: Mapping[str, Sequence[str]] | None = None,
         knowledge: str = "symptoms",
+        logit_scale: float | None = None,
         seed: int = 1,
     ) -> None:
         """Tokenize the prompts and draw the learned tensors; see the class."""
@@ -111,7 +115,10 @@ class ViP(nn.Module):
             raise ValueError(unknown_name("aggregation", aggregation, AGGREGATIONS))
         if n_ctx < 1:
             raise ValueError(f"n_ctx must be at least 1, got {n_ctx}; context=False does without context.")
+        if logit_scale is not None and not logit_scale > 0:
+            raise ValueError(f"logit_scale must be above 0, got {logit_scale}; None takes the CLIP's own.")
         self.clip, self.card = clip, card
+        self.logit_scale = clip.logit_scale if logit_scale is None else logit_scale
         self.context, self.aggregation = context, aggregation
         own = None if symptoms is None else checked_symptoms(card, knowledge, symptoms)
         self.symptoms = card.symptoms(knowledge) if own is None else own
@@ -123,6 +130,7 @@ class ViP(nn.Module):
             "aggregation": aggregation,
             "symptoms": own,
             "knowledge": knowledge,
+            "logit_scale": logit_scale,
             "seed": seed,
         }
 
@@ -159,7 +167,7 @@ class ViP(nn.Module):
     def logits_from_features(self, image_features: Tensor) -> Tensor:
         """Logits of normalised image features: (B, D) -> (B, n_cls)."""
         t = self.class_features()  # (n_cls, D)
-        return self.clip.logit_scale * image_features.to(t) @ t.T
+        return self.logit_scale * image_features.to(t) @ t.T
 
     def class_features(self) -> Tensor:
         """The classes' text features, (n_cls, D), L2-normalised."""

@@ -10,6 +10,7 @@ from medvlp.study.metrics import METRICS
 SELECTION = ("loss", *METRICS)  # what the best epoch may be chosen by
 LOWER_IS_BETTER = ("loss", "ECE")
 KEEP = ("best", "last")
+CLASS_WEIGHT = (None, "balanced")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class TrainConfig:
         views: what is seen of each image. A number K: one of K random views (random resized crop, bicubic,
             and flip), drawn anew each epoch; "fresh": a new random view each epoch, as in the papers;
             0: no augmentation, the view of evaluation.
+        class_weight: None: every image counts the same in the loss, as in the papers; "balanced": every class
+            does, N images of n_cls classes weighing N / (n_cls * N_c) each (as scikit-learn's "balanced").
         metric: what the best epoch is chosen by on the validation images: "loss" or a metric of `evaluate`.
         keep: the weights at the end, those of the "best" epoch by validation or of the "last".
         num_workers: processes that read images where features are not cached. None: one a core, 8 at most;
@@ -47,13 +50,14 @@ class TrainConfig:
     seed: int = 1
     precision: str = "fp32"
     views: int | str = 4
+    class_weight: str | None = None
     metric: str = "accuracy"
     keep: str = "best"
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for a name that is unknown or a number that makes no sense."""
-        choices = {"precision": PRECISIONS, "metric": SELECTION, "keep": KEEP}
+        choices = {"precision": PRECISIONS, "class_weight": CLASS_WEIGHT, "metric": SELECTION, "keep": KEEP}
         for field, names in choices.items():
             if getattr(self, field) not in names:
                 raise ValueError(unknown_name(field, getattr(self, field), names, "TrainConfig"))

@@ -110,6 +110,7 @@ class _Trainer:
         self.progress = progress and accelerator.is_main_process
         self.process, self.n_processes = accelerator.process_index, accelerator.num_processes
         self.batches = self._batches()
+        self.weight = self._class_weight()
         self.parameters = {name: p for name, p in method.named_parameters() if p.requires_grad}
         sgd = torch.optim.SGD(
             self.parameters.values(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -175,7 +176,7 @@ class _Trainer:
         torch.manual_seed(epoch_seed(self.config, epoch, f"process {self.process}"))
         for step, batch in enumerate(self.batches.epoch(epoch, self.process, self.n_processes), start=1):
             logits = self.model(batch.inputs)  # (b, n_cls)
-            loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+            loss = F.cross_entropy(logits.float(), batch.labels, weight=self.weight, reduction="sum")
             value = loss.item()
             if not isfinite(value):
                 raise FloatingPointError(self._not_finite(f"loss is {value}", epoch, step))
@@ -232,6 +233,15 @@ class _Trainer:
             if self.config.views == "fresh":
                 return ImageBatches(clip, self.train, self.config)
             return FeatureBatches(clip, self.train, self.config, cache_dir, self.progress)
+
+    def _class_weight(self) -> Tensor | None:
+        """What an image of each class counts in the loss, (n_cls,); 1 on average over the training images."""
+        if self.config.class_weight is None:
+            return None
+        counts = self.train.labels.bincount(minlength=len(self.method.card.classnames))  # (n_cls,)
+        present = counts > 0
+        weight = len(self.train) / (present.sum() * counts.clamp(min=1))
+        return weight.to(self.accelerator.device, torch.float32)
 
     def _best(self) -> dict[str, Any] | None:
         """The history's best row by validation; the earliest of equals."""

@@ -249,6 +249,15 @@ def test_symptom_scores_are_cosines_with_the_prompted_symptoms(clip, f):
 # --- what is learned ---
 
 
+def test_a_logit_scale_of_ones_own_changes_the_logits_only(clip, f):
+    plain, scaled = ViP(clip, CARD), ViP(clip, CARD, logit_scale=7.0)
+    assert torch.allclose(
+        scaled.logits_from_features(f), 7 / clip.logit_scale * plain.logits_from_features(f), rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="logit_scale must be above 0, got 0"):
+        ViP(clip, CARD, logit_scale=0)
+
+
 @pytest.mark.parametrize(
     ("switches", "names"),
     [

@@ -111,10 +111,13 @@ def test_the_last_smaller_batch_is_left_out_unless_it_is_the_only_one():
     assert [len(b) for b in epoch_order(TrainConfig(batch_size=5), 3, 1)[0]] == [3]
 
 
-def test_training_without_views_is_the_plain_loop(clip, sets):
-    """Against SGD written out here, on evaluation features."""
-    train, val = sets
-    config = replace(SHORT, epochs=3, views=0, keep="last")
+@pytest.mark.parametrize(
+    ("class_weight", "weight"), [(None, [1.0, 1.0, 1.0]), ("balanced", [24 / 36, 24 / 18, 24 / 18])]
+)
+def test_training_without_views_is_the_plain_loop(clip, sets, class_weight, weight):
+    """Against SGD written out here, on evaluation features, with twice as many images of the first class."""
+    train, val = make_set(CARD, [0, 0, 1, 2] * 6), sets[1]
+    config = replace(SHORT, epochs=3, views=0, keep="last", class_weight=class_weight)
     method, plain = Prototypes(clip, CARD), Prototypes(clip, CARD)
     history = fit(method, train, val, config, **QUIET)
     features = image_features(clip, train)
@@ -123,7 +126,9 @@ def test_training_without_views_is_the_plain_loop(clip, sets):
         sgd.param_groups[0]["lr"] = config.learning_rate(epoch)
         losses = []
         for rows in epoch_order(config, len(train), epoch)[0]:
-            loss = F.cross_entropy(plain.logits_from_features(features.features[rows]), features.labels[rows])
+            labels, logits = features.labels[rows], plain.logits_from_features(features.features[rows])
+            of_images = -logits.log_softmax(dim=1)[range(len(rows)), labels]  # (b,)
+            loss = (of_images * torch.tensor(weight)[labels]).mean()
             sgd.zero_grad()
             loss.backward()
             sgd.step()
@@ -443,6 +448,10 @@ class PowerCut(Callback):
     [
         ({"metric": "acuracy"}, "unknown metric 'acuracy' in TrainConfig; did you mean 'accuracy'"),
         ({"precision": "fp61"}, "unknown precision 'fp61' in TrainConfig; did you mean 'fp16'"),
+        (
+            {"class_weight": "balance"},
+            "unknown class_weight 'balance' in TrainConfig; did you mean 'balanced'",
+        ),
         ({"keep": "lst"}, "unknown keep 'lst' in TrainConfig; did you mean 'last'"),
         ({"views": "frech"}, "views is 'frech'; it must be 'fresh', or a number"),
         ({"views": -1}, "views is -1"),
