@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import torch
+import transformers
 from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoTokenizer
 
 from medvlp.backbone.sources import check_at_hand
 from medvlp.data.files import sha256
@@ -95,9 +95,13 @@ class LLM:
             where = {"gguf_file": self.gguf_file}
         weights = {} if self.gguf_file else {"use_safetensors": True}
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()  # or it would warn of the output weights, not needed here
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.place, trust_remote_code=False, **where)
-            model, report = AutoModel.from_pretrained(
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                self.place, trust_remote_code=False, **where
+            )
+            model, report = transformers.AutoModel.from_pretrained(
                 self.place,
                 dtype=dtype,
                 trust_remote_code=False,
@@ -109,6 +113,8 @@ class LLM:
             from_hub = self.sha256 is None and isinstance(error, OSError)
             kind = ConnectionError if from_hub else ValueError
             raise kind(f"llm {self.name!r} cannot be loaded: {error}") from error
+        finally:
+            transformers.logging.set_verbosity(verbosity)
         if report["missing_keys"]:
             raise ValueError(
                 f"llm {self.name!r} is incomplete: {len(report['missing_keys'])} weights are missing, the "
