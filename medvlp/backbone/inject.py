@@ -28,17 +28,27 @@ def tokenize_slots(clip: Clip, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         ValueError: a text with more tokens than the tower takes, or a tokenizer that joins a slot with
             the words beside it.
     """
-    tokens, others = (clip.tokenize([text.replace(SLOT, word) for text in texts]) for word in PLACEHOLDERS)
     n_slots = texts[0].count(SLOT)
+    tokens, slots = find_slots(clip, texts, [n_slots] * len(texts))  # (N, L), (N, L)
+    return tokens, slots.nonzero()[:, 1].reshape(len(texts), n_slots)  # (N, L), (N, M)
+
+
+def find_slots(clip: Clip, texts: Sequence[str], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Token ids (N, L) of texts with `counts[i]` `SLOT`s in text i, and True where a slot stands, (N, L).
+
+    Raises:
+        ValueError: as `tokenize_slots`.
+    """
+    tokens, others = (clip.tokenize([text.replace(SLOT, word) for text in texts]) for word in PLACEHOLDERS)
     slots = tokens != others if tokens.shape == others.shape else torch.zeros_like(tokens).bool()  # (N, L)
-    for text, found in zip(texts, slots.sum(dim=1).tolist(), strict=True):
-        if found != n_slots:
+    for text, found, count in zip(texts, slots.sum(dim=1).tolist(), counts, strict=True):
+        if found != count:
             shown = text.replace(SLOT, PLACEHOLDERS[0])
             raise ValueError(
-                f"{shown!r} shows {found} of {n_slots} places for learned vectors: the tokenizer of clip "
+                f"{shown!r} shows {found} of {count} places for learned vectors: the tokenizer of clip "
                 f"{clip.name!r} joins {PLACEHOLDERS[0]!r} with what stands beside it."
             )
-    return tokens, slots.nonzero()[:, 1].reshape(len(texts), n_slots)  # (N, L), (N, M)
+    return tokens, slots
 
 
 def encode_prompts(clip: Clip, tokens: Tensor, prompts: Tensor, positions: Tensor) -> Tensor:

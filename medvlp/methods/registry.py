@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from medvlp.methods.cilmp import CILMP
 from medvlp.methods.linear_probe import LinearProbe
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
@@ -10,4 +11,5 @@ METHODS: dict[str, type[nn.Module]] = {
     "ZeroShot": ZeroShot,
     "LinearProbe": LinearProbe,
     "ViP": ViP,
+    "CILMP": CILMP,
 }

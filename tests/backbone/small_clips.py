@@ -106,9 +106,9 @@ def biomedclip_kind(folder: Path, pooler: str = "cls_last_hidden_state_pooler") 
     return name
 
 
-def golden_kind(folder: Path) -> str:
-    """The CLIP that the golden numbers were made on."""
-    golden = np.load(GOLDEN)
+def golden_kind(folder: Path, file: Path = GOLDEN) -> str:
+    """The CLIP that the golden numbers in `file` were made on."""
+    golden = np.load(file)
     weights = {
         key.removeprefix("clip/"): torch.from_numpy(golden[key])
         for key in golden.files

@@ -1,0 +1,169 @@
+"""Learned prompts before the blocks of any text or image tower, by hooks, the tower itself unchanged.
+
+A tower is called as always, over full sequences. While it is, hooks put the vectors where they belong; they
+act in that one call only, not in others that are nested in it or run in other threads, and are removed
+afterwards, also on errors.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import torch
+from open_clip.hf_model import HFTextEncoder
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import TextTransformer, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
+from torch import Tensor, nn
+
+from medvlp.backbone.clip import Clip
+
+_REGISTERING = threading.Lock()  # two threads at once could be given the same hook number by torch
+
+
+def text_blocks(clip: Clip) -> nn.ModuleList:
+    """The blocks of the text tower; of a Hugging Face tower the layers of its encoder."""
+    text = clip.model.text
+    if isinstance(text, TextTransformer):
+        return text.transformer.resblocks
+    if isinstance(text, HFTextEncoder):
+        encoder = getattr(text.transformer, "encoder", text.transformer)
+        return next(module for module in encoder.children() if isinstance(module, nn.ModuleList))
+    raise ValueError(f"the text tower of clip {clip.name!r}, {type(text).__name__}, has no known blocks.")
+
+
+def image_blocks(clip: Clip) -> nn.ModuleList | nn.Sequential:
+    """The blocks of the image tower.
+
+    Raises:
+        ValueError: a tower that has no tokens, such as a ResNet.
+    """
+    visual = clip.model.visual
+    if isinstance(visual, VisionTransformer):
+        return visual.transformer.resblocks
+    if isinstance(visual, TimmModel) and isinstance(visual.trunk, TimmVisionTransformer):
+        return visual.trunk.blocks
+    kind = type(visual.trunk if isinstance(visual, TimmModel) else visual).__name__
+    raise ValueError(
+        f"the image tower of clip {clip.name!r}, {kind}, is no vision transformer, so no learned prompts can "
+        "be appended to its tokens; pass image_depth=0 to do without."
+    )
+
+
+def image_width(clip: Clip) -> int:
+    """The width of the image tower's tokens."""
+    visual = clip.model.visual
+    return visual.trunk.embed_dim if isinstance(visual, TimmModel) else visual.transformer.width
+
+
+def encode_deep_text(clip: Clip, tokens: Tensor, slots: Tensor, vectors: Sequence[Tensor]) -> Tensor:
+    """Text features (B, n_cls, D), not normalised, with learned vectors in the slots of every text.
+
+    vectors[0] takes the place of token embeddings (so position is added to it, and whatever else the tower
+    adds to a token), vectors[i] the place of the hidden states before block i, to which nothing is added.
+
+    Args:
+        clip: The frozen model.
+        tokens: (n_cls, L) token ids.
+        slots: (n_cls, L) True at the M slots of all texts together.
+        vectors: At most one for each block, (B, M, w), class after class; B is 1 where no image changes them.
+    """
+    n_cls, B = len(tokens), max(len(v) for v in vectors)
+    of_class, position = slots.nonzero(as_tuple=True)  # (M,) each
+    tokens = tokens.repeat(B, 1)  # (B * n_cls, L), and the sign by which the call is known
+
+    def put(x: Tensor, v: Tensor) -> Tensor:
+        """Replace in x, (B * n_cls, L or more, w)."""
+        index = of_class * x.shape[1] + position
+        flat = x.reshape(B, -1, x.shape[-1]).index_copy(1, index, v.expand(B, -1, -1).to(x.dtype))
+        return flat.reshape(x.shape)
+
+    text = clip.model.text
+    with _OneCall(text, tokens) as call:
+        call.change_output(clip.token_embedding, lambda x: put(x, vectors[0]))
+        for block, v in zip(text_blocks(clip)[1:], vectors[1:], strict=False):
+            call.change_input(block, lambda x, v=v: put(x, v))
+        features = clip.model.encode_text(tokens, normalize=False)  # (B * n_cls, D)
+    return features.unflatten(0, (B, n_cls))
+
+
+def encode_deep_images(clip: Clip, images: Tensor, prompts: Tensor) -> Tensor:
+    """Image features (B, D), not normalised, with learned vectors after the patches.
+
+    Before the first norm (`ln_pre`) prompts[0] is appended, before block i it is replaced by prompts[i], and
+    after the last block it is taken away again, so that pooling sees the tokens that it always sees.
+
+    Args:
+        clip: The frozen model.
+        images: (B, 3, S, S), preprocessed, in the tower's type.
+        prompts: (depth, n, width), depth at most the number of blocks.
+    """
+    visual, blocks, n = clip.model.visual, image_blocks(clip), prompts.shape[1]
+    first_norm = visual.trunk.norm_pre if isinstance(visual, TimmModel) else visual.ln_pre
+    images = images.clone()  # the sign by which the call is known
+
+    def append(x: Tensor, p: Tensor) -> Tensor:
+        return torch.cat([x, p.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+
+    with _OneCall(visual, images) as call:
+        call.change_input(first_norm, lambda x: append(x, prompts[0]))
+        for block, p in zip(blocks[1:], prompts[1:], strict=False):
+            call.change_input(block, lambda x, p=p: append(x[:, :-n], p))
+        call.change_output(blocks[-1], lambda x: x[:, :-n])
+        return clip.model.encode_image(images)
+
+
+class _OneCall:
+    """Hooks that act in `tower(sign)` alone, the call whose input lies where `sign` lies, of this thread."""
+
+    def __init__(self, tower: nn.Module, sign: Tensor) -> None:
+        self._tower, self._sign, self._thread = tower, sign, threading.get_ident()
+        self._calls: list[bool] = []  # calls of the tower that are under way: is it the one?
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> "_OneCall":
+        def enter(_: nn.Module, args: tuple) -> None:
+            if threading.get_ident() == self._thread:
+                self._calls.append(args[0].data_ptr() == self._sign.data_ptr())
+
+        def leave(*_: object) -> None:
+            if threading.get_ident() == self._thread and self._calls:
+                self._calls.pop()
+
+        self._keep(lambda: self._tower.register_forward_pre_hook(enter))
+        self._keep(lambda: self._tower.register_forward_hook(leave, always_call=True))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.close()
+
+    def change_input(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        """Give `module` a changed first argument."""
+
+        def hook(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            if not self._now():
+                return None
+            if args:
+                return (change(args[0]), *args[1:]), kwargs
+            return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
+
+        self._keep(lambda: module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def change_output(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        """Change what `module` returns."""
+        self._keep(
+            lambda: module.register_forward_hook(lambda _, args, x: change(x) if self._now() else None)
+        )
+
+    def _now(self) -> bool:
+        return threading.get_ident() == self._thread and bool(self._calls) and self._calls[-1]
+
+    def _keep(self, register: Callable) -> None:
+        with _REGISTERING:
+            handle = register()
+        self._hooks.callback(_remove, handle)
+
+
+def _remove(handle: torch.utils.hooks.RemovableHandle) -> None:
+    with _REGISTERING:
+        handle.remove()

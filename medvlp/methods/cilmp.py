@@ -1,0 +1,357 @@
+"""CILMP: LLM representations of each class, edited in low rank for every image, as prompts in every layer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from medvlp.backbone.clip import Clip
+from medvlp.backbone.deep import encode_deep_images, encode_deep_text, image_blocks, image_width, text_blocks
+from medvlp.backbone.image_walk import can_walk_image, walk_image
+from medvlp.backbone.inject import SLOT, find_slots
+from medvlp.backbone.text_walk import SlotVectors, TextWalk, can_walk_text
+from medvlp.data.cards import DataCard
+from medvlp.data.names import unknown_name
+from medvlp.knowledge.representations import Representations, shipped_representations
+from medvlp.methods.interventions import ConditionalLoReFT, LoReFT, RowDropout
+
+INTERVENTIONS = ("conditional", "unconditional", "none")
+FIRST_CTX = "a photo of a"  # whose embedding the context starts from, if it has as many tokens
+STD = 0.02  # of the other learned vectors at the start
+
+
+class Site(nn.Module):
+    """What stands before one block in the places of the LLM representations: tokens = B A h'.
+
+    h' is h for the rows in the middle, and the output of `prefix` or `suffix`, with dropout, for the rows at
+    the edges. A leads from the LLM's width to rank r, B from r to the text width w, both without bias.
+
+    Attributes:
+        prefix: The intervention on the first rows; None without interventions.
+        suffix: The one on the last rows.
+        dropout_prefix: Draws the masks of the first rows.
+        dropout_suffix: Draws those of the last rows.
+        A: (r, d), Kaiming-uniform with a = sqrt(5) at the start, as is `B`.
+        B: (w, r).
+    """
+
+    def __init__(
+        self,
+        prefix: nn.Module | None,
+        suffix: nn.Module | None,
+        dropout: tuple[float, bool],
+        d: int,
+        rank: int,
+        w: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.prefix, self.suffix = prefix, suffix
+        self.dropout_prefix, self.dropout_suffix = RowDropout(*dropout), RowDropout(*dropout)
+        self.A, self.B = (
+            nn.Parameter(nn.init.kaiming_uniform_(torch.empty(shape), a=5**0.5, generator=generator))
+            for shape in ((rank, d), (w, rank))
+        )
+
+    def forward(self, first: Tensor, middle: Tensor, last: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of the edges (B or 1, n_cls, P + S, w), and of the middle (M, w).
+
+        Args:
+            first: (n_cls, P, d), of each class the first rows.
+            middle: (M, d), all classes' rows in the middle.
+            last: (n_cls, S, d).
+            f: (B, D), the normalised image features.
+        """
+        tokens = middle @ self.A.T @ self.B.T  # (M, w)
+        if self.prefix is None:
+            return tokens.new_zeros(1, len(first), 0, len(self.B)), tokens
+        edges = [
+            intervention.projected(self.A, h, f, dropout(h, len(f)))  # (n_cls, P, r) or (B, n_cls, P, r)
+            for intervention, dropout, h in (
+                (self.prefix, self.dropout_prefix, first),
+                (self.suffix, self.dropout_suffix, last),
+            )
+        ]
+        rank_wide = torch.cat(edges, dim=-2)  # (n_cls, P + S, r) or (B, n_cls, P + S, r)
+        return (rank_wide if rank_wide.ndim == 4 else rank_wide[None]) @ self.B.T, tokens
+
+
+class CILMP(nn.Module):
+    r"""Conditional intervention of LLM representations for prompt learning.
+
+        h'     = h + R (W1 h + W2 (h * g(f)) + b - R^T h)                        (d,), g: D -> r -> d linear
+        tokens = B A dropout(h')                                                 (L_c, w), for each block
+        t_c(f) = text([SOS] ctx tokens_c(f) name . [EOS]) / |.|                  (D,)
+        logits[b, c] = exp(logit_scale) * f_b . t_c(f_b)
+
+    Du et al., "Medical Knowledge Intervention Prompt Tuning for Medical Image Classification", IEEE TMI
+    44(12), 2025, doi 10.1109/TMI.2025.3584841, arXiv 2511.12639; the intervention is `ConditionalLoReFT`.
+    h is a row of the class's LLM representation (L_c, d). Its first `prefix_length` rows are edited by one
+    intervention and its last `suffix_length` rows by another, the rows between stay as they are. f_b is the
+    normalised image feature, itself prompted, so that the text of a class differs from image to image.
+
+    Before each of the first `depth` text blocks, context and tokens are replaced by that block's own: its own
+    ctx, interventions, A and B, to which no position is added but before block 0. In the same way learned
+    vectors stand after the patches before each of the first `image_depth` image blocks. Both towers are
+    frozen. In a BERT tower depth counts layers of its encoder; what stands before the first is given to its
+    embedding layer, which adds positions and normalises.
+
+    The ablations are `intervention="unconditional"` (`LoReFT`, which knows no image) and "none" (h' = h for
+    all rows, then also without dropout), rank, lengths, depth, and `orthonormal`.
+
+    The authors' code does the same with work that changes nothing; here only what the logits depend on is
+    computed where open_clip's own towers allow it (`TextWalk`, `walk_image`), and all of it by hooks in other
+    towers (`encode_deep_text`, `encode_deep_images`).
+
+    Args:
+        clip: The frozen image and text towers.
+        card: Gives the classes in label order.
+        representations: (L_c, d) for each class, also as {classname: tensor}. None: those that ship with the
+            package for this card. A string is the fingerprint that the shipped ones must have.
+        intervention: "conditional", "unconditional" or "none".
+        rank: r, of the interventions and of A and B.
+        prefix_length: P.
+        suffix_length: S. A class needs at least P + S rows.
+        depth: Text blocks whose input is replaced, from 1 to all; None is all.
+        image_depth: Image blocks whose prompts are replaced, from 0 (no prompts) to all; None is all.
+        n_ctx: Context vectors before each text block. Those of block 0 start as the embedding of
+            "a photo of a" if that has n_ctx tokens, the others from a normal distribution of deviation 0.02
+            (how the authors start these is not published; so for the image prompts).
+        n_image_ctx: Prompts before each image block.
+        dropout: p, of the numbers of an edited row that are dropped in training.
+        dropout_per_image: A mask for each image, as the authors draw them. By default one mask serves a
+            batch: the same chances, far less work.
+        orthonormal: Keep R^T R = I in training; the authors have it at the start only.
+        logit_scale: The factor on cosines; by default the CLIP's own.
+        seed: Of the learned tensors' start.
+
+    Attributes:
+        ctx: (depth, n_ctx, w).
+        image_prompts: (image_depth, n_image_ctx, width of the image tower).
+        sites: one `Site` for each text block whose input is replaced.
+        classnames: the classes in label order.
+        lengths: L_c of each class.
+        config: the arguments by name, fit for JSON, with the representations' fingerprint.
+
+    Raises:
+        ValueError: a class without representation, with fewer rows than P + S or more than its text has room
+            for; an argument out of its range; an image tower without tokens unless image_depth is 0.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        card: DataCard,
+        representations: Representations | Mapping[str, Tensor] | str | None = None,
+        *,
+        intervention: str = "conditional",
+        rank: int = 8,
+        prefix_length: int = 4,
+        suffix_length: int = 4,
+        depth: int | None = None,
+        image_depth: int | None = None,
+        n_ctx: int = 4,
+        n_image_ctx: int = 4,
+        dropout: float = 0.1,
+        dropout_per_image: bool = False,
+        orthonormal: bool = False,
+        logit_scale: float | None = None,
+        seed: int = 1,
+    ) -> None:
+        """Lay out the texts and draw the learned tensors; see the class."""
+        super().__init__()
+        if intervention not in INTERVENTIONS:
+            raise ValueError(unknown_name("intervention", intervention, INTERVENTIONS))
+        for name, value, least in (
+            ("rank", rank, 1),
+            ("prefix_length", prefix_length, 0),
+            ("suffix_length", suffix_length, 0),
+            ("n_ctx", n_ctx, 1),
+            ("n_image_ctx", n_image_ctx, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
+        if logit_scale is not None and not logit_scale > 0:
+            raise ValueError(f"logit_scale must be above 0, got {logit_scale}; None takes the CLIP's own.")
+        self.clip, self.card, self.classnames = clip, card, list(card.classnames)
+        self.logit_scale = clip.logit_scale if logit_scale is None else logit_scale
+        given = _representations(card, representations)
+        self.config: dict[str, Any] = {
+            "representations": given.fingerprint,
+            "intervention": intervention,
+            "rank": rank,
+            "prefix_length": prefix_length,
+            "suffix_length": suffix_length,
+            "depth": depth,
+            "image_depth": image_depth,
+            "n_ctx": n_ctx,
+            "n_image_ctx": n_image_ctx,
+            "dropout": dropout,
+            "dropout_per_image": dropout_per_image,
+            "orthonormal": orthonormal,
+            "logit_scale": logit_scale,
+            "seed": seed,
+        }
+        depth = _in_range("depth", depth, 1, len(text_blocks(clip)))
+        if image_depth != 0:
+            image_depth = _in_range("image_depth", image_depth, 0, len(image_blocks(clip)))
+
+        states = given.for_card(card)  # (L_c, d) each
+        P, S = (0, 0) if intervention == "none" else (prefix_length, suffix_length)
+        self.lengths = dict(zip(self.classnames, map(len, states), strict=True))
+        for name, length in self.lengths.items():
+            if length < P + S:
+                raise ValueError(
+                    f"class {name!r} has a representation of {length} rows, fewer than prefix_length {P} + "
+                    f"suffix_length {S}; shorten these, or take longer representations."
+                )
+        self._buffer("h_first", torch.stack([h[:P] for h in states]))  # (n_cls, P, d)
+        self._buffer("h_middle", torch.cat([h[P : len(h) - S] for h in states]))  # (M, d)
+        self._buffer("h_last", torch.stack([h[len(h) - S :] for h in states]))  # (n_cls, S, d)
+        self._middle_counts = [len(h) - P - S for h in states]
+        tokens, slots = _tokenize(clip, self.lengths, n_ctx)
+        self._buffer("tokens", tokens)  # (n_cls, L)
+        self._buffer("slots", slots)  # (n_cls, L)
+        self.walk = None
+        if can_walk_text(clip.model.text):
+            self.walk = TextWalk(clip.model.text, self.tokens, self.slots, n_ctx, P, S)
+
+        random = torch.Generator().manual_seed(seed)
+        w, d = clip.text_width, given.dim
+        ctx = nn.init.normal_(torch.empty(depth, n_ctx, w), std=STD, generator=random)
+        words = _first_words(clip)
+        if len(words) == n_ctx:
+            ctx[0] = clip.token_embedding(words).detach().float()
+        self.ctx = nn.Parameter(ctx)
+        self.image_prompts = None
+        if image_depth:
+            shape = (image_depth, n_image_ctx, image_width(clip))
+            self.image_prompts = nn.Parameter(nn.init.normal_(torch.empty(shape), std=STD, generator=random))
+        else:  # the image tower is as it was: fit and evaluate may compute its features once
+            self.logits_from_features = self._logits
+
+        def draw() -> nn.Module | None:
+            keep = {"orthonormal": orthonormal, "generator": random}
+            if intervention == "conditional":
+                return ConditionalLoReFT(d, rank, clip.embed_dim, **keep)
+            return LoReFT(d, rank, **keep) if intervention == "unconditional" else None
+
+        drop = (dropout, dropout_per_image)
+        self.sites = nn.ModuleList(Site(draw(), draw(), drop, d, rank, w, random) for _ in range(depth))
+        self.to(clip.device)
+
+    def _buffer(self, name: str, tensor: Tensor) -> None:
+        """Keep a tensor that moves with the module, but is not saved."""
+        self.register_buffer(name, tensor.to(self.clip.device), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
+        return self._logits(self.image_features(images))
+
+    def _logits(self, image_features: Tensor) -> Tensor:
+        """Logits of normalised image features: (B, D) -> (B, n_cls)."""
+        f = image_features.to(self.ctx)
+        return self.logit_scale * torch.einsum("bd,bcd->bc", f, self.class_features(f))
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """f: features of preprocessed images as the prompted tower sees them, (B, D), L2-normalised."""
+        if self.image_prompts is None:
+            return self.clip.encode_images(images)
+        images = images.to(self.clip.device, self.clip.dtype)
+        if can_walk_image(self.clip.model.visual):
+            f = walk_image(self.clip.model.visual, images, self.image_prompts)
+        else:
+            f = encode_deep_images(self.clip, images, self.image_prompts)
+        return F.normalize(f.to(self.ctx), dim=-1)
+
+    def class_features(self, f: Tensor) -> Tensor:
+        """t: the classes' text features for each image, (B, D) -> (B, n_cls, D), L2-normalised."""
+        with parametrize.cached():  # an orthonormal R is computed once
+            vectors = [self._slot_vectors(f, i) for i in range(len(self.sites))]
+        if self.walk is not None:
+            t = self.walk(self.clip.model.text, vectors)  # (B or 1, n_cls, D)
+        else:
+            rows = [torch.cat(self._by_class(v, with_ctx=True), dim=1) for v in vectors]
+            t = encode_deep_text(self.clip, self.tokens, self.slots, rows)
+        return F.normalize(t.to(self.ctx), dim=-1).expand(len(f), -1, -1)
+
+    def llm_tokens(self, f: Tensor, site: int = 0) -> dict[str, Tensor]:
+        """What stands in the places of the LLM rows before text block `site`: {classname: (B, L_c, w)}.
+
+        Args:
+            f: (B, D), normalised image features.
+            site: From 0 to depth - 1.
+        """
+        by_class = self._by_class(self._slot_vectors(f, site))
+        return {name: t.expand(len(f), -1, -1) for name, t in zip(self.classnames, by_class, strict=True)}
+
+    def _slot_vectors(self, f: Tensor, i: int) -> SlotVectors:
+        edges, middle = self.sites[i](self.h_first, self.h_middle, self.h_last, f.to(self.ctx))
+        return SlotVectors(self.ctx[i], edges, middle)
+
+    def _by_class(self, vectors: SlotVectors, with_ctx: bool = False) -> list[Tensor]:
+        """Rows of each class in their order, (B or 1, L_c, w), or with ctx before them."""
+        P, B = self.h_first.shape[1], len(vectors.edges)
+        ctx = vectors.ctx[: None if with_ctx else 0].expand(B, -1, -1)  # (B, n_ctx or 0, w)
+        by_class = zip(vectors.edges.unbind(1), vectors.middle.split(self._middle_counts), strict=True)
+        return [
+            torch.cat([ctx, edges[:, :P], middle.expand(B, -1, -1), edges[:, P:]], dim=1)
+            for edges, middle in by_class
+        ]
+
+    def extra_repr(self) -> str:
+        """What distinguishes this method from another, for `print`."""
+        shown = {key: value for key, value in self.config.items() if key != "representations"}
+        return ", ".join([f"card={self.card.name!r}", *(f"{k}={v!r}" for k, v in shown.items())])
+
+
+def _in_range(name: str, value: int | None, least: int, most: int) -> int:
+    if value is None:
+        return most
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be from {least} to {most}, the tower's blocks, got {value}.")
+    return value
+
+
+def _representations(
+    card: DataCard, given: Representations | Mapping[str, Tensor] | str | None
+) -> Representations:
+    if isinstance(given, Representations):
+        return given
+    if isinstance(given, Mapping):
+        return Representations(dict(given))
+    shipped = shipped_representations(card)
+    if given is not None and given != shipped.fingerprint:
+        raise ValueError(
+            f"the representations wanted are {given[:12]}, those that ship with medvlp for card "
+            f"{card.name!r} are {shipped.fingerprint[:12]}; pass the representations themselves."
+        )
+    return shipped
+
+
+def _tokenize(clip: Clip, lengths: dict[str, int], n_ctx: int) -> tuple[Tensor, Tensor]:
+    """Token ids of the classes' texts (n_cls, L), and True at their n_ctx + L_c slots, (n_cls, L)."""
+    texts = []
+    for name, length in lengths.items():
+        words = name.replace("_", " ") + "."
+        plain, _ = find_slots(clip, [" ".join([SLOT] * n_ctx + [words])], [n_ctx])  # (1, at most L)
+        tokenizer = getattr(clip.tokenizer, "tokenizer", None)  # a Hugging Face tokenizer, where there is one
+        pad = 0 if tokenizer is None else tokenizer.pad_token_id
+        room = clip.context_length - int((plain != pad).sum())
+        if length > room:
+            raise ValueError(
+                f"class {name!r} has a representation of {length} rows, but its text has room for {room}: "
+                f"clip {clip.name!r} takes {clip.context_length} tokens, with {n_ctx} of context and the name."
+            )
+        texts.append(" ".join([SLOT] * (n_ctx + length) + [words]))
+    return find_slots(clip, texts, [n_ctx + length for length in lengths.values()])
+
+
+def _first_words(clip: Clip) -> Tensor:
+    """Token ids of FIRST_CTX alone."""
+    _, start = find_slots(clip, [SLOT], [1])
+    tokens, stop = find_slots(clip, [f"{FIRST_CTX} {SLOT}"], [1])
+    return tokens[0, int(start[0].nonzero()) : int(stop[0].nonzero())].to(clip.device)
