@@ -1,8 +1,7 @@
 """Figures. Each function returns a closed Figure: end a notebook cell with it to see it once."""
 
-import itertools
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -50,7 +49,7 @@ def show_images(
         ax.imshow(image, cmap="gray")
         if titles is not None:
             ax.set_title(textwrap.fill(titles[i], 22), fontsize=9)
-    return _closed(fig)
+    return closed(fig)
 
 
 def contrastive_matrix(
@@ -92,7 +91,7 @@ def contrastive_matrix(
             thumbnail = ax.inset_axes((-1.1, i + 0.05, 0.9, 0.9), transform=ax.transData)
             thumbnail.imshow(image, cmap="gray")
             thumbnail.set_axis_off()
-    return _closed(fig)
+    return closed(fig)
 
 
 def symptom_bars(
@@ -137,7 +136,7 @@ def symptom_bars(
     ax.set_title("     ".join(f"{what}: {name}" for what, name in words.items() if name), fontsize=10)
     fig.legend(fontsize=8, loc="outside lower center", ncols=min(3, len(classnames)), frameon=False)
     sns.despine(ax=ax)
-    return _closed(fig)
+    return closed(fig)
 
 
 def interval_plot(
@@ -173,16 +172,21 @@ def interval_plot(
     ax.grid(axis="x", color="0.9")
     ax.set_axisbelow(True)
     sns.despine(ax=ax)
-    return _closed(fig)
+    return closed(fig)
 
 
 def _lines(ax: Axes, chance: float | None, reference: Mapping[str, float]) -> None:
     if chance is not None:
         ax.axvline(chance, color=GREY, linestyle="dotted", label=f"chance {chance:.3f}")
-    for colour, (name, value) in zip(itertools.cycle(PALETTE[1:]), reference.items(), strict=False):
-        ax.axvline(value, color=colour, linestyle="dashed", label=f"{name} {value:.3f}")
+    reference_lines(ax.axvline, reference, first=1)
     if chance is not None or reference:
         ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+
+def reference_lines(draw: Callable[..., object], reference: Mapping[str, float], first: int) -> None:
+    """Values by name as dashed lines by `draw` (`ax.axhline` or `ax.axvline`), from the `first` colour on."""
+    for i, (name, value) in enumerate(reference.items(), start=first):
+        draw(value, color=PALETTE[i % len(PALETTE)], linestyle="dashed", label=f"{name} {value:.3f}")
 
 
 def save_figure(
@@ -217,6 +221,7 @@ def figures_folder() -> Path:
     return here / "figures"
 
 
-def _closed(fig: Figure) -> Figure:
+def closed(fig: Figure) -> Figure:
+    """The figure, which no backend will show again by itself."""
     plt.close(fig)
     return fig
