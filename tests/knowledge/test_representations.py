@@ -296,6 +296,22 @@ def test_an_llm_that_overflows_is_noticed(card, tmp_path):
         llm_representations(card, folder)
 
 
+def test_states_too_large_for_float16(card, tmp_path):
+    folder = save_llm(tmp_path / "large")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] *= 1e6
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="llm 'large' are too large for float16; use half=False"):
+        llm_representations(card, folder, half=True)
+    assert llm_representations(card, folder).states["nevus"].max() > 65504
+
+
+def test_states_of_any_kind_are_kept_as_float32():
+    given = torch.ones(3, 2, dtype=torch.bfloat16, requires_grad=True).T
+    (state,) = Representations({"x": given}).states.values()
+    assert state.dtype == torch.float32 and state.is_contiguous() and not state.requires_grad
+
+
 def test_missing_weights_are_never_made_up(card, tmp_path):
     folder = save_llm(tmp_path / "part")
     weights = load_file(folder / "model.safetensors")
