@@ -16,7 +16,9 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
+from medvlp.data.names import unknown_name
 
+CLASS_WEIGHT = (None, "balanced")
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
@@ -31,16 +33,24 @@ class LinearProbe(nn.Module):
     penalty, is the one of `C_GRID` with the best balanced accuracy on the validation images (ties: the
     lower log loss there).
 
+    Args:
+        clip: The frozen image tower.
+        card: Gives the classes in label order.
+        class_weight: None: every image counts the same; "balanced": every class does, as
+            `TrainConfig.class_weight` has it for the prompts.
+
     After `fit`, `chosen_C` is that C and `search` a DataFrame of what was tried.
     """
 
     fitted: Tensor  # () bool, saved and moved with the weights
 
-    def __init__(self, clip: Clip, card: DataCard) -> None:
+    def __init__(self, clip: Clip, card: DataCard, *, class_weight: str | None = None) -> None:
         """A probe without weights yet; see the class and `fit`."""
         super().__init__()
+        if class_weight not in CLASS_WEIGHT:
+            raise ValueError(unknown_name("class_weight", class_weight, CLASS_WEIGHT))
         self.clip, self.card = clip, card
-        self.config: dict[str, object] = {}  # there is nothing to configure
+        self.config: dict[str, object] = {"class_weight": class_weight}
         self.linear = nn.Linear(clip.embed_dim, len(card.classnames), device=clip.device)
         self.linear.requires_grad_(False)
         self.register_buffer("fitted", torch.tensor(False, device=clip.device))
@@ -63,7 +73,8 @@ class LinearProbe(nn.Module):
         present = np.unique(y_val)  # balanced accuracy is the mean recall of the classes that validation has
         models, rows = [], []
         for C in tqdm(C_GRID, desc="linear probe", unit="C", leave=False, delay=2):
-            model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=2000)).fit(x, y)
+            regression = LogisticRegression(C=C, class_weight=self.config["class_weight"], max_iter=2000)
+            model = make_pipeline(StandardScaler(), regression).fit(x, y)
             probabilities = model.predict_proba(x_val)  # (N_val, n_cls)
             recall = recall_score(y_val, probabilities.argmax(1), labels=present, average="macro")
             rows.append((C, recall, log_loss(y_val, probabilities, labels=labels)))

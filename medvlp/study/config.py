@@ -5,12 +5,12 @@ from math import cos, pi
 
 from medvlp.backbone.clip import PRECISIONS
 from medvlp.data.names import unknown_name
+from medvlp.methods.linear_probe import CLASS_WEIGHT
 from medvlp.study.metrics import METRICS
 
 SELECTION = ("loss", *METRICS)  # what the best epoch may be chosen by
 LOWER_IS_BETTER = ("loss", "ECE")
 KEEP = ("best", "last")
-CLASS_WEIGHT = (None, "balanced")
 
 
 @dataclass(frozen=True)

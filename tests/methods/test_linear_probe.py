@@ -51,6 +51,23 @@ def test_probabilities_are_scikit_learns(clip, tmp_path, n_cls):
     assert probabilities.numpy() == pytest.approx(expected, abs=1e-3)
 
 
+def test_balanced_classes_count_the_same_however_many_images_they_have(clip, tmp_path):
+    """Nothing to learn from shuffled labels, so the frequent class wins, unless classes are weighed."""
+    card = make_card(2)
+    train = make_set(card, [i % 2 for i in range(40)])
+    train.labels = torch.tensor(np.random.default_rng(0).permutation([0] * 34 + [1] * 6))
+    val = make_set(card, [0, 1] * 10, "val", seed=1)
+    x = image_features(clip, val, cache_dir=tmp_path).features
+    share = {}
+    for class_weight in (None, "balanced"):
+        probe = LinearProbe(clip, card, class_weight=class_weight).fit(train, val, cache_dir=tmp_path)
+        assert LinearProbe(clip, card, **probe.config).config == {"class_weight": class_weight}
+        share[class_weight] = probe.logits_from_features(x).softmax(1)[:, 0].mean().item()
+    assert share[None] > 0.7 > 0.6 > share["balanced"] > 0.4
+    with pytest.raises(ValueError, match="unknown class_weight 'balance'; did you mean 'balanced'"):
+        LinearProbe(clip, card, class_weight="balance")
+
+
 def test_C_is_the_best_on_validation_and_the_search_is_kept(clip, tmp_path):
     card, train, val, _ = sets(3)
     probe = LinearProbe(clip, card).fit(train, val, cache_dir=tmp_path)
