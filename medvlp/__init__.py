@@ -12,10 +12,17 @@ if TYPE_CHECKING:
     from medvlp.data.cards import DataCard, list_cards, load_card
     from medvlp.data.datasets import Data, ImageSet, load_dataset
     from medvlp.data.phantoms import get_world
+    from medvlp.knowledge.representations import (
+        Representations,
+        llm_representations,
+        shipped_representations,
+    )
+    from medvlp.methods.cilmp import CILMP
     from medvlp.methods.linear_probe import LinearProbe
     from medvlp.methods.parameters import trainable_parameters
     from medvlp.methods.vip import ViP
     from medvlp.methods.zero_shot import ZeroShot
+    from medvlp.study.averaging import EpochAverage
     from medvlp.study.config import TrainConfig
     from medvlp.study.evaluation import Report, evaluate
     from medvlp.study.prediction import Prediction, predict
@@ -26,13 +33,16 @@ __version__ = "0.1.0"
 
 # Where each public name lives. A name is imported when it is first used: `import medvlp` stays quick.
 _HOMES = {
+    "CILMP": "medvlp.methods.cilmp",
     "Clip": "medvlp.backbone.clip",
     "Data": "medvlp.data.datasets",
     "DataCard": "medvlp.data.cards",
+    "EpochAverage": "medvlp.study.averaging",
     "ImageSet": "medvlp.data.datasets",
     "LinearProbe": "medvlp.methods.linear_probe",
     "Prediction": "medvlp.study.prediction",
     "Report": "medvlp.study.evaluation",
+    "Representations": "medvlp.knowledge.representations",
     "TrainConfig": "medvlp.study.config",
     "ViP": "medvlp.methods.vip",
     "ZeroShot": "medvlp.methods.zero_shot",
@@ -41,12 +51,14 @@ _HOMES = {
     "get_world": "medvlp.data.phantoms",
     "image_features": "medvlp.backbone.features",
     "list_cards": "medvlp.data.cards",
+    "llm_representations": "medvlp.knowledge.representations",
     "load": "medvlp.study.saving",
     "load_card": "medvlp.data.cards",
     "load_clip": "medvlp.backbone.clip",
     "load_dataset": "medvlp.data.datasets",
     "predict": "medvlp.study.prediction",
     "save": "medvlp.study.saving",
+    "shipped_representations": "medvlp.knowledge.representations",
     "trainable_parameters": "medvlp.methods.parameters",
 }
 __all__ = sorted(_HOMES)

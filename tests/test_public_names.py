@@ -1,3 +1,4 @@
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -26,11 +27,6 @@ def test_importing_medvlp_does_not_load_torch():
 
 def test_the_type_checker_sees_the_same_names():
     source = Path(medvlp.__file__).read_text(encoding="utf-8")
-    block = source.split("if TYPE_CHECKING:")[1].split("__version__")[0]
-    declared = {
-        name.strip()
-        for line in block.splitlines()
-        if " import " in line
-        for name in line.split(" import ")[1].split(",")
-    }
+    block = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
+    declared = {alias.name for imported in block.body for alias in imported.names}
     assert declared == set(medvlp.__all__)

@@ -12,6 +12,7 @@ from torch import nn
 from medvlp.backbone.clip import PRECISIONS, Clip, load_clip
 from medvlp.data.cards import DataCard, list_cards, load_card
 from medvlp.data.names import unknown_name
+from medvlp.knowledge.representations import Representations
 from medvlp.methods.parameters import load_own_tensors, own_tensors
 from medvlp.methods.registry import METHODS
 from medvlp.study.tensor_files import read_tensors, write_tensors
@@ -57,6 +58,7 @@ def load(
     card: DataCard | str | None = None,
     method: type[nn.Module] | None = None,
     device: str | torch.device = "auto",
+    representations: Representations | None = None,
 ) -> nn.Module:
     """Build a saved method again, in evaluation mode: it gives the logits it gave.
 
@@ -68,11 +70,12 @@ def load(
             whatever became of the packaged one.
         method: The class, for a method of your own that medvlp does not know.
         device: Where to load the CLIP, if none is given.
+        representations: Those that CILMP was trained with, unless they ship with the package.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a damaged file, another CLIP, a card that has changed, an unknown method, tensors that do
-            not fit; the message says which.
+        ValueError: a damaged file, another CLIP, a card or representations that have changed, an unknown
+            method, tensors that do not fit; the message says which.
     """
     tensors, facts = read_tensors(path, KIND, "a method saved by medvlp")
     if method is None and facts["method"] not in METHODS:
@@ -83,12 +86,24 @@ def load(
         raise ValueError(f"{path} holds {facts['method']}, not {kind.__name__}.")
     card = _card(path, facts, card)
     clip = _clip(path, facts["clip"], clip, device)
+    config = facts["config"]
+    if representations is not None:
+        config = config | {"representations": _checked(path, config, representations)}
     try:
-        built = kind(clip, card, **facts["config"])
+        built = kind(clip, card, **config)
     except TypeError as error:
         raise ValueError(f"{path} does not fit this version's {kind.__name__}: {error}.") from error
     load_own_tensors(built, tensors, str(path))
     return built.eval()
+
+
+def _checked(path: str | Path, config: dict[str, Any], given: Representations) -> Representations:
+    """The representations given, if they are those of the file."""
+    wanted = config.get("representations")
+    if wanted != given.fingerprint:
+        theirs = f"representations {wanted[:12]}" if wanted else "no representations"
+        raise ValueError(f"{path} was trained with {theirs}, those given are {given.fingerprint[:12]}.")
+    return given
 
 
 def _version() -> str:
