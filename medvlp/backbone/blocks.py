@@ -20,12 +20,12 @@ def standard(transformer: Transformer) -> bool:
     )
 
 
-def project(block: ResidualAttentionBlock, x: Tensor, parts: str) -> Tensor:
-    """The `parts` of the attention's input, "q", "kv" or "qkv": (..., w) -> (..., w for each part)."""
+def project(block: ResidualAttentionBlock, y: Tensor, parts: str) -> Tensor:
+    """Queries, keys, values ("q", "kv" or "qkv") of y = ln_1(x): (..., w) -> (..., w for each part)."""
     attn = block.attn
     start, stop = "qkv".index(parts[0]) * attn.embed_dim, ("qkv".index(parts[-1]) + 1) * attn.embed_dim
     bias = None if attn.in_proj_bias is None else attn.in_proj_bias[start:stop]
-    return F.linear(block.ln_1(x), attn.in_proj_weight[start:stop], bias)
+    return F.linear(y, attn.in_proj_weight[start:stop], bias)
 
 
 def finish(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:

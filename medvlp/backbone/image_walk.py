@@ -49,16 +49,17 @@ def walk_image(visual: VisionTransformer, images: Tensor, prompts: Tensor) -> Te
 
 def _block(block: ResidualAttentionBlock, x: Tensor, p: Tensor) -> Tensor:
     """x (B, L, width) after a block in which it also reads p (n, width)."""
-    q, kv = project(block, x, "qkv").tensor_split([x.shape[-1]], dim=-1)  # (B, L, width), (B, L, 2 width)
-    kv_p = project(block, p, "kv").expand(len(x), -1, -1)  # (B, n, 2 width)
-    return finish(block, x, _attend(q, torch.cat([kv, kv_p], dim=1), block.attn.num_heads))
+    y = block.ln_1(x)
+    kv_p = project(block, block.ln_1(p), "kv").expand(len(x), -1, -1)  # (B, n, 2 width)
+    kv = torch.cat([project(block, y, "kv"), kv_p], dim=1)  # (B, L + n, 2 width)
+    return finish(block, x, _attend(project(block, y, "q"), kv, block.attn.num_heads))
 
 
 def _class_token(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
     """The class token after a block: (B, L, width) -> (B, width)."""
-    token = x[:, :1]  # (B, 1, width)
-    attended = _attend(project(block, token, "q"), project(block, x, "kv"), block.attn.num_heads)
-    return finish(block, token, attended)[:, 0]
+    y = block.ln_1(x)
+    attended = _attend(project(block, y[:, :1], "q"), project(block, y, "kv"), block.attn.num_heads)
+    return finish(block, x[:, :1], attended)[:, 0]
 
 
 def _attend(q: Tensor, kv: Tensor, heads: int) -> Tensor:

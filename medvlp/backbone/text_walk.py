@@ -100,8 +100,9 @@ class TextWalk(nn.Module):
         self.middle_counts, self.live_counts = middle.sum(dim=1).tolist(), live.sum(dim=1).tolist()
 
         with torch.no_grad():
-            positions = text.positional_embedding[: len(place)]  # (L, w)
-            x = text.token_embedding(tokens) + positions  # (n_cls, L, w)
+            dtype = text.transformer.get_cast_dtype()
+            positions = text.positional_embedding[: len(place)].to(dtype)  # (L, w)
+            x = text.token_embedding(tokens).to(dtype) + positions  # (n_cls, L, w)
             starts = [x[:1, :1]]  # (1, 1, w), the start of text before each block
             for block in text.transformer.resblocks[:-1]:
                 starts.append(block(starts[-1]))
@@ -124,7 +125,7 @@ class TextWalk(nn.Module):
         self.register_buffer(name, tensor.detach().clone(), persistent=False)
 
     def forward(self, text: TextTransformer, vectors: Sequence[SlotVectors]) -> Tensor:
-        """Text features (B, n_cls, D), not normalised, with `vectors` before the first len(vectors) blocks."""
+        """Text features (B, n_cls, D), not normalised, with vectors[i] in the slots before block i."""
         blocks, depth = text.transformer.resblocks, len(vectors)
         x = self.live  # (1, N, w), and (B, N, w) after the first block
         for i, block in enumerate(blocks[: depth - 1]):
@@ -152,13 +153,14 @@ class TextWalk(nn.Module):
     ) -> Tensor:
         """Live tokens (B, N, w) after a block, or of them only the ends of text, (B, n_cls, w)."""
         w = x.shape[-1]
-        q, kv = self.live_tokens.fill_up(project(block, x, "qkv")).tensor_split(
-            [w], dim=-1
-        )  # (B, n_cls, T, ..)
-        kv_edges = project(block, edges, "kv")  # (B, n_cls, P + S, 2w)
+        qkv = self.live_tokens.fill_up(project(block, block.ln_1(x), "qkv"))  # (B, n_cls, T, 3w)
+        q, kv = qkv.tensor_split([w], dim=-1)
+        kv_edges = project(block, block.ln_1(edges), "kv")  # (B, n_cls, P + S, 2w)
         B = max(len(x), len(edges))
         own = torch.cat([kv_edges.expand(B, -1, -1, -1), kv.expand(B, -1, -1, -1)], dim=2)
-        common, middle = project(block, shared, "kv").tensor_split([1 + self.n_ctx])  # (n, 2w) each
+        common, middle = project(block, block.ln_1(shared), "kv").tensor_split(
+            [1 + self.n_ctx]
+        )  # (n, 2w) each
         common = common.expand(len(self.ends), -1, -1)  # (n_cls, 1 + n_ctx, 2w)
         kv_shared = torch.cat([common, self.middles.fill_up(middle)], dim=1)  # (n_cls, K_shared, 2w)
         if not ends_only:
@@ -166,11 +168,9 @@ class TextWalk(nn.Module):
             return finish(block, x, self.live_tokens.in_one_list(attended))
         classes = torch.arange(len(self.ends), device=x.device)
         x = self.live_tokens.fill_up(x)[:, classes, self.ends]  # (B, n_cls, w)
-        q, hidden = (
-            q[:, classes, self.ends],
-            self.hidden[classes, :, self.ends],
-        )  # (B, n_cls, w), (n_cls, 1, K)
-        attended = _attend(q[:, :, None], own, kv_shared, hidden[:, :, None], block.attn.num_heads)
+        q = q[:, classes, self.ends, None]  # (B, n_cls, 1, w)
+        hidden = self.hidden[classes, :, self.ends, None]  # (n_cls, 1, 1, K)
+        attended = _attend(q, own, kv_shared, hidden, block.attn.num_heads)
         return finish(block, x, attended[:, :, 0])
 
     def _all_positions(
@@ -185,19 +185,11 @@ class TextWalk(nn.Module):
             x.expand(B, -1, -1).split(self.live_counts, dim=1),  # (B, T_c, w)
             strict=True,
         )
-        texts = [
-            torch.cat(
-                [
-                    common.expand(B, -1, -1),
-                    edge[:, : self.n_prefix],
-                    rows.expand(B, -1, -1),
-                    edge[:, self.n_prefix :],
-                    live,
-                ],
-                dim=1,
-            )
-            for edge, rows, live in by_class
-        ]  # (B, L_c, w) each
+        texts = []
+        for edge, rows, live in by_class:
+            first, last = edge[:, : self.n_prefix], edge[:, self.n_prefix :]
+            pieces = [common.expand(B, -1, -1), first, rows.expand(B, -1, -1), last, live]
+            texts.append(torch.cat(pieces, dim=1))  # (B, length of the text, w)
         lengths = [text.shape[1] for text in texts]
         L = max(lengths)
         x = torch.stack([F.pad(text, (0, 0, 0, L - text.shape[1])) for text in texts], dim=1)

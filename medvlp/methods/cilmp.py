@@ -30,8 +30,8 @@ class Site(nn.Module):
     the edges. A leads from the LLM's width to rank r, B from r to the text width w, both without bias.
 
     Attributes:
-        prefix: The intervention on the first rows; None without interventions.
-        suffix: The one on the last rows.
+        prefix: The intervention on the first rows; None where there are none to edit.
+        suffix: The one on the last rows, likewise.
         dropout_prefix: Draws the masks of the first rows.
         dropout_suffix: Draws those of the last rows.
         A: (r, d), Kaiming-uniform with a = sqrt(5) at the start, as is `B`.
@@ -65,18 +65,14 @@ class Site(nn.Module):
             last: (n_cls, S, d).
             f: (B, D), the normalised image features.
         """
-        tokens = middle @ self.A.T @ self.B.T  # (M, w)
-        if self.prefix is None:
-            return tokens.new_zeros(1, len(first), 0, len(self.B)), tokens
-        edges = [
-            intervention.projected(self.A, h, f, dropout(h, len(f)))  # (n_cls, P, r) or (B, n_cls, P, r)
-            for intervention, dropout, h in (
-                (self.prefix, self.dropout_prefix, first),
-                (self.suffix, self.dropout_suffix, last),
-            )
-        ]
-        rank_wide = torch.cat(edges, dim=-2)  # (n_cls, P + S, r) or (B, n_cls, P + S, r)
-        return (rank_wide if rank_wide.ndim == 4 else rank_wide[None]) @ self.B.T, tokens
+        edges = [middle.new_zeros(len(first), 0, len(self.A))]  # of no rows
+        if self.prefix is not None:
+            edges.append(self.prefix.projected(self.A, first, f, self.dropout_prefix(first, len(f))))
+        if self.suffix is not None:
+            edges.append(self.suffix.projected(self.A, last, f, self.dropout_suffix(last, len(f))))
+        B = max(len(rows) if rows.ndim == 4 else 1 for rows in edges)
+        rank_wide = torch.cat([rows.expand(B, *rows.shape[-3:]) for rows in edges], dim=2)
+        return rank_wide @ self.B.T, middle @ self.A.T @ self.B.T
 
 
 class CILMP(nn.Module):
@@ -233,14 +229,16 @@ class CILMP(nn.Module):
         else:  # the image tower is as it was: fit and evaluate may compute its features once
             self.logits_from_features = self._logits
 
-        def draw() -> nn.Module | None:
-            keep = {"orthonormal": orthonormal, "generator": random}
-            if intervention == "conditional":
-                return ConditionalLoReFT(d, rank, clip.embed_dim, **keep)
-            return LoReFT(d, rank, **keep) if intervention == "unconditional" else None
+        def draw(n_rows: int) -> nn.Module | None:
+            switches = {"orthonormal": orthonormal, "generator": random}
+            if n_rows == 0:
+                return None
+            if intervention == "unconditional":
+                return LoReFT(d, rank, **switches)
+            return ConditionalLoReFT(d, rank, clip.embed_dim, **switches)
 
         drop = (dropout, dropout_per_image)
-        self.sites = nn.ModuleList(Site(draw(), draw(), drop, d, rank, w, random) for _ in range(depth))
+        self.sites = nn.ModuleList(Site(draw(P), draw(S), drop, d, rank, w, random) for _ in range(depth))
         self.to(clip.device)
 
     def _buffer(self, name: str, tensor: Tensor) -> None:
@@ -254,7 +252,7 @@ class CILMP(nn.Module):
     def _logits(self, image_features: Tensor) -> Tensor:
         """Logits of normalised image features: (B, D) -> (B, n_cls)."""
         f = image_features.to(self.ctx)
-        return self.logit_scale * torch.einsum("bd,bcd->bc", f, self.class_features(f))
+        return self.logit_scale * (f[:, None] * self.class_features(f)).sum(dim=-1)
 
     def image_features(self, images: Tensor) -> Tensor:
         """f: features of preprocessed images as the prompted tower sees them, (B, D), L2-normalised."""
@@ -270,7 +268,7 @@ class CILMP(nn.Module):
     def class_features(self, f: Tensor) -> Tensor:
         """t: the classes' text features for each image, (B, D) -> (B, n_cls, D), L2-normalised."""
         with parametrize.cached():  # an orthonormal R is computed once
-            vectors = [self._slot_vectors(f, i) for i in range(len(self.sites))]
+            vectors = [self.slot_vectors(f, i) for i in range(len(self.sites))]
         if self.walk is not None:
             t = self.walk(self.clip.model.text, vectors)  # (B or 1, n_cls, D)
         else:
@@ -285,10 +283,10 @@ class CILMP(nn.Module):
             f: (B, D), normalised image features.
             site: From 0 to depth - 1.
         """
-        by_class = self._by_class(self._slot_vectors(f, site))
+        by_class = self._by_class(self.slot_vectors(f, site))
         return {name: t.expand(len(f), -1, -1) for name, t in zip(self.classnames, by_class, strict=True)}
 
-    def _slot_vectors(self, f: Tensor, i: int) -> SlotVectors:
+    def slot_vectors(self, f: Tensor, i: int) -> SlotVectors:
         edges, middle = self.sites[i](self.h_first, self.h_middle, self.h_last, f.to(self.ctx))
         return SlotVectors(self.ctx[i], edges, middle)
 
@@ -344,7 +342,7 @@ def _tokenize(clip: Clip, lengths: dict[str, int], n_ctx: int) -> tuple[Tensor, 
         if length > room:
             raise ValueError(
                 f"class {name!r} has a representation of {length} rows, but its text has room for {room}: "
-                f"clip {clip.name!r} takes {clip.context_length} tokens, with {n_ctx} of context and the name."
+                f"clip {clip.name!r} takes {clip.context_length} tokens, {n_ctx} of context and the name included."
             )
         texts.append(" ".join([SLOT] * (n_ctx + length) + [words]))
     return find_slots(clip, texts, [n_ctx + length for length in lengths.values()])

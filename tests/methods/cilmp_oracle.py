@@ -26,7 +26,9 @@ def rows_of(cilmp: CILMP, states: Tensor, site: int, f: Tensor, keep: tuple | No
     `keep` has the masks of the first and the last rows, already over 1 - p, (P, d) and (S, d).
     """
     s = cilmp.sites[site]
-    P, S = (0, 0) if s.prefix is None else (cilmp.config["prefix_length"], cilmp.config["suffix_length"])
+    P, S = cilmp.config["prefix_length"], cilmp.config["suffix_length"]
+    if cilmp.config["intervention"] == "none":
+        P = S = 0
     rows = []
     for j, h in enumerate(states):
         if j < P:
