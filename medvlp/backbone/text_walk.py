@@ -52,8 +52,9 @@ class Ragged(nn.Module):
 
     def fill_up(self, rows: Tensor) -> Tensor:
         """(..., n, w) -> (..., n_cls, longest, w)."""
-        zeros = rows.new_zeros(*rows.shape[:-2], self.there.numel(), rows.shape[-1])
-        return zeros.index_copy(-2, self.places, rows).unflatten(-2, self.there.shape)
+        x = rows.new_zeros(*rows.shape[:-2], self.there.numel(), rows.shape[-1])
+        x[..., self.places, :] = rows
+        return x.unflatten(-2, self.there.shape)
 
     def in_one_list(self, x: Tensor) -> Tensor:
         """(..., n_cls, longest, w) -> (..., n, w)."""

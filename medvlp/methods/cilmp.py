@@ -286,9 +286,10 @@ class CILMP(nn.Module):
         by_class = self._by_class(self.slot_vectors(f, site))
         return {name: t.expand(len(f), -1, -1) for name, t in zip(self.classnames, by_class, strict=True)}
 
-    def slot_vectors(self, f: Tensor, i: int) -> SlotVectors:
-        edges, middle = self.sites[i](self.h_first, self.h_middle, self.h_last, f.to(self.ctx))
-        return SlotVectors(self.ctx[i], edges, middle)
+    def slot_vectors(self, f: Tensor, site: int) -> SlotVectors:
+        """Context and tokens before text block `site`, as `TextWalk` reads them; f (B, D) is normalised."""
+        edges, middle = self.sites[site](self.h_first, self.h_middle, self.h_last, f.to(self.ctx))
+        return SlotVectors(self.ctx[site], edges, middle)
 
     def _by_class(self, vectors: SlotVectors, with_ctx: bool = False) -> list[Tensor]:
         """Rows of each class in their order, (B or 1, L_c, w), or with ctx before them."""
@@ -342,7 +343,7 @@ def _tokenize(clip: Clip, lengths: dict[str, int], n_ctx: int) -> tuple[Tensor, 
         if length > room:
             raise ValueError(
                 f"class {name!r} has a representation of {length} rows, but its text has room for {room}: "
-                f"clip {clip.name!r} takes {clip.context_length} tokens, {n_ctx} of context and the name included."
+                f"clip {clip.name!r} takes {clip.context_length} tokens, context and name included."
             )
         texts.append(" ".join([SLOT] * (n_ctx + length) + [words]))
     return find_slots(clip, texts, [n_ctx + length for length in lengths.values()])

@@ -170,7 +170,8 @@ def test_what_fills_up_short_classes_changes_nothing(clip, monkeypatch):
     def filled_with(value: float) -> list[torch.Tensor]:
         def fill_up(self, rows):
             x = rows.new_full((*rows.shape[:-2], self.there.numel(), rows.shape[-1]), value)
-            return x.index_copy(-2, self.places, rows).unflatten(-2, self.there.shape)
+            x[..., self.places, :] = rows
+            return x.unflatten(-2, self.there.shape)
 
         monkeypatch.setattr(text_walk.Ragged, "fill_up", fill_up)
         vectors = draw_vectors(clip, 3, 2)

@@ -8,17 +8,21 @@ plain       as the equations read: edited rows image by image, class by class an
             LLM; the text of every image and class with all 77 tokens through all blocks; all image tokens.
 vectorised  plain, but all edited rows of a block at once, (batch, class, row, width).
 ours        `CILMP` as it is.
-Each round runs matrix products to find the machine's rate, then plain, vectorised, ours, in this order, in one
-process. Peak memory is measured for each side in a process of its own, on the CPU as the resident set, on a
-GPU as what torch allocated. All processes have the same allocator settings, `ALLOCATOR` below: with glibc's
-own every large buffer is taken from the kernel anew, and its page faults slow all sides.
+Each round runs matrix products to find the machine's rate, then plain, vectorised, ours, in this order, in
+one process. Peak memory is measured for each side in a process of its own, on the CPU as the resident set, on
+a GPU as what torch allocated; what loading has freed is given back first. All processes have the same
+allocator settings, `ALLOCATOR` below: with glibc's own every large buffer is taken from the kernel anew, and
+its page faults slow all sides.
 The floor is the multiply-adds that the logits and their gradients need, over the measured rate of matrix
 products: what a step would take if everything else were free.
 On a machine that does other work, give --threads 1: threads that wait for each other slow small steps most.
 """
 
 import argparse
+import ctypes
+import itertools
 import json
+import logging
 import os
 import platform
 import resource
@@ -32,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medvlp.backbone.clip import load_clip
+from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.cards import DataCard
 from medvlp.methods.cilmp import CILMP
 
@@ -51,10 +55,11 @@ NAMES = [
     "vascular lesions",
 ]
 LENGTHS = range(37, 44)
+WIDTHS = (576, 2048, 4096)  # of the representations, for the sweep
 Parts = tuple[Callable, Callable, Callable]  # image, intervention, text
 
 
-def build(args: argparse.Namespace, d: int) -> CILMP:
+def build(clip: Clip, d: int) -> CILMP:
     card = {
         "name": "skin",
         "title": "Skin",
@@ -64,7 +69,6 @@ def build(args: argparse.Namespace, d: int) -> CILMP:
     }
     random = torch.Generator().manual_seed(0)
     states = {name: torch.randn(n, d, generator=random) for name, n in zip(NAMES, LENGTHS, strict=True)}
-    clip = load_clip(args.clip, device=args.device, precision=args.precision)
     return CILMP(clip, DataCard.model_validate(card), states).train()
 
 
@@ -182,8 +186,8 @@ class Trainer:
     """Steps of either side on the same method and images."""
 
     def __init__(self, args: argparse.Namespace, d: int) -> None:
-        self.cilmp = build(args, d)
-        clip = self.cilmp.clip
+        clip = load_clip(args.clip, device=args.device, precision=args.precision)
+        self.cilmp = build(clip, d)
         random = torch.Generator().manual_seed(0)
         size = (args.batch_size, 3, clip.image_size, clip.image_size)
         self.images = torch.randn(size, generator=random).to(clip.device, clip.dtype)
@@ -308,6 +312,8 @@ def time_steps(args: argparse.Namespace) -> dict:
 def peak_memory(args: argparse.Namespace) -> dict:
     """Bytes before the first step, and the most during three."""
     trainer, cuda = Trainer(args, args.d), args.device.startswith("cuda")
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
     before = torch.cuda.memory_allocated() if cuda else resident()
     for _ in range(3):
         trainer.step(args.side)
@@ -320,22 +326,27 @@ def peak_memory(args: argparse.Namespace) -> dict:
 
 
 def saved_bytes(args: argparse.Namespace) -> dict:
-    """Bytes that the interventions keep for the backward pass, beside parameters and representations."""
-    trainer = Trainer(args, args.d)
-    cilmp, kept = trainer.cilmp, {}
-    own = {t.untyped_storage().data_ptr() for t in (*cilmp.parameters(), *cilmp.buffers())}
+    """MiB that the interventions keep for the backward pass, beside parameters and representations."""
+    clip, found = load_clip(args.clip, device=args.device, precision=args.precision), {}
+    for d in WIDTHS:
+        cilmp = build(clip, d)
+        own = {t.untyped_storage().data_ptr() for t in (*cilmp.parameters(), *cilmp.buffers())}
+        for side, B in itertools.product(("ours", "vectorised"), (8, 32)):
+            kept: dict[int, Tensor] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
+            def keep(tensor: Tensor, kept: dict = kept, own: set = own) -> Tensor:
+                if tensor.untyped_storage().data_ptr() not in own:
+                    kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address comes twice
+                return tensor
 
-    f = F.normalize(torch.randn(args.batch_size, cilmp.clip.embed_dim), dim=-1).to(cilmp.clip.device)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = SIDES[args.side][1](cilmp, f.requires_grad_())
-    assert result
-    return {"saved": sum(size for size, _ in kept.values())}
+            f = torch.randn(B, clip.embed_dim, device=clip.device, requires_grad=True)
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                _, rows, _ = SIDES[side]
+                result = rows(cilmp, f)
+            size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+            found.setdefault(f"{side}, batch {B}", []).append(size / 2**20)
+            del result
+    return found
 
 
 def child(task: str, args: argparse.Namespace, **changes: object) -> dict:
@@ -370,6 +381,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         args = argparse.Namespace(**json.loads(args.child))
+        logging.disable(logging.WARNING)  # open_clip says that the weights are random
         if args.threads:
             torch.set_num_threads(args.threads)
         print(json.dumps(TASKS[args.task](args)))
@@ -377,9 +389,7 @@ def main() -> None:
 
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor() or "CPU"
     threads, load = args.threads or torch.get_num_threads(), os.getloadavg()[0]
-    print(
-        f"{args.clip}, {args.precision}, batch {args.batch_size}, {len(NAMES)} classes of 37 to 43 rows, d {args.d}"
-    )
+    print(f"{args.clip}, {args.precision}, batch {args.batch_size}, {len(NAMES)} classes, d {args.d}")
     print(f"{name}, {threads} threads, torch {torch.__version__}, load average before {load:.1f}")
     print("allocator: " + " ".join(f"{key}={value}" for key, value in ALLOCATOR.items()))
     times = child("time", args)
@@ -405,28 +415,17 @@ def main() -> None:
 
     memory = {side: child("memory", args, side=side) for side in medians}
     for side, m in memory.items():
-        print(
-            f"peak memory, {side}: {m['peak'] / 2**30:.2f} GiB, {(m['peak'] - m['before']) / 2**30:.2f} GiB above "
-            "the model"
-        )
+        peak, above = m["peak"] / 2**30, (m["peak"] - m["before"]) / 2**30
+        print(f"peak memory, {side}: {peak:.2f} GiB, {above:.2f} GiB above the model")
     for side in memory:
         if side != "ours":
             whole = memory["ours"]["peak"] / memory[side]["peak"]
             above = [memory[s]["peak"] - memory[s]["before"] for s in ("ours", side)]
-            print(
-                f"ours / {side}: {whole:.2f} of the peak (target: <= 0.5), {above[0] / above[1]:.2f} above the model"
-            )
+            print(f"ours / {side}: {whole:.2f} of the peak, {above[0] / above[1]:.2f} above the model")
 
-    print("kept by the interventions for the backward pass, MiB:")
-    for side in ("ours", "vectorised"):
-        for batch_size in (8, 32):
-            row = [
-                child("saved", args, side=side, batch_size=batch_size, d=d)["saved"] / 2**20
-                for d in (576, 2048, 4096)
-            ]
-            print(
-                f"  {side:<12} batch {batch_size:>2}: d 576 {row[0]:.1f}, d 2048 {row[1]:.1f}, d 4096 {row[2]:.1f}"
-            )
+    print(f"kept by the interventions for the backward pass, MiB, for d of {WIDTHS}:")
+    for case, row in child("saved", args).items():
+        print(f"  {case:<20} " + "  ".join(f"{value:>7.1f}" for value in row))
 
 
 if __name__ == "__main__":
