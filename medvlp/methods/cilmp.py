@@ -16,63 +16,11 @@ from medvlp.backbone.text_walk import SlotVectors, TextWalk, can_walk_text
 from medvlp.data.cards import DataCard
 from medvlp.data.names import unknown_name
 from medvlp.knowledge.representations import Representations, shipped_representations
-from medvlp.methods.interventions import ConditionalLoReFT, LoReFT, RowDropout
+from medvlp.methods.interventions import ConditionalLoReFT, EditedRows, LoReFT
 
 INTERVENTIONS = ("conditional", "unconditional", "none")
 FIRST_CTX = "a photo of a"  # whose embedding the context starts from, if it has as many tokens
 STD = 0.02  # of the other learned vectors at the start
-
-
-class Site(nn.Module):
-    """What stands before one block in the places of the LLM representations: tokens = B A h'.
-
-    h' is h for the rows in the middle, and the output of `prefix` or `suffix`, with dropout, for the rows at
-    the edges. A leads from the LLM's width to rank r, B from r to the text width w, both without bias.
-
-    Attributes:
-        prefix: The intervention on the first rows; None where there are none to edit.
-        suffix: The one on the last rows, likewise.
-        dropout_prefix: Draws the masks of the first rows.
-        dropout_suffix: Draws those of the last rows.
-        A: (r, d), Kaiming-uniform with a = sqrt(5) at the start, as is `B`.
-        B: (w, r).
-    """
-
-    def __init__(
-        self,
-        prefix: nn.Module | None,
-        suffix: nn.Module | None,
-        dropout: tuple[float, bool],
-        d: int,
-        rank: int,
-        w: int,
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__()
-        self.prefix, self.suffix = prefix, suffix
-        self.dropout_prefix, self.dropout_suffix = RowDropout(*dropout), RowDropout(*dropout)
-        self.A, self.B = (
-            nn.Parameter(nn.init.kaiming_uniform_(torch.empty(shape), a=5**0.5, generator=generator))
-            for shape in ((rank, d), (w, rank))
-        )
-
-    def forward(self, first: Tensor, middle: Tensor, last: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens of the edges (B or 1, n_cls, P + S, w), and of the middle (M, w).
-
-        Args:
-            first: (n_cls, P, d), of each class the first rows.
-            middle: (M, d), all classes' rows in the middle.
-            last: (n_cls, S, d).
-            f: (B, D), the normalised image features.
-        """
-        edges = [middle.new_zeros(len(first), 0, len(self.A))]  # of no rows
-        if self.prefix is not None:
-            edges.append(self.prefix.projected(self.A, first, f, self.dropout_prefix(first, len(f))))
-        if self.suffix is not None:
-            edges.append(self.suffix.projected(self.A, last, f, self.dropout_suffix(last, len(f))))
-        B = max(len(rows) if rows.ndim == 4 else 1 for rows in edges)
-        rank_wide = torch.cat([rows.expand(B, *rows.shape[-3:]) for rows in edges], dim=2)
-        return rank_wide @ self.B.T, middle @ self.A.T @ self.B.T
 
 
 class CILMP(nn.Module):
@@ -127,7 +75,7 @@ class CILMP(nn.Module):
     Attributes:
         ctx: (depth, n_ctx, w).
         image_prompts: (image_depth, n_image_ctx, width of the image tower).
-        sites: one `Site` for each text block whose input is replaced.
+        sites: one `EditedRows` for each text block whose input is replaced.
         classnames: the classes in label order.
         lengths: L_c of each class.
         config: the arguments by name, fit for JSON, with the representations' fingerprint.
@@ -238,7 +186,9 @@ class CILMP(nn.Module):
             return ConditionalLoReFT(d, rank, clip.embed_dim, **switches)
 
         drop = (dropout, dropout_per_image)
-        self.sites = nn.ModuleList(Site(draw(P), draw(S), drop, d, rank, w, random) for _ in range(depth))
+        self.sites = nn.ModuleList(
+            EditedRows(draw(P), draw(S), drop, d, rank, w, random) for _ in range(depth)
+        )
         self.to(clip.device)
 
     def _buffer(self, name: str, tensor: Tensor) -> None:

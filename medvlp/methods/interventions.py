@@ -216,3 +216,55 @@ class RowDropout(nn.Module):
     def extra_repr(self) -> str:
         """What distinguishes it, for `print`."""
         return f"p={self.p}, per_image={self.per_image}"
+
+
+class EditedRows(nn.Module):
+    """The rows of every class for one text block, edited and brought to the text width: tokens = B A h'.
+
+    h' is h for the rows in the middle, and the output of `prefix` or `suffix`, with dropout, for the rows at
+    the edges. A leads from the LLM's width to rank r, B from r to the text width w, both without bias.
+
+    Attributes:
+        prefix: The intervention on the first rows; None where there are none to edit.
+        suffix: The one on the last rows, likewise.
+        dropout_prefix: Draws the masks of the first rows.
+        dropout_suffix: Draws those of the last rows.
+        A: (r, d), Kaiming-uniform with a = sqrt(5) at the start, as is `B`.
+        B: (w, r).
+    """
+
+    def __init__(
+        self,
+        prefix: nn.Module | None,
+        suffix: nn.Module | None,
+        dropout: tuple[float, bool],
+        d: int,
+        rank: int,
+        w: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.prefix, self.suffix = prefix, suffix
+        self.dropout_prefix, self.dropout_suffix = RowDropout(*dropout), RowDropout(*dropout)
+        self.A, self.B = (
+            nn.Parameter(nn.init.kaiming_uniform_(torch.empty(shape), a=5**0.5, generator=generator))
+            for shape in ((rank, d), (w, rank))
+        )
+
+    def forward(self, first: Tensor, middle: Tensor, last: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of the edges (B or 1, n_cls, P + S, w), and of the middle (M, w).
+
+        Args:
+            first: (n_cls, P, d), of each class the first rows.
+            middle: (M, d), all classes' rows in the middle.
+            last: (n_cls, S, d).
+            f: (B, D), the normalised image features.
+        """
+        edges = [middle.new_zeros(len(first), 0, len(self.A))]  # of no rows
+        if self.prefix is not None:
+            edges.append(self.prefix.projected(self.A, first, f, self.dropout_prefix(first, len(f))))
+        if self.suffix is not None:
+            edges.append(self.suffix.projected(self.A, last, f, self.dropout_suffix(last, len(f))))
+        B = max(len(rows) if rows.ndim == 4 else 1 for rows in edges)
+        rank_wide = torch.cat([rows.expand(B, *rows.shape[-3:]) for rows in edges], dim=2)
+        return rank_wide @ self.B.T, middle @ self.A.T @ self.B.T

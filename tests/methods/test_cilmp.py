@@ -14,9 +14,12 @@ from medvlp.data.cards import DataCard
 from medvlp.knowledge.representations import Representations
 from medvlp.methods.cilmp import CILMP
 from medvlp.methods.parameters import own_tensors
+from medvlp.study.callbacks import Callback
+from medvlp.study.config import TrainConfig
+from medvlp.study.training import fit
 from tests.backbone import small_clips
 from tests.methods import cilmp_oracle
-from tests.methods.small import make_card
+from tests.methods.small import make_card, make_set
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ["cilmp_equal_12_12_12", "cilmp_unequal_12_15_18", "cilmp_unequal_12_15_18_train_masks"]
@@ -591,3 +594,35 @@ def test_no_edges_need_no_rows(clip):
         .isfinite()
         .all()
     )
+
+
+# --- training ---
+
+
+def test_fit_resumes_to_the_same_weights_with_dropout(clip, tmp_path):
+    train, val = make_set(CARD, [0, 1, 2] * 3), make_set(CARD, [0, 1, 2], "val", seed=1)
+
+    class Stop(Callback):
+        def on_epoch_end(self, method, epoch, row):
+            if epoch == 2:
+                raise RuntimeError("killed")
+
+    class Go(Stop):
+        def on_epoch_end(self, method, epoch, row):
+            pass
+
+    Go.__name__ = "Stop"  # a run is known by its callbacks
+    config = TrainConfig(epochs=3, batch_size=4, views="fresh", keep="last", num_workers=0)
+    found = []
+    for callbacks in ([[Go()]], [[Stop()], [Go()]]):
+        cilmp = CILMP(clip, CARD, draw_states([8, 13, 10]))
+        for callback in callbacks:
+            try:
+                path = tmp_path / f"{len(callbacks)}.safetensors"
+                fit(cilmp, train, val, config, checkpoint=path, callbacks=callback, progress=False)
+            except RuntimeError:
+                cilmp = CILMP(clip, CARD, draw_states([8, 13, 10]))
+        found.append(own_tensors(cilmp))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    start = own_tensors(CILMP(clip, CARD, draw_states([8, 13, 10])))
+    assert all(not torch.equal(found[0][name], start[name]) for name in start)
