@@ -6,6 +6,8 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from medvlp.backbone.blocks import finish, project, standard
+from medvlp.backbone.clip import Clip
+from medvlp.backbone.deep import encode_deep_images
 
 
 def can_walk_image(visual: nn.Module) -> bool:
@@ -16,6 +18,29 @@ def can_walk_image(visual: nn.Module) -> bool:
         and visual.pool_type == "tok"
         and standard(visual.transformer)
     )
+
+
+def encode_image_prompts(clip: Clip, images: Tensor, prompts: Tensor) -> Tensor:
+    """Image features (B, D), not normalised, with learned prompts after the patches, in layer after layer.
+
+    Args:
+        clip: The frozen model; its tower is walked where `can_walk_image`, else read by hooks.
+        images: (B, 3, S, S), preprocessed.
+        prompts: (depth, n, width).
+
+    Raises:
+        ValueError: images of another shape or type than `clip.preprocess` makes.
+    """
+    size = clip.image_size
+    if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size) or not images.is_floating_point():
+        got = f"{' x '.join(map(str, images.shape))} of {images.dtype}"
+        raise ValueError(
+            f"clip {clip.name!r} wants floats of B x 3 x {size} x {size}, got {got}; use clip.preprocess."
+        )
+    images = images.to(clip.device, clip.dtype)
+    if can_walk_image(clip.model.visual):
+        return walk_image(clip.model.visual, images, prompts)
+    return encode_deep_images(clip, images, prompts)
 
 
 def walk_image(visual: VisionTransformer, images: Tensor, prompts: Tensor) -> Tensor:

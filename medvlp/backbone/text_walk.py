@@ -159,9 +159,8 @@ class TextWalk(nn.Module):
         kv_edges = project(block, block.ln_1(edges), "kv")  # (B, n_cls, P + S, 2w)
         B = max(len(x), len(edges))
         own = torch.cat([kv_edges.expand(B, -1, -1, -1), kv.expand(B, -1, -1, -1)], dim=2)
-        common, middle = project(block, block.ln_1(shared), "kv").tensor_split(
-            [1 + self.n_ctx]
-        )  # (n, 2w) each
+        kv_shared = project(block, block.ln_1(shared), "kv")  # (1 + n_ctx + M, 2w)
+        common, middle = kv_shared.tensor_split([1 + self.n_ctx])
         common = common.expand(len(self.ends), -1, -1)  # (n_cls, 1 + n_ctx, 2w)
         kv_shared = torch.cat([common, self.middles.fill_up(middle)], dim=1)  # (n_cls, K_shared, 2w)
         if not ends_only:

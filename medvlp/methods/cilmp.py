@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.deep import encode_deep_images, encode_deep_text, image_blocks, image_width, text_blocks
-from medvlp.backbone.image_walk import can_walk_image, walk_image
+from medvlp.backbone.deep import encode_deep_text, image_blocks, image_width, text_blocks
+from medvlp.backbone.image_walk import encode_image_prompts
 from medvlp.backbone.inject import SLOT, find_slots
 from medvlp.backbone.text_walk import SlotVectors, TextWalk, can_walk_text
 from medvlp.data.cards import DataCard
@@ -63,7 +63,7 @@ class CILMP(nn.Module):
         image_depth: Image blocks whose prompts are replaced, from 0 (no prompts) to all; None is all.
         n_ctx: Context vectors before each text block. Those of block 0 start as the embedding of
             "a photo of a" if that has n_ctx tokens, the others from a normal distribution of deviation 0.02
-            (how the authors start these is not published; so for the image prompts).
+            (the paper does not say how these start; the same for the image prompts).
         n_image_ctx: Prompts before each image block.
         dropout: p, of the numbers of an edited row that are dropped in training.
         dropout_per_image: A mask for each image, as the authors draw them. By default one mask serves a
@@ -208,11 +208,7 @@ class CILMP(nn.Module):
         """f: features of preprocessed images as the prompted tower sees them, (B, D), L2-normalised."""
         if self.image_prompts is None:
             return self.clip.encode_images(images)
-        images = images.to(self.clip.device, self.clip.dtype)
-        if can_walk_image(self.clip.model.visual):
-            f = walk_image(self.clip.model.visual, images, self.image_prompts)
-        else:
-            f = encode_deep_images(self.clip, images, self.image_prompts)
+        f = encode_image_prompts(self.clip, images, self.image_prompts)
         return F.normalize(f.to(self.ctx), dim=-1)
 
     def class_features(self, f: Tensor) -> Tensor:

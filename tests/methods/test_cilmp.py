@@ -207,6 +207,7 @@ LENGTHS = {
     "15/12/15": [15, 12, 15],
     "equal": [12, 12, 12],
     "different": [8, 13, 10],
+    "no middle": [8, 8, 8],
 }
 
 
@@ -261,7 +262,7 @@ def test_hooks_equal_the_walks(clip64, monkeypatch, depth):
     cilmp = build(clip64, [8, 13, 10], depth=depth, image_depth=min(depth, 2))
     walked = cilmp(draw_images(clip64))
     cilmp.walk = None
-    monkeypatch.setattr("medvlp.methods.cilmp.can_walk_image", lambda visual: False)
+    monkeypatch.setattr("medvlp.backbone.image_walk.can_walk_image", lambda visual: False)
     assert_equal(cilmp, cilmp(draw_images(clip64)), walked)
 
 
@@ -271,7 +272,7 @@ def test_hooks_equal_the_walks(clip64, monkeypatch, depth):
 def test_blocks_and_tokens_equal_the_authors(golden, monkeypatch):
     """By hooks, which compute every position as the authors do; a walk computes what is read of them."""
     cilmp, arrays, seen = golden.cilmp, golden.arrays, {"text": [], "vision": []}
-    monkeypatch.setattr("medvlp.methods.cilmp.can_walk_image", lambda visual: False)
+    monkeypatch.setattr("medvlp.backbone.image_walk.can_walk_image", lambda visual: False)
     cilmp.walk = None
     towers = {"text": cilmp.clip.model.text, "vision": cilmp.clip.model.visual}
     for name, tower in towers.items():
@@ -578,6 +579,16 @@ def test_a_representation_that_does_not_fit_says_how_many_rows_do(clip):
         ValueError, match=rf"'nevus' has a representation of {room + 1} rows, .* room for {room}:"
     ):
         CILMP(clip, CARD, draw_states([8, room + 1, 9]))
+
+
+def test_images_of_another_shape_are_named(clip):
+    cilmp = build(clip, [8, 9, 10])
+    with pytest.raises(
+        ValueError, match=r"wants floats of B x 3 x 32 x 32, got 1 x 3 x 16 x 16 of torch"
+    ):
+        cilmp(torch.zeros(1, 3, 16, 16))
+    with pytest.raises(ValueError, match=r"got 1 x 3 x 32 x 32 of torch.uint8; use clip.preprocess"):
+        cilmp(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
 def test_a_missing_class_is_named(clip):
