@@ -5,8 +5,8 @@
 Both train the same parameters of one `CILMP` on the same images with the same dropout masks: ViT-B/16 with
 random weights, 7 classes with representations of 37 to 43 rows, 4096 wide, forward, backward and SGD.
 plain       as the equations read: edited rows image by image, class by class and row by row, as wide as the
-            LLM; the text of every image and class with all 77 tokens through all blocks; all image tokens.
-vectorised  plain, but all edited rows of a block at once, (batch, class, row, width).
+            LLM; the text of every image and class on its own, with all 77 tokens; all image tokens.
+vectorised  the same work, but all edited rows of a block at once, (batch, class, row, width), and all texts.
 ours        `CILMP` as it is.
 Each round runs matrix products to find the machine's rate, then plain, vectorised, ours, in this order, in
 one process. Peak memory is measured for each side in a process of its own, on the CPU as the resident set, on
@@ -15,7 +15,8 @@ allocator settings, `ALLOCATOR` below: with glibc's own every large buffer is ta
 its page faults slow all sides.
 The floor is the multiply-adds that the logits and their gradients need, over the measured rate of matrix
 products: what a step would take if everything else were free.
-On a machine that does other work, give --threads 1: threads that wait for each other slow small steps most.
+On a machine that does other work, give --threads 1 --clock cpu, which counts the seconds that the process
+computed, and not those that it waited for others.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -129,10 +130,11 @@ def all_rows_at_once(cilmp: CILMP, f: Tensor) -> list[list[Tensor]]:
     return found
 
 
-def plain_text(cilmp: CILMP, rows: list[list[Tensor]]) -> Tensor:
-    """t (B, n_cls, D), with all tokens of the tower."""
+def all_texts_at_once(cilmp: CILMP, rows: list[list[Tensor]], classes: Sequence[int] | None = None) -> Tensor:
+    """t (B, n_cls, D), or of these classes alone, with all tokens of the tower."""
     text, n_ctx, B = cilmp.clip.model.text, cilmp.ctx.shape[1], len(rows[0][0])
-    tokens = F.pad(cilmp.tokens, (0, cilmp.clip.context_length - cilmp.tokens.shape[1]))  # (n_cls, 77)
+    tokens = cilmp.tokens if classes is None else cilmp.tokens[classes]
+    tokens = F.pad(tokens, (0, cilmp.clip.context_length - tokens.shape[1]))  # (n_cls, 77)
     x = text.token_embedding(tokens).expand(B, -1, -1, -1)  # (B, n_cls, 77, w)
 
     def replace(x: Tensor, i: int) -> Tensor:
@@ -152,6 +154,16 @@ def plain_text(cilmp: CILMP, rows: list[list[Tensor]]) -> Tensor:
     return F.normalize(x.float(), dim=-1)
 
 
+def text_by_text(cilmp: CILMP, rows: list[list[Tensor]]) -> Tensor:
+    """t (B, n_cls, D), with all tokens of the tower."""
+    found = []
+    for b in range(len(rows[0][0])):
+        for c in range(len(NAMES)):
+            own = [[of_class[c][b : b + 1]] for of_class in rows]  # (1, L_c, w) for each block
+            found.append(all_texts_at_once(cilmp, own, [c])[0, 0])
+    return torch.stack(found).unflatten(0, (-1, len(NAMES)))
+
+
 def our_text(cilmp: CILMP, vectors: list) -> Tensor:
     return F.normalize(cilmp.walk(cilmp.clip.model.text, vectors).float(), dim=-1)
 
@@ -161,14 +173,16 @@ def our_rows(cilmp: CILMP, f: Tensor) -> list:
 
 
 SIDES: dict[str, Parts] = {
-    "plain": (plain_image, row_by_row, plain_text),
-    "vectorised": (plain_image, all_rows_at_once, plain_text),
+    "plain": (plain_image, row_by_row, text_by_text),
+    "vectorised": (plain_image, all_rows_at_once, all_texts_at_once),
     "ours": (CILMP.image_features, our_rows, our_text),
 }
 
 
 class Clock:
     """Seconds since the last look, once all that was launched is done."""
+
+    now = time.perf_counter
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.last = device, 0.0
@@ -177,7 +191,7 @@ class Clock:
     def look(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
+        now = Clock.now()
         past, self.last = now - self.last, now
         return past
 
@@ -310,12 +324,12 @@ def time_steps(args: argparse.Namespace) -> dict:
 
 
 def peak_memory(args: argparse.Namespace) -> dict:
-    """Bytes before the first step, and the most during three."""
+    """Bytes before the first step, and the most during two."""
     trainer, cuda = Trainer(args, args.d), args.device.startswith("cuda")
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
     before = torch.cuda.memory_allocated() if cuda else resident()
-    for _ in range(3):
+    for _ in range(2):
         trainer.step(args.side)
     peak = (
         torch.cuda.max_memory_allocated()
@@ -374,6 +388,7 @@ def main() -> None:
     parser.add_argument("--d", type=int, default=4096, help="width of the representations")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None, help="of torch on the CPU")
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--skip-plain", action="store_true", help="time the vectorised side alone with ours")
@@ -384,6 +399,8 @@ def main() -> None:
         logging.disable(logging.WARNING)  # open_clip says that the weights are random
         if args.threads:
             torch.set_num_threads(args.threads)
+        if args.clock == "cpu":
+            Clock.now = time.process_time
         print(json.dumps(TASKS[args.task](args)))
         return
 
@@ -395,7 +412,9 @@ def main() -> None:
     times = child("time", args)
     medians, floor = times["medians"], times["needed"] / times["rate"]
     print(f"{times['learned']:,} learned numbers; logits of all sides within {times['error']:.1e}")
-    print("seconds, medians:  image  intervention  text  backward  step")
+    print(
+        f"seconds ({args.clock} clock), medians of {args.rounds}:  image  intervention  text  backward  step"
+    )
     for side, parts in medians.items():
         row = "  ".join(
             f"{parts[part]:.3f}" for part in ("image", "intervention", "text", "backward", "step")
