@@ -1,6 +1,6 @@
 """A training step of CILMP against the same function done plainly.
 
-    python tests/benchmarks/bench_cilmp.py            # about ten minutes on two cores
+    python tests/benchmarks/bench_cilmp.py            # about eight minutes
 
 Both train the same parameters of one `CILMP` on the same images with the same dropout masks: ViT-B/16 with
 random weights, 7 classes with representations of 37 to 43 rows, 4096 wide, forward, backward and SGD.

@@ -583,9 +583,7 @@ def test_a_representation_that_does_not_fit_says_how_many_rows_do(clip):
 
 def test_images_of_another_shape_are_named(clip):
     cilmp = build(clip, [8, 9, 10])
-    with pytest.raises(
-        ValueError, match=r"wants floats of B x 3 x 32 x 32, got 1 x 3 x 16 x 16 of torch"
-    ):
+    with pytest.raises(ValueError, match=r"wants floats of B x 3 x 32 x 32, got 1 x 3 x 16 x 16 of torch"):
         cilmp(torch.zeros(1, 3, 16, 16))
     with pytest.raises(ValueError, match=r"got 1 x 3 x 32 x 32 of torch.uint8; use clip.preprocess"):
         cilmp(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
