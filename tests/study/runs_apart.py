@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from medvlp.backbone.clip import Clip
 from medvlp.methods.parameters import own_tensors
+from medvlp.study.averaging import EpochAverage
 from medvlp.study.config import TrainConfig
 from medvlp.study.training import fit
 from tests.study.small_training import CARD, Prototypes, Tinted, small_clip, small_sets
@@ -32,7 +33,16 @@ SHORT = TrainConfig(epochs=3, batch_size=6, lr=0.05, views=2, num_workers=0)
 
 def train_long(clip: Clip, folder: Path, checkpoint: Path) -> None:
     method = Prototypes(clip, CARD, dropout=0.3)
-    fit(method, *small_sets(), LONG, checkpoint=checkpoint, cache_dir=folder / "cache", progress=False)
+    callbacks, cache_dir = [EpochAverage(LONG.epochs)], folder / "cache"
+    fit(
+        method,
+        *small_sets(),
+        LONG,
+        checkpoint=checkpoint,
+        callbacks=callbacks,
+        cache_dir=cache_dir,
+        progress=False,
+    )
 
 
 def train_short(clip: Clip, folder: Path, name: str) -> None:
