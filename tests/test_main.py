@@ -4,7 +4,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from medvlp.__main__ import find_notebooks, main, parse_parameter, results_of, tidy
+from medvlp.__main__ import main, parse_parameter
+from medvlp.tour import find_notebooks, results_of, tidy
 
 NOISE = (
     "import sys; print('  50%|##   | 1/2 [00:01<00:01, 1.0it/s]', end='\\r', file=sys.stderr); "
@@ -77,7 +78,7 @@ def test_a_failing_notebook_stops_the_tour_and_stays_as_it_was(folder, capsys):
     bad = write(folder / "02_bad.ipynb", code("limit = 3"), code("assert limit > 3, 'too low'"))
     before = {path: path.read_bytes() for path in folder.iterdir()}
 
-    assert main(["tour", "--folder", str(folder)]) == 1
+    assert main(["tour", "--folder", str(folder), "--jobs", "1"]) == 1
 
     said = capsys.readouterr().err
     assert "02_bad.ipynb failed in this cell:" in said
@@ -87,6 +88,30 @@ def test_a_failing_notebook_stops_the_tour_and_stays_as_it_was(folder, capsys):
     assert {path: path.read_bytes() for path in folder.iterdir()} == before, bad
 
 
+MEET = """
+import os, time
+from pathlib import Path
+Path("{mine}").touch()
+for _ in range(600):
+    if Path("{other}").exists(): break
+    time.sleep(0.1)
+else: raise TimeoutError("alone")
+assert int(os.environ["OMP_NUM_THREADS"]) == max(os.cpu_count() // 2, 1)
+"""
+
+
+def test_two_notebooks_run_at_a_time_each_with_its_share_of_the_cores(folder, capsys):
+    for name, mine, other in (("05_meet", "a", "b"), ("06_meet", "b", "a")):
+        write(
+            folder / f"{name}.ipynb", code("n = 1", "parameters"), code(MEET.format(mine=mine, other=other))
+        )
+
+    assert main(["tour", "--folder", str(folder), "--only", "05", "06"]) == 0
+
+    printed = capsys.readouterr().out
+    assert printed.index("05_meet: 3 cells") < printed.index("06_meet: 3 cells")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -94,6 +119,7 @@ def test_a_failing_notebook_stops_the_tour_and_stays_as_it_was(folder, capsys):
         (["-p", "n=3"], "--out DIR"),
         (["-p", "m=3", "--out", "x"], "unknown parameter 'm'"),
         (["-p", "n", "--out", "x"], "NAME=VALUE"),
+        (["--jobs", "0"], "'0' is not a whole number from 1"),
     ],
 )
 def test_wrong_arguments_are_named(folder, arguments, message, capsys):

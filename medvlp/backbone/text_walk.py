@@ -1,11 +1,11 @@
 """Learned prompts in the layers of open_clip's causal text tower, with only the work that is read later."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from math import inf, sqrt
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
 
@@ -38,27 +38,29 @@ def can_walk_text(text: nn.Module) -> bool:
     )
 
 
-class Ragged(nn.Module):
-    """Rows of all classes in one list, class after class, and the same filled up to the longest class.
+class Group(NamedTuple):
+    """Classes of the same lengths, which attention sees at once.
 
-    Filled up is with zeros, written, not left over; what reads them must give them no weight.
+    Attributes:
+        classes: Where they are among all classes, in the walk's order.
+        live: Where their live tokens are, and `middle` where their middle rows are, in lists of all classes'.
+        n_cls: How many classes, each of T live tokens and M middle rows.
     """
 
-    def __init__(self, counts: Tensor) -> None:
-        super().__init__()
-        there = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]
-        self.register_buffer("there", there, persistent=False)  # (n_cls, longest)
-        self.register_buffer("places", there.flatten().nonzero()[:, 0], persistent=False)  # (n,)
+    classes: slice
+    live: slice
+    middle: slice
+    n_cls: int
+    T: int
+    M: int
 
-    def fill_up(self, rows: Tensor) -> Tensor:
-        """(..., n, w) -> (..., n_cls, longest, w)."""
-        x = rows.new_zeros(*rows.shape[:-2], self.there.numel(), rows.shape[-1])
-        x[..., self.places, :] = rows
-        return x.unflatten(-2, self.there.shape)
+    def of_live(self, x: Tensor) -> Tensor:
+        """The group's part of all live tokens: (B, N, w) -> (B, n_cls, T, w)."""
+        return x[:, self.live].unflatten(1, (self.n_cls, self.T))
 
-    def in_one_list(self, x: Tensor) -> Tensor:
-        """(..., n_cls, longest, w) -> (..., n, w)."""
-        return x.flatten(-3, -2).index_select(-2, self.places)
+    def of_middle(self, x: Tensor) -> Tensor:
+        """The group's part of all middle rows: (M, w) -> (n_cls, M, w)."""
+        return x[self.middle].unflatten(0, (self.n_cls, self.M))
 
 
 class TextWalk(nn.Module):
@@ -72,7 +74,7 @@ class TextWalk(nn.Module):
     end of text alone.
 
     Classes differ in the numbers of their rows and of their name's tokens. Linear maps see all classes in one
-    list; only attention sees them class by class, filled up with zeros that have no weight.
+    list, attention those of the same lengths at once. Nothing is ever filled up to the longest.
 
     Args:
         text: The tower; see `can_walk_text`. Each call is given it again: it is no part of this module.
@@ -97,8 +99,16 @@ class TextWalk(nn.Module):
         live = (place > last) & (place <= ends)  # (n_cls, L)
         edge = slots & (place > n_ctx) & ((place <= n_ctx + n_prefix) | (place > last - n_suffix))
         middle = slots & (place > n_ctx) & ~edge
-        self.live_tokens, self.middles = Ragged(live.sum(dim=1)), Ragged(middle.sum(dim=1))
-        self.middle_counts, self.live_counts = middle.sum(dim=1).tolist(), live.sum(dim=1).tolist()
+        self.live_counts, self.middle_counts = live.sum(dim=1).tolist(), middle.sum(dim=1).tolist()
+
+        lengths = list(zip(self.live_counts, self.middle_counts, strict=True))
+        order = sorted(range(len(tokens)), key=lengths.__getitem__)  # the walk's order of classes
+        self.groups = _groups([lengths[c] for c in order])
+        rows = torch.arange(sum(self.middle_counts)).split(self.middle_counts)
+        self._buffer("order", torch.tensor(order, device=tokens.device))
+        self._buffer("given_order", self.order.argsort())
+        self._buffer("middle_order", torch.cat([rows[c] for c in order]).to(tokens.device))
+        tokens, live, edge, middle = (x[self.order] for x in (tokens, live, edge, middle))
 
         with torch.no_grad():
             dtype = text.transformer.get_cast_dtype()
@@ -113,14 +123,6 @@ class TextWalk(nn.Module):
         self._buffer("ctx_positions", positions[1 : 1 + n_ctx])  # (n_ctx, w)
         self._buffer("edge_positions", edge_positions)  # (n_cls, P + S, w)
         self._buffer("middle_positions", positions.expand_as(x)[middle])  # (M, w)
-        self._buffer("ends", (ends - last - 1)[:, 0])  # (n_cls,), among the live tokens of the class
-
-        n_cls, T = self.live_tokens.there.shape
-        longest = self.middles.there.shape[1]
-        hidden = torch.zeros(n_cls, 1, T, 1 + n_ctx + longest + n_prefix + n_suffix + T, dtype=torch.bool)
-        hidden[..., 1 + n_ctx : 1 + n_ctx + longest] = ~self.middles.there.cpu()[:, None, None]
-        hidden[..., -T:] = torch.ones(T, T, dtype=torch.bool).triu(1)  # later ones; those filled up are later
-        self._buffer("hidden", hidden.to(tokens.device))  # (n_cls, 1, T, K), what a live token does not see
 
     def _buffer(self, name: str, tensor: Tensor) -> None:
         self.register_buffer(name, tensor.detach().clone(), persistent=False)
@@ -136,6 +138,7 @@ class TextWalk(nn.Module):
             x = self._block(blocks[-1], x, shared, edges, ends_only=True)  # (B, n_cls, w)
         else:
             x = self._all_positions(blocks[depth - 1 :], text.attn_mask, x, shared, edges)  # (B, n_cls, w)
+        x = x[:, self.given_order]
         x = text.ln_final(x)
         if isinstance(text.text_projection, nn.Linear):
             return text.text_projection(x)
@@ -144,6 +147,7 @@ class TextWalk(nn.Module):
     def _before(self, i: int, vectors: SlotVectors) -> tuple[Tensor, Tensor]:
         """Rows before block i: start, context and middles (1 + n_ctx + M, w); edges (B, n_cls, P + S, w)."""
         ctx, edges, middle = (v.to(self.live) for v in vectors)
+        edges, middle = edges[:, self.order], middle[self.middle_order]
         if i == 0:  # later ones enter without positions
             ctx, edges = ctx + self.ctx_positions, edges + self.edge_positions
             middle = middle + self.middle_positions
@@ -153,73 +157,75 @@ class TextWalk(nn.Module):
         self, block: ResidualAttentionBlock, x: Tensor, shared: Tensor, edges: Tensor, ends_only: bool = False
     ) -> Tensor:
         """Live tokens (B, N, w) after a block, or of them only the ends of text, (B, n_cls, w)."""
-        w = x.shape[-1]
-        qkv = self.live_tokens.fill_up(project(block, block.ln_1(x), "qkv"))  # (B, n_cls, T, 3w)
-        q, kv = qkv.tensor_split([w], dim=-1)
+        B, w = max(len(x), len(edges)), x.shape[-1]
+        q, kv = project(block, block.ln_1(x), "qkv").tensor_split([w], dim=-1)  # (B, N, w), (B, N, 2w)
         kv_edges = project(block, block.ln_1(edges), "kv")  # (B, n_cls, P + S, 2w)
-        B = max(len(x), len(edges))
-        own = torch.cat([kv_edges.expand(B, -1, -1, -1), kv.expand(B, -1, -1, -1)], dim=2)
         kv_shared = project(block, block.ln_1(shared), "kv")  # (1 + n_ctx + M, 2w)
         common, middle = kv_shared.tensor_split([1 + self.n_ctx])
-        common = common.expand(len(self.ends), -1, -1)  # (n_cls, 1 + n_ctx, 2w)
-        kv_shared = torch.cat([common, self.middles.fill_up(middle)], dim=1)  # (n_cls, K_shared, 2w)
-        if not ends_only:
-            attended = _attend(q, own, kv_shared, self.hidden, block.attn.num_heads)  # (B, n_cls, T, w)
-            return finish(block, x, self.live_tokens.in_one_list(attended))
-        classes = torch.arange(len(self.ends), device=x.device)
-        x = self.live_tokens.fill_up(x)[:, classes, self.ends]  # (B, n_cls, w)
-        q = q[:, classes, self.ends, None]  # (B, n_cls, 1, w)
-        hidden = self.hidden[classes, :, self.ends, None]  # (n_cls, 1, 1, K)
-        attended = _attend(q, own, kv_shared, hidden, block.attn.num_heads)
-        return finish(block, x, attended[:, :, 0])
+        attended, ends = [], []
+        for group in self.groups:
+            of_group = kv_edges[:, group.classes], group.of_live(kv)  # (B, g, P + S, 2w), (B, g, T, 2w)
+            own = torch.cat([part.expand(B, -1, -1, -1) for part in of_group], dim=2)
+            by_class = common.expand(group.n_cls, -1, -1), group.of_middle(middle)
+            keys = torch.cat(by_class, dim=1)  # (g, 1 + n_ctx + M, 2w)
+            asking = slice(-1 if ends_only else None, None)
+            read = _attend(group.of_live(q)[:, :, asking], own, keys, block.attn.num_heads)  # (B, g, T, w)
+            attended.append(read.flatten(1, 2))
+            ends.append(group.of_live(x)[:, :, -1])  # (B, g, w)
+        x = torch.cat(ends, dim=1) if ends_only else x
+        return finish(block, x, torch.cat(attended, dim=1))
 
     def _all_positions(
         self, blocks: nn.ModuleList, mask: Tensor, x: Tensor, shared: Tensor, edges: Tensor
     ) -> Tensor:
         """The ends of text (B, n_cls, w) after blocks that compute every position."""
-        B = max(len(x), len(edges))
+        B, P = max(len(x), len(edges)), self.n_prefix
         common, middle = shared.tensor_split([1 + self.n_ctx])  # (1 + n_ctx, w), (M, w)
-        by_class = zip(
-            edges.expand(B, -1, -1, -1).unbind(1),  # (B, P + S, w)
-            middle.split(self.middle_counts),  # (M_c, w)
-            x.expand(B, -1, -1).split(self.live_counts, dim=1),  # (B, T_c, w)
-            strict=True,
-        )
-        texts = []
-        for edge, rows, live in by_class:
-            first, last = edge[:, : self.n_prefix], edge[:, self.n_prefix :]
-            pieces = [common.expand(B, -1, -1), first, rows.expand(B, -1, -1), last, live]
-            texts.append(torch.cat(pieces, dim=1))  # (B, length of the text, w)
-        lengths = [text.shape[1] for text in texts]
-        L = max(lengths)
-        x = torch.stack([F.pad(text, (0, 0, 0, L - text.shape[1])) for text in texts], dim=1)
-        x = x.flatten(0, 1)  # (B * n_cls, L, w); what fills up is later than the end of text, so not seen
-        for block in blocks:
-            x = block(x, attn_mask=mask[:L, :L])
-        x = x.unflatten(0, (B, -1))  # (B, n_cls, L, w)
-        return torch.stack([x[:, c, length - 1] for c, length in enumerate(lengths)], dim=1)
+        ends = []
+        for group in self.groups:
+            edge = edges[:, group.classes]  # (B, g, P + S, w)
+            pieces = common, edge[:, :, :P], group.of_middle(middle), edge[:, :, P:], group.of_live(x)
+            texts = torch.cat([y.expand(B, group.n_cls, -1, -1) for y in pieces], dim=2)  # (B, g, L, w)
+            L, y = texts.shape[2], texts.flatten(0, 1)  # (B * g, L, w)
+            for block in blocks:
+                y = block(y, attn_mask=mask[:L, :L])
+            ends.append(y[:, -1].unflatten(0, (B, -1)))
+        return torch.cat(ends, dim=1)
 
 
-def _attend(q: Tensor, own: Tensor, shared: Tensor, hidden: Tensor, heads: int) -> Tensor:
-    """Attention to keys of each image and keys shared by the images, without copying these for each image.
+def _groups(lengths: list[tuple[int, int]]) -> list[Group]:
+    """Runs of equal (live tokens, middle rows) among the classes."""
+    groups, c, t, m = [], 0, 0, 0
+    for (T, M), run in groupby(lengths):
+        n = len(list(run))
+        groups.append(Group(slice(c, c + n), slice(t, t + n * T), slice(m, m + n * M), n, T, M))
+        c, t, m = c + n, t + n * T, m + n * M
+    return groups
+
+
+def _attend(q: Tensor, own: Tensor, shared: Tensor, heads: int) -> Tensor:
+    """Causal attention to keys of each image and keys shared by the images, without copying these.
+
+    The queries are those of the last T keys; none sees a key after its own.
 
     Args:
         q: (B, n_cls, T, w), the queries; B here and in `own` may be 1.
         own: (B, n_cls, K_own, 2w), keys and values.
         shared: (n_cls, K_shared, 2w), keys and values.
-        hidden: (n_cls, 1, T, K_shared + K_own), True where a query does not see a key.
         heads: Number of heads.
 
     Returns:
         (B, n_cls, T, w).
     """
+    T, K = q.shape[2], shared.shape[1] + own.shape[2]
+    later = torch.ones(T, K, dtype=torch.bool, device=q.device).triu(K - T + 1)  # (T, K)
     q = q.unflatten(-1, (heads, -1)) / sqrt(q.shape[-1] // heads)  # (B, n_cls, T, heads, e)
     k, v = own.unflatten(-1, (2, heads, -1)).unbind(-3)  # (B, n_cls, K_own, heads, e)
     k_shared, v_shared = shared.unflatten(-1, (2, heads, -1)).unbind(-3)  # (n_cls, K_shared, heads, e)
     to_shared = torch.einsum("bcthe,ckhe->bchtk", q, k_shared)
     to_own = torch.einsum("bcthe,bckhe->bchtk", q, k)
     to_shared = to_shared.expand(len(to_own), -1, -1, -1, -1)
-    weights = torch.cat([to_shared, to_own], dim=-1).masked_fill(hidden, -inf).softmax(dim=-1)
+    weights = torch.cat([to_shared, to_own], dim=-1).masked_fill(later, -inf).softmax(dim=-1)
     on_shared, on_own = weights.tensor_split([shared.shape[1]], dim=-1)
     read = torch.einsum("bchtk,ckhe->bcthe", on_shared, v_shared)
     return (read + torch.einsum("bchtk,bckhe->bcthe", on_own, v)).flatten(-2)

@@ -49,8 +49,8 @@ def recipe(card: str, method: str, seed: int) -> TrainConfig:
     """The papers' learning rates and fewer epochs; best epoch by validation, CILMP without augmentation."""
     uneven = UNEVEN if card == XRAYS else {}
     if method == "ViP":  # as notebook 3 trains it
-        lr, views = (0.02, 4) if uneven else (0.002, 0)
-        return TrainConfig(epochs=20, lr=lr, views=views, seed=seed, **uneven)
+        epochs, lr, views = (20, 0.02, 4) if uneven else (10, 0.002, 0)
+        return TrainConfig(epochs=epochs, lr=lr, views=views, seed=seed, **uneven)
     epochs = 8 if uneven else 6
     return TrainConfig(epochs=epochs, lr=0.0025, batch_size=64, views=0, seed=seed, num_workers=0, **uneven)
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medvlp.backbone import text_walk
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.deep import encode_deep_images, encode_deep_text, image_blocks, image_width, text_blocks
 from medvlp.backbone.image_walk import can_walk_image, walk_image
@@ -123,12 +122,14 @@ def test_only_towers_that_are_known_are_walked(clips, kind):
 
 def test_a_walk_leaves_out_what_is_overwritten(clip):
     n_live = int(sum(len(clip.tokenize([f"{name}."])[0]) - 1 for name in NAMES))
-    B, full = 2, 2 * 3 * layout(clip)[0].shape[1]
-    for depth, expected in ((3, [n_live * B, n_live * B, 3 * B]), (2, [n_live * B, full, full])):
+    B = 2
+    full = B * int((layout(clip)[0] != 0).sum())  # without padding
+    for depth, expected in ((3, [n_live * B, n_live * B, 3 * B]), (2, [n_live * B, 2 * full])):
         walk = TextWalk(clip.model.text, *layout(clip), N_CTX, P, S)
         with Counted(text_blocks(clip)) as rows:
             walk(clip.model.text, draw_vectors(clip, depth, B))
-        assert rows == expected
+        shown = rows if depth == 3 else [rows[0], sum(rows[1:])]  # then block by block for texts of a length
+        assert shown == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -166,19 +167,21 @@ def test_slots_that_do_not_follow_the_start_are_an_error(clip):
 # --- padding ---
 
 
-def test_what_fills_up_short_classes_changes_nothing(clip, monkeypatch):
-    def filled_with(value: float) -> list[torch.Tensor]:
-        def fill_up(self, rows):
-            x = rows.new_full((*rows.shape[:-2], self.there.numel(), rows.shape[-1]), value)
-            x[..., self.places, :] = rows
-            return x.unflatten(-2, self.there.shape)
-
-        monkeypatch.setattr(text_walk.Ragged, "fill_up", fill_up)
-        vectors = draw_vectors(clip, 3, 2)
-        features = walked(clip, vectors)
-        return [features, *grads(features, vectors)]
-
-    for a, b in zip(filled_with(0), filled_with(1e6), strict=True):
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_padding_and_placeholders_are_never_read(clip, depth, monkeypatch):
+    vectors = draw_vectors(clip, depth, 2)
+    expected = walked(clip, vectors)
+    expected_grads = grads(expected, vectors)
+    tokens, slots = layout(clip)
+    assert (tokens[:, -1] == 0).any(), "a text is shorter than another"
+    poisoned = clip.token_embedding.weight.detach().clone()
+    poisoned[tokens[slots]] = torch.nan
+    poisoned[0] = torch.nan
+    monkeypatch.setitem(clip.token_embedding._parameters, "weight", torch.nn.Parameter(poisoned, False))
+    assert hooked(clip, vectors).isnan().any(), "those that read padding see it"
+    features = walked(clip, vectors)
+    assert torch.equal(features, expected)
+    for a, b in zip(grads(features, vectors), expected_grads, strict=True):
         assert torch.equal(a, b)
 
 

@@ -219,6 +219,21 @@ def test_logits_and_gradients_equal_a_plain_reading(clip64, lengths, depth, inte
     assert_equal(cilmp, cilmp(draw_images(clip64)), oracle(cilmp, lengths))
 
 
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_padding_is_never_read(clip64, lengths, monkeypatch):
+    images = draw_images(clip64)
+    cilmp = build(clip64, lengths)
+    expected = values(cilmp, cilmp(images))
+    assert (cilmp.tokens == 0).any(), "names differ in their tokens, so texts are padded"
+    poisoned = clip64.token_embedding.weight.detach().clone()
+    poisoned[0] = torch.nan  # what texts are padded with
+    poisoned[cilmp.tokens[cilmp.slots]] = torch.nan  # what stands for learned vectors
+    monkeypatch.setitem(clip64.token_embedding._parameters, "weight", torch.nn.Parameter(poisoned, False))
+    cilmp = build(clip64, lengths)
+    for a, b in zip(values(cilmp, cilmp(images)), expected, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize(
     "switches",
     [
