@@ -26,7 +26,7 @@ help:
 	@echo "make lock    write requirements.lock anew with the newest versions (needs uv)"
 	@echo "make clean   remove .venv, caches and builds"
 	@echo ""
-	@echo "More for the command:  make tour ARGS='--only 01'    make test ARGS='-k cards'"
+	@echo "More for the command:  make tour ARGS='--only 01'    make test ARGS='-n 0 -k cards'"
 	@echo "Another Python:        make clean setup PYTHON=/path/to/python3.12"
 
 setup: $(STAMP)
@@ -38,7 +38,7 @@ lab: $(STAMP)
 	@$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 test: lint
-	@$(PY) -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .
