@@ -93,7 +93,9 @@ def run_notebook(
             progress_bar=bar,
             cwd=target.parent.resolve(),
             start_timeout=300,  # seconds; a busy machine is slow to start a kernel
-            extra_arguments=["--IPKernelApp.log_level=50"],  # it reports the interrupt that ends it as an error
+            extra_arguments=[
+                "--IPKernelApp.log_level=50"
+            ],  # it reports the interrupt that ends it as an error
         )
     except PapermillExecutionError as error:
         shown = "\n".join(error.traceback) or f"{error.ename}: {error.evalue}"

@@ -7,6 +7,7 @@ is for people. The card is the one place where class names and their order are w
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -172,6 +173,30 @@ class DataCard(Strict):
                 )
         return {info.name: [phrase.text for phrase in info.knowledge[kind]] for info in self.classes}
 
+    def with_knowledge(self, kind: str, phrases: Mapping[str, Sequence[str]]) -> "DataCard":
+        """A copy with phrases of one kind more, {classname: [phrase, ...]}, such as generated symptoms.
+
+        ValueError for a kind that the card has already, a class that is unknown or missing, and for phrases
+        that no card may have.
+        """
+        kinds = dict.fromkeys(kind for info in self.classes for kind in info.knowledge)
+        if kind in kinds:
+            listed = ", ".join(map(repr, kinds))
+            raise ValueError(f"card {self.name!r} has phrases of kind {kind!r} already; its kinds: {listed}.")
+        for name in phrases:
+            if name not in self.classnames:
+                raise ValueError(unknown_name("class", name, self.classnames, where=f"card {self.name!r}"))
+        front = self.model_dump(exclude={"prose", "path"})
+        for info in front["classes"]:
+            if info["name"] not in phrases:
+                raise ValueError(
+                    f"card {self.name!r}: class {info['name']!r} has no phrases of kind {kind!r}."
+                )
+            info["knowledge"][kind] = list(phrases[info["name"]])
+        return _validated(front, f"card {self.name!r}").model_copy(
+            update={"prose": self.prose, "path": self.path}
+        )
+
     def label_of(self, alias: str) -> int:
         """Label of a class by its name or an alias, upper or lower case; ValueError for an unknown one."""
         wanted = str(alias).strip().casefold()
@@ -215,12 +240,15 @@ def _read(path: Path) -> DataCard:
     front, prose = read_front_matter(path)
     for key in {"prose", "path"} & front.keys():
         raise ValueError(f"{path}: {unknown_name('field', key, _fields(DataCard))}")
+    return _validated(front, str(path)).model_copy(update={"prose": prose, "path": path})
+
+
+def _validated(front: dict, where: str) -> DataCard:
     try:
-        card = DataCard.model_validate(front)
+        return DataCard.model_validate(front)
     except ValidationError as error:
         sentences = [_sentence(one, front) for one in error.errors()]
-        raise ValueError(f"{path}: " + "\n  ".join(sentences)) from None
-    return card.model_copy(update={"prose": prose, "path": path})
+        raise ValueError(f"{where}: " + "\n  ".join(sentences)) from None
 
 
 def _fields(model: type[BaseModel]) -> list[str]:

@@ -157,6 +157,37 @@ def test_pneumonia_groups_by_person():
     assert {name: pattern.search(name)[1] for name in names} == names
 
 
+def test_phrases_of_another_kind_make_another_card():
+    card = load_card("pneumonia")
+    own = {"pneumonia": ["a bright smudge"], "normal lung": ["even gray", "two dark sides"]}
+    other = card.with_knowledge("generated", own)
+    assert other.symptoms("generated") == {name: own[name] for name in card.classnames}
+    assert other.symptoms() == card.symptoms() and other.prose == card.prose and other.path == card.path
+    assert other.hash != card.hash and "generated" not in card.kinds
+
+
+@pytest.mark.parametrize(
+    ("kind", "phrases", "message"),
+    [
+        ("symptoms", {}, "card 'pneumonia' has phrases of kind 'symptoms' already"),
+        (
+            "mine",
+            {"pneumona": ["x"]},
+            "unknown class 'pneumona' in card 'pneumonia'; did you mean 'pneumonia'",
+        ),
+        ("mine", {"pneumonia": ["a smudge"]}, "class 'normal lung' has no phrases of kind 'mine'"),
+        (
+            "mine",
+            {"pneumonia": ["a PNEUMONIA smudge"], "normal lung": ["x"]},
+            "the phrase 'a PNEUMONIA smudge' under 'mine' names its own class",
+        ),
+    ],
+)
+def test_phrases_that_a_card_may_not_have_are_named(kind, phrases, message):
+    with pytest.raises(ValueError, match=message):
+        load_card("pneumonia").with_knowledge(kind, phrases)
+
+
 def test_label_of_takes_names_and_aliases_in_any_case():
     card = load_card("pneumonia")
     assert [card.label_of(word) for word in ("NORMAL", "normal lung", "Pneumonia", " PNEUMONIA ")] == [
