@@ -155,16 +155,22 @@ class Clip(nn.Module):
         Raises:
             ValueError: images of another shape or type than `preprocess` makes.
         """
-        size = self.image_size
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
-            got = " x ".join(map(str, images.shape))
-            raise ValueError(
-                f"clip {self.name!r} wants images of B x 3 x {size} x {size}, got {got}; use clip.preprocess."
-            )
-        if not images.is_floating_point():
-            raise ValueError(f"images must be floats made by clip.preprocess, got {images.dtype}.")
-        features = self.model.encode_image(images.to(self.device, self.dtype))  # (B, D)
+        features = self.model.encode_image(self.checked(images))  # (B, D)
         return F.normalize(features.float(), dim=-1)
+
+    def checked(self, images: Tensor) -> Tensor:
+        """Preprocessed images (B, 3, S, S) on the model's device and of its type.
+
+        Raises:
+            ValueError: images of another shape or type than `preprocess` makes.
+        """
+        size = self.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size) or not images.is_floating_point():
+            got = f"{' x '.join(map(str, images.shape))} of {images.dtype}"
+            raise ValueError(
+                f"clip {self.name!r} wants floats of B x 3 x {size} x {size}, got {got}; use clip.preprocess."
+            )
+        return images.to(self.device, self.dtype)
 
     def _needed_length(self, tokens: Tensor) -> int:
         """How many columns of `tokens` (N, context_length) the text features depend on."""

@@ -31,13 +31,7 @@ def encode_image_prompts(clip: Clip, images: Tensor, prompts: Tensor) -> Tensor:
     Raises:
         ValueError: images of another shape or type than `clip.preprocess` makes.
     """
-    size = clip.image_size
-    if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size) or not images.is_floating_point():
-        got = f"{' x '.join(map(str, images.shape))} of {images.dtype}"
-        raise ValueError(
-            f"clip {clip.name!r} wants floats of B x 3 x {size} x {size}, got {got}; use clip.preprocess."
-        )
-    images = images.to(clip.device, clip.dtype)
+    images = clip.checked(images)
     if can_walk_image(clip.model.visual):
         return walk_image(clip.model.visual, images, prompts)
     return encode_deep_images(clip, images, prompts)

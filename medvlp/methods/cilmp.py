@@ -17,6 +17,7 @@ from medvlp.data.cards import DataCard
 from medvlp.data.names import unknown_name
 from medvlp.knowledge.representations import Representations, shipped_representations
 from medvlp.methods.interventions import ConditionalLoReFT, EditedRows, LoReFT
+from medvlp.methods.parameters import factor_on_cosines
 
 INTERVENTIONS = ("conditional", "unconditional", "none")
 FIRST_CTX = "a photo of a"  # whose embedding the context starts from, if it has as many tokens
@@ -118,10 +119,8 @@ class CILMP(nn.Module):
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
-        if logit_scale is not None and not logit_scale > 0:
-            raise ValueError(f"logit_scale must be above 0, got {logit_scale}; None takes the CLIP's own.")
         self.clip, self.card, self.classnames = clip, card, list(card.classnames)
-        self.logit_scale = clip.logit_scale if logit_scale is None else logit_scale
+        self.logit_scale = factor_on_cosines(clip, logit_scale)
         given = _representations(card, representations)
         self.config: dict[str, Any] = {
             "representations": given.fingerprint,

@@ -4,6 +4,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from medvlp.backbone.clip import Clip
 from medvlp.data.names import unknown_name
 
 
@@ -56,3 +57,10 @@ def _kind(tensor: Tensor) -> str:
     return (
         f"{' x '.join(map(str, tensor.shape)) or 'one number'} ({str(tensor.dtype).removeprefix('torch.')})"
     )
+
+
+def factor_on_cosines(clip: Clip, logit_scale: float | None) -> float:
+    """exp(logit_scale): what was asked for, or the CLIP's own; ValueError unless it is above 0."""
+    if logit_scale is not None and not logit_scale > 0:
+        raise ValueError(f"logit_scale must be above 0, got {logit_scale}; None takes the CLIP's own.")
+    return clip.logit_scale if logit_scale is None else logit_scale

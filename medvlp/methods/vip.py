@@ -13,6 +13,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.inject import SLOT, encode_prompts, tokenize_slots
 from medvlp.data.cards import DataCard
 from medvlp.data.names import unknown_name
+from medvlp.methods.parameters import factor_on_cosines
 from medvlp.methods.zero_shot import checked_symptoms, symptom_text
 
 POSITIONS = ("end", "middle", "front")
@@ -115,10 +116,8 @@ class ViP(nn.Module):
             raise ValueError(unknown_name("aggregation", aggregation, AGGREGATIONS))
         if n_ctx < 1:
             raise ValueError(f"n_ctx must be at least 1, got {n_ctx}; context=False does without context.")
-        if logit_scale is not None and not logit_scale > 0:
-            raise ValueError(f"logit_scale must be above 0, got {logit_scale}; None takes the CLIP's own.")
         self.clip, self.card = clip, card
-        self.logit_scale = clip.logit_scale if logit_scale is None else logit_scale
+        self.logit_scale = factor_on_cosines(clip, logit_scale)
         self.context, self.aggregation = context, aggregation
         own = None if symptoms is None else checked_symptoms(card, knowledge, symptoms)
         self.symptoms = card.symptoms(knowledge) if own is None else own

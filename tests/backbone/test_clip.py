@@ -200,13 +200,13 @@ def test_no_texts_and_a_bare_string_are_errors(clip):
 @pytest.mark.parametrize("shape", [(2, 3, 64, 64), (3, 32, 32), (2, 1, 32, 32)])
 def test_wrong_image_size(clip, shape):
     with pytest.raises(
-        ValueError, match="wants images of B x 3 x 32 x 32, got " + " x ".join(map(str, shape))
+        ValueError, match="wants floats of B x 3 x 32 x 32, got " + " x ".join(map(str, shape))
     ):
         clip.encode_images(torch.zeros(shape))
 
 
 def test_images_that_were_not_preprocessed(clip):
-    with pytest.raises(ValueError, match=r"floats made by clip.preprocess, got torch.uint8"):
+    with pytest.raises(ValueError, match="wants floats .* of torch.uint8; use clip.preprocess"):
         clip.encode_images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 

@@ -384,5 +384,5 @@ def test_unknown_switches_name_the_choices(clip):
 
 
 def test_images_of_another_size_are_an_error(clip):
-    with pytest.raises(ValueError, match="wants images of B x 3 x 32 x 32, got 1 x 3 x 64 x 64"):
+    with pytest.raises(ValueError, match="wants floats of B x 3 x 32 x 32, got 1 x 3 x 64 x 64"):
         ViP(clip, CARD)(torch.zeros(1, 3, 64, 64))

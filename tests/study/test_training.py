@@ -513,7 +513,7 @@ def test_images_of_the_wrong_size_are_the_clips_to_refuse(clip, sets):
         def forward(self, images):
             return super().forward(images[..., :16, :16])
 
-    with pytest.raises(ValueError, match="wants images of B x 3 x 32 x 32, got 8 x 3 x 16 x 16"):
+    with pytest.raises(ValueError, match="wants floats of B x 3 x 32 x 32, got 8 x 3 x 16 x 16"):
         fit(Shrinks(clip, CARD), *sets, SHORT, **QUIET)
 
 
