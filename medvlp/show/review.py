@@ -172,7 +172,7 @@ class SymptomReview:
         self.phrases = _by_class(symptoms, card)
         self.approved: set[str] = set()
         self.changes: list[dict[str, Any]] = []
-        self._undone: list[tuple] = []
+        self._earlier: list[tuple] = []
         self._measures = _Measures(card, clip, images)
 
     def __repr__(self) -> str:
@@ -213,6 +213,8 @@ class SymptomReview:
         """
         if not self._own(classname):
             raise ValueError(f"class {classname!r} has no phrase left; add one before you approve it.")
+        if classname in self.approved:
+            return
         failing = self.failing(classname)
         if failing and not flagged:
             listed = "; ".join(f"{phrase!r}: {reason}" for phrase, reason in failing.items())
@@ -232,9 +234,9 @@ class SymptomReview:
 
     def undo(self) -> None:
         """Take the last change back."""
-        if not self._undone:
+        if not self._earlier:
             raise ValueError("there is nothing to undo.")
-        self.phrases, self.approved, self.changes = self._undone.pop()
+        self.phrases, self.approved, self.changes = self._earlier.pop()
 
     def save(self, initials: str) -> SymptomSet:
         """Write the reviewed set to `path` and return it.
@@ -265,7 +267,7 @@ class SymptomReview:
         return ReviewWidget(self).box
 
     def _remember(self, change: dict[str, Any]) -> None:
-        self._undone.append((deepcopy(self.phrases), set(self.approved), list(self.changes)))
+        self._earlier.append((deepcopy(self.phrases), set(self.approved), list(self.changes)))
         self.changes.append(change)
         self.approved.discard(change["classname"])
 

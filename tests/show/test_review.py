@@ -53,10 +53,6 @@ def approve_all(review):
         review.approve(name, flagged=True)
 
 
-def text_of(html):
-    return re.sub(r"<[^>]*>", " ", html.value)
-
-
 def all_widgets(box):
     yield box
     for child in getattr(box, "children", ()):
@@ -221,6 +217,34 @@ def test_the_saved_set_has_the_phrases_initials_date_and_changes_and_classifies(
     assert facts["reviewer"] == "AB" and date.fromisoformat(facts["date"])
     assert facts["changes"] == review.changes and facts["changes"][0]["before"] == "ragged border"
     assert ZeroShot(clip, card, symptoms=loaded).symptoms["melanoma"][1] == "jagged rim"
+
+
+def test_a_set_keeps_its_origin_and_a_second_review_keeps_the_first(card, tmp_path):
+    made = SymptomSet.from_phrases(card, SYMPTOMS, origin="made for a test")
+    for initials in ("AB", "CD"):
+        review = SymptomReview(made, card, path=tmp_path / "set.json")
+        review.drop("keratosis", 0)
+        approve_all(review)
+        made = review.save(initials)
+    stored = SymptomSet.load(tmp_path / "set.json").record
+    assert stored.origin == "made for a test"
+    assert stored.classes["keratosis"].phrases == SYMPTOMS["keratosis"][2:]
+    assert (stored.review.reviewer, stored.review.before.reviewer) == ("CD", "AB")
+    assert stored.review.changes[0]["before"] == SYMPTOMS["keratosis"][1]
+
+
+def test_a_class_that_came_without_phrases_is_saved_once_it_has_some(card, tmp_path):
+    review = SymptomReview({"nevus": ["round shape"]}, card, path=tmp_path / "set.json")
+    review.add("melanoma", "ragged border")
+    review.add("keratosis", "waxy surface")
+    approve_all(review)
+    review.approve("nevus")  # a second time: nothing happens
+    assert len(review.changes) == 5
+    assert dict(review.save("AB")) == {
+        "melanoma": ["ragged border"],
+        "nevus": ["round shape"],
+        "keratosis": ["waxy surface"],
+    }
 
 
 def test_the_widget_shows_the_phrases_of_one_class_with_their_numbers(review, widget):
