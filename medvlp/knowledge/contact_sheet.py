@@ -1,0 +1,96 @@
+"""A contact sheet: some training images of one class on one small JPEG, for an LLM that reads images.
+
+Only pixels go into it: the images are pasted onto a new picture, so nothing of their files (EXIF, names,
+comments) is in the JPEG. What is burnt into the pixels of an image, such as a name, stays visible.
+"""
+
+import base64
+import io
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from medvlp.data.datasets import ImageSet
+
+ROWS = 4  # a sheet is ROWS x ROWS images
+TILE = 112  # pixels a side of one image
+QUALITY = 90  # of the JPEG
+
+
+@dataclass(frozen=True)
+class ContactSheet:
+    """One sheet as it is sent: the JPEG, and how many images of which class are on it."""
+
+    jpeg: bytes
+    classname: str
+    shown: int
+    ids: tuple[str, ...]
+
+    @property
+    def picture(self) -> Image.Image:
+        """The sheet as PIL RGB, decoded from the JPEG."""
+        return Image.open(io.BytesIO(self.jpeg)).convert("RGB")
+
+    @property
+    def url(self) -> str:
+        """The JPEG as a data URL, as OpenAI-compatible servers take images."""
+        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
+
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """What stands for the image in a record: hash, bytes and pixels a side, never the image."""
+        side = ROWS * TILE
+        return {
+            "sha256": sha256(self.jpeg).hexdigest(),
+            "bytes": len(self.jpeg),
+            "pixels": f"{side} x {side}",
+        }
+
+    def _repr_png_(self) -> bytes:
+        """Show the sheet in a notebook."""
+        file = io.BytesIO()
+        self.picture.save(file, "PNG")
+        return file.getvalue()
+
+    def __repr__(self) -> str:
+        return f"ContactSheet({self.classname!r}: {self.shown} images, {len(self.jpeg)} bytes)"
+
+
+def contact_sheet(images: ImageSet, classname: str, seed: int = 1) -> ContactSheet:
+    """16 images of a class, chosen by `seed`, 4 x 4 on a JPEG of 448 x 448 pixels without metadata.
+
+    Each image is shrunk to fit its place and centred on black; places stay black where a class has fewer.
+    Images of different groups (patients) are preferred.
+
+    Raises:
+        ValueError: an unknown class, a class without images, or a split other than train: what an LLM has
+            seen of validation or test images would leak into the results.
+    """
+    if images.split != "train":
+        raise ValueError(
+            f"the images are of split {images.split!r}: an LLM may only see training images. Pass data.train."
+        )
+    label = images.card.label_of(classname)
+    rows = np.flatnonzero(images.labels.numpy() == label)
+    if not len(rows):
+        raise ValueError(f"class {classname!r}: there is no training image of it to show.")
+    chosen = _spread(np.random.default_rng([seed, label]).permutation(rows), images.groups)[: ROWS * ROWS]
+    sheet = Image.new("RGB", (ROWS * TILE, ROWS * TILE))
+    for place, row in enumerate(chosen):
+        tile = ImageOps.pad(images.image(int(row)).convert("RGB"), (TILE, TILE), Image.Resampling.LANCZOS)
+        sheet.paste(tile, (place % ROWS * TILE, place // ROWS * TILE))
+    file = io.BytesIO()
+    sheet.save(file, "JPEG", quality=QUALITY)
+    return ContactSheet(file.getvalue(), classname, len(chosen), tuple(images.ids[row] for row in chosen))
+
+
+def _spread(rows: np.ndarray, groups: list[str]) -> list[int]:
+    """The rows with one of every group first, then each group's second, and so on."""
+    seen: dict[str, int] = {}
+    turns = []
+    for row in rows.tolist():
+        turns.append((seen.setdefault(groups[row], 0), row))
+        seen[groups[row]] += 1
+    return [row for _, row in sorted(turns, key=lambda turn: turn[0])]
