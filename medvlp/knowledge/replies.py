@@ -1,0 +1,310 @@
+"""The phrases in an LLM's reply, or a clear error: nothing is guessed, shortened or made up.
+
+A reply is read as the first of these that it holds: JSON, a Markdown table, a list with marks (bullets,
+numbers), one phrase a line. What stands in a fenced block comes before what stands around it.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import takewhile
+
+from medvlp.knowledge.loose_json import Tree, read_json
+
+REPLY_KINDS = ("empty", "refusal", "cut", "no phrases")
+SAID = {
+    "empty": "the reply is empty.",
+    "refusal": "the LLM refused or apologised and gave no phrases; it said {}.",
+    "cut": "the reply was cut short before its first phrase was whole; allow more tokens. It begins {}.",
+    "no phrases": "the reply holds no list of phrases; it begins {}.",
+}
+SHOWN = 80  # characters of a reply in an error's message
+
+# Which value of an object holds its phrases: the last of these words in the key says it.
+WANTED = re.compile(
+    "(phrase|symptom|feature|sign|finding|cue|characteristic|clue|pattern|observation|bullet|answer|attribute|"
+    "item|hallmark|descriptor|appearance)s?|propert(y|ies)"
+)
+NAMES = re.compile("(name|title|label|term|heading)s?")  # wanted if there is nothing better
+SKIPPED = re.compile(
+    "(note|explanation|reason|reasoning|rationale|thought|thinking|comment|warning|disclaimer|error|message|"
+    "status|source|reference|citation|class|condition|modality|id|type|role|model|confidence|treatment|cause|"
+    "significance|meaning|definition|introduction|summary|conclusion|question|prompt|task|instruction|"
+    "language|format|number|count|why|disease)s?|(categor|modalit)(y|ies)|(analys|diagnos)[ie]s"
+)
+NEGATION = re.compile("non|not|no|avoid(ed)?|exclude(d)?|without|never|wrong|nonvisual|invisible")
+ASPECT = re.compile(
+    "(colou?r|shape|texture|size|border|edge|margin|outline|location|position|distribution|contrast|pattern|"
+    "appearance|surface|structure|number|area)s?|brightness|a?symmetry|density|and"
+)
+
+THOUGHTS = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+NUMBERS = r"[(\[（]?(?:\d{1,3}|[ivx]{1,4}|[a-hA-H])[.)\]）．、:]\)?(?=\s|[^\W\d_]{2}|\*)|[①-⑳]"
+MARKS = re.compile(
+    rf"""[ \t>]*+(?:\*\*|__)?(?:[•‣◦▪●○■◆►✓✔・·]\s*|[-*+–—]\s+|-(?=[^\W\d_])|(?:{NUMBERS})\s*
+    |\#?[^\W\d_]{{3,20}}\s\#?\d{{1,2}}:\s+|\[[ xX]\]\s+)""",
+    re.VERBOSE,
+)
+HEAD = re.compile(r"(\*\*|__)(?P<bold>[^*_:：]{1,80})(?:[:：]\1|\1\s*(?:[:：]|\s[-–—]\s))\s*(?P<rest>\S.*)")
+LABEL = re.compile(r"(?P<label>[^\W\d_]+(?:[ \t,/&]+[^\W\d_]+){0,4})[:：]\s+(?P<rest>\S.*)")
+RULE = re.compile(r"[ \t|:+=_*-]+")
+REFUSAL = re.compile(
+    r"(?:well, |oh, |but |however, )?(?:i'?m|i am|we are|we're)(?: really| very| so| truly)? "
+    r"(?:sorry|afraid|unable|not able)|(?:i|we) (?:can'?t|cannot|can not|won'?t|will not|could not|couldn'?t|"
+    r"do not|don'?t|must decline|apologi[sz]e|am not)\b|sorry\b|my apologies|apologies\b|as an? (?:ai|"
+    r"artificial|(?:large )?language)\b|unfortunately, (?:i|we)|es tut mir leid|ich kann (?:leider )?nicht|"
+    r"lo siento|no puedo|je suis désolé|désolé|je ne peux pas|mi dispiace|desculpe|抱歉|对不起|很抱歉|我无法|"
+    r"申し訳|죄송",
+    re.IGNORECASE,
+)
+PRONOUN = re.compile(r"\b(?:I|I'm|we|you|your|let me|here (?:is|are))\b", re.IGNORECASE)
+NOT_PLAIN = re.compile(r"[=;{}<>!?|`]|[.:。：]\s*\S")  # code, markup, a question or several sentences
+QUOTES = (('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"), ("「", "」"), ("*", "*"), ("_", "_"))
+LONGEST_LINE = 15  # words in a line that may be a phrase without a mark
+
+
+class ReplyError(ValueError):
+    """A reply without phrases. `kind` is one of `REPLY_KINDS`; `reply` is the raw text."""
+
+    def __init__(self, kind: str, reply: str) -> None:
+        shown = " ".join(reply[: 2 * SHOWN].split())[:SHOWN]
+        super().__init__(SAID[kind].format(ascii(shown) if not shown.isprintable() else repr(shown)))
+        self.kind, self.reply = kind, reply
+
+
+@dataclass
+class _Item:
+    """A line with a list mark, with the lines that continue it."""
+
+    parts: list[str]
+    indent: int
+    last_line: int
+
+
+def parse_reply(reply: str, cut: bool = False) -> list[str]:
+    """The phrases of an LLM's reply, in order.
+
+    They are verbatim, but for white space, list marks, emphasis, quotes and a final full stop; JSON strings
+    are decoded. Objects, and the headers of tables, are read by their keys ("symptoms" before "name"; "note"
+    never). Of a labelled phrase, "**Texture:** rough scales", the label goes if it is one word or names an
+    aspect such as colour; a longer bold label is itself the phrase. Under a list item that is a phrase,
+    deeper ones explain it and are left out. What stands between thinking tags is left out.
+
+    Args:
+        reply: what the LLM said, any text.
+        cut: the server said that it cut the reply short: the last, unfinished phrase is left out.
+
+    Raises:
+        ReplyError: an empty reply, a refusal, a cut before the end of the first phrase, or no list.
+    """
+    answer, thinking = _without_thoughts(reply)
+    closed = True
+    phrases: list[str] = []
+    for text in (*_fenced(answer), answer):
+        tree, closed = read_json(text)
+        phrases = _cleaned(_values(tree)) or _cleaned(_of_lines(text.splitlines(), _is_cut(text, cut)))
+        if phrases:
+            break
+    if any(REFUSAL.match(phrase.replace("’", "'")) for phrase in phrases):
+        raise ReplyError("refusal", reply)
+    if phrases:
+        return phrases
+    if any(_refuses(line) for line in answer.splitlines()):
+        raise ReplyError("refusal", reply)
+    if not answer.strip() and not thinking and not cut:
+        raise ReplyError("empty", reply)
+    raise ReplyError("cut" if cut or thinking or not closed else "no phrases", reply)
+
+
+def _is_cut(text: str, cut: bool) -> bool:
+    return cut and not text.endswith(("\n", "\r"))
+
+
+def _refuses(line: str) -> bool:
+    line = line.replace("’", "'").lstrip(" \t\"'*-[{")
+    return any(REFUSAL.match(part.lstrip()) for part in re.split(r"[.!:] ", line[:400]))
+
+
+def _without_thoughts(reply: str) -> tuple[str, bool]:
+    """The reply without what stands between thinking tags, and whether it ends inside one.
+
+    A closing tag alone closes what the server's own prompt opened.
+    """
+    kept, depth, at = [], 0, 0
+    for tag in THOUGHTS.finditer(reply):
+        if depth == 0:
+            kept.append(reply[at : tag.start()])
+        if tag[1] and depth == 0:
+            kept.clear()
+        depth = max(0, depth - 1) if tag[1] else depth + 1
+        at = tag.end()
+    if depth == 0:
+        kept.append(reply[at:])
+    return "".join(kept), depth > 0
+
+
+def _fenced(text: str) -> list[str]:
+    """What stands in the fenced blocks of a text, together; nothing where there is no fence."""
+    inside, found = False, []
+    for line in text.splitlines(keepends=True):
+        if line.lstrip(" \t>").startswith(("```", "~~~")):
+            inside = not inside
+        elif inside:
+            found.append(line)
+    return ["".join(found)] if found else []
+
+
+def _values(tree: Tree) -> list[str]:
+    """The strings of a tree that its keys say are phrases, or all where they say nothing."""
+    found, waiting = [], [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, str):
+            found.append(node)
+            continue
+        ranked = [(_rank(key, value), value) for key, value in node]
+        best = min((rank for rank, _ in ranked if rank), default=0)
+        both = {best, 2} if best == 3 else {best}
+        waiting.extend(value for rank, value in reversed(ranked) if rank and rank in both)
+    return found
+
+
+def _rank(key: str | None, value: "str | Tree") -> int:
+    """1 for a key that means phrases, 2 for a list under another, 3 for a string, 4 for a name; 0: never."""
+    if key is None:
+        return 1
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key[:200])
+    words = re.findall(r"[^\W\d_]+", spaced.casefold())
+    if any(map(NEGATION.fullmatch, words)):
+        return 0
+    for word in reversed(list(takewhile(lambda word: word not in ("of", "for", "in"), words))):
+        for rank, known in ((1, WANTED), (0, SKIPPED), (4, NAMES)):
+            if known.fullmatch(word):
+                return rank
+    return 3 if isinstance(value, str) else 2
+
+
+def _of_lines(lines: list[str], cut: bool) -> list[str]:
+    """The phrases of a text that is no JSON; `cut` says that its last line is not whole."""
+    lines = [line.translate({0x3000: " ", 0x200B: None}).expandtabs(4).rstrip() for line in lines]
+    whole = lines[:-1] if cut else lines
+    table = _table(whole)
+    if table:
+        return table
+    items = _items(lines)
+    if cut and items and items[-1].last_line == len(lines) - 1:
+        items.pop()
+    return _of_items(items) if items else _plain(whole)
+
+
+def _table(lines: list[str]) -> list[str]:
+    """The column of a Markdown table that holds phrases by its header, where that leaves one."""
+    rows = [line.strip().strip("|").split("|") for line in lines if line.lstrip().startswith("|")]
+    if len(rows) < 3 or not all(RULE.fullmatch(cell) for cell in rows[1]):
+        return []
+    header = [cell.strip(" *_") for cell in rows[0]]
+    ranks = [_rank(name, "") if any(map(str.isalpha, name)) else 0 for name in header]
+    chosen = [i for i, rank in enumerate(ranks) if rank == 1] or [i for i, rank in enumerate(ranks) if rank]
+    return [row[chosen[0]] for row in rows[2:] if len(row) > chosen[0]] if len(chosen) == 1 else []
+
+
+def _items(lines: list[str]) -> list[_Item]:
+    """The lines with a list mark, in order, but for those below a short heading that excludes them."""
+    items: list[_Item] = []
+    current, excluded = None, False
+    for i, line in enumerate(lines):
+        mark = MARKS.match(line)
+        text = line.strip()
+        if RULE.fullmatch(text):  # as "---" or "***" are
+            current = None
+        elif mark:
+            opened = "**" if mark[0].lstrip(" >").startswith("**") else ""
+            while again := MARKS.match(line, mark.end()):  # as in "- [ ] 1. red dots"
+                mark = again
+            current = _Item([opened + line[mark.end() :]], len(line) - len(line.lstrip(" >")), i)
+            if not excluded:
+                items.append(current)
+        elif text and current and _continues(current.parts[-1], text):
+            current.parts.append(text)
+            current.last_line = i
+        else:
+            current = None
+            if text.endswith((":", "：", ":**")) or text.startswith(("#", "**")):
+                words = text.strip("#*_: ")
+                excluded = len(words.split()) <= 4 and _rank(words, "") == 0
+    return items
+
+
+def _continues(before: str, line: str) -> bool:
+    return line[0].islower() and not before.rstrip().endswith((".", ":", ";", "!", "?", ","))
+
+
+def _of_items(items: list[_Item]) -> list[str]:
+    """The items' texts, without headings and without what stands deeper than a phrase."""
+    found = []
+    explained = None  # the indentation of the last phrase that may have explanations below it
+    for item in items:
+        text = " ".join(item.parts).strip()
+        if explained is not None and item.indent >= explained + 2:
+            continue
+        heading = text.rstrip("*_ ").endswith((":", "：")) or _is_aspect(text.strip("*_ "))
+        explained = None if heading else item.indent
+        if not heading:
+            found.append(text)
+    return found
+
+
+def _plain(lines: list[str]) -> list[str]:
+    """One phrase a line, if all lines look alike: same case at the start, and full stops or none."""
+    texts = [line.strip() for line in lines if not line.lstrip().startswith(("```", "~~~"))]
+    intro = max((i for i, text in enumerate(texts) if text.endswith((":", "："))), default=-1)
+    texts = texts[intro + 1 :]
+    while texts and not texts[-1]:
+        texts.pop()
+    last = max((i for i, text in enumerate(texts) if not text), default=len(texts))
+    for block in (texts, texts[:last]):
+        block = [text for text in block if text]
+        if len(block) >= 2 and all(_is_plain(text) for text in block):
+            upper = {text.lstrip("\"'“*_")[:1].isupper() for text in block}
+            stops = {text.rstrip("\"'”*_").endswith((".", "。")) for text in block}
+            if len(upper) == len(stops) == 1:
+                return block
+    return []
+
+
+def _is_plain(text: str) -> bool:
+    few = len(text.split(None, LONGEST_LINE)) <= LONGEST_LINE
+    return few and not NOT_PLAIN.search(text) and not PRONOUN.search(text) and not RULE.fullmatch(text)
+
+
+def _is_aspect(label: str) -> bool:
+    words = re.findall(r"[^\W\d_]+", label[:100].casefold())
+    return bool(words) and len(label) <= 100 and all(map(ASPECT.fullmatch, words))
+
+
+def _cleaned(texts: Iterable[str]) -> list[str]:
+    return [phrase for text in texts if (phrase := _clean(text))]
+
+
+def _clean(text: str) -> str:
+    """One phrase without label, emphasis, quotes and full stop; "" where nothing readable is left."""
+    text = " ".join("".join(map(_visible, text)).split())
+    if head := HEAD.match(text):
+        bold = head["bold"].strip()
+        text = head["rest"] if len(bold.split()) == 1 or _is_aspect(bold) else bold
+    text = text.replace("**", "").replace("__", "").replace("`", "").strip()
+    if (label := LABEL.match(text)) and (" " not in label["label"] or _is_aspect(label["label"])):
+        text = label["rest"]
+    for _ in QUOTES:
+        text = text.strip(" ,;").removesuffix(".").removesuffix("。").rstrip()
+        for opening, closing in QUOTES:
+            if len(text) > 1 and text[0] == opening and text[-1] == closing:
+                text = text[1:-1].strip()
+    broken = any(unicodedata.category(letter) in ("Cs", "Co", "Cn") for letter in text)
+    return "" if broken or not any(map(str.isalpha, text)) else text
+
+
+def _visible(letter: str) -> str:
+    """The letter, or a space for a control or formatting character other than the (non-)joiner."""
+    return " " if unicodedata.category(letter) in ("Cc", "Cf") and letter not in "\u200c\u200d" else letter
