@@ -31,9 +31,11 @@ UNKNOWN = (np.nan, np.nan, np.nan)  # own, others, AUROC where nothing can be me
 class _Measures:
     """The table of phrases; similarities are measured once a class and phrase."""
 
-    def __init__(self, card: DataCard, clip: Clip | None, images: ImageSet | None) -> None:
+    def __init__(
+        self, card: DataCard, clip: Clip | None, images: ImageSet | None, checker: PhraseChecker | None
+    ) -> None:
         self.card, self.clip = card, clip
-        self.checker = PhraseChecker(card, clip)
+        self.checker = PhraseChecker(card, clip) if checker is None else checker
         self.features: np.ndarray | None = None  # (N, D)
         self.known: dict[tuple[str, str], tuple[float, float, float]] = {}
         if images is None:
@@ -60,9 +62,7 @@ class _Measures:
         rows = []
         for name, phrases in symptoms.items():
             verdicts = self.checker.check(name, phrases, kept)
-            kept[name] = [
-                phrase for phrase, verdict in zip(phrases, verdicts, strict=True) if verdict.reason is None
-            ]
+            kept[name] = [verdict.phrase for verdict in verdicts if verdict.kept]
             for phrase, verdict in zip(phrases, verdicts, strict=True):
                 own, others, auroc = self.known[name, phrase]
                 rows.append((name, phrase, verdict.reason, own, others, own - others, auroc))
@@ -103,6 +103,7 @@ def review_table(
     card: DataCard,
     clip: Clip | None = None,
     images: ImageSet | None = None,
+    checker: PhraseChecker | None = None,
 ) -> pd.DataFrame:
     """What each phrase is worth: its checks, and whether it tells its class from the others.
 
@@ -111,6 +112,7 @@ def review_table(
         card: gives the classes and their names, which phrases must not contain.
         clip: for the checks that need a text tower, and for similarity.
         images: training images for similarity; needs `clip`. Their features come from the cache.
+        checker: the checks; default `PhraseChecker(card, clip)`. Give one made with your own `max_words`.
 
     Returns:
         One row a phrase, in label order: classname, phrase, reason (None: it passed every check), own and
@@ -122,7 +124,7 @@ def review_table(
         ValueError: an unknown class, a class whose phrases are no list of strings, images without a clip, of
             another card, or of the test split.
     """
-    return _Measures(card, clip, images).table(_by_class(symptoms, card))
+    return _Measures(card, clip, images, checker).table(_by_class(symptoms, card))
 
 
 def _by_class(symptoms: Mapping[str, Sequence[str]], card: DataCard) -> dict[str, list[str]]:
@@ -149,6 +151,7 @@ class SymptomReview:
         clip: for the checks that need a text tower, and for similarity.
         images: training images; each phrase's similarity with them is shown and follows every edit.
         path: where `save` writes the reviewed set, JSON.
+        checker: the checks; default `PhraseChecker(card, clip)`.
 
     Attributes:
         phrases: {classname: [phrase, ...]} as they are now, in label order.
@@ -166,6 +169,7 @@ class SymptomReview:
         clip: Clip | None = None,
         images: ImageSet | None = None,
         path: str | Path = "symptoms_reviewed.json",
+        checker: PhraseChecker | None = None,
     ) -> None:
         """Measure every phrase; see the class."""
         self.original, self.card, self.path = symptoms, card, Path(path)
@@ -173,7 +177,7 @@ class SymptomReview:
         self.approved: set[str] = set()
         self.changes: list[dict[str, Any]] = []
         self._earlier: list[tuple] = []
-        self._measures = _Measures(card, clip, images)
+        self._measures = _Measures(card, clip, images, checker)
 
     def __repr__(self) -> str:
         return (

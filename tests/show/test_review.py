@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 
 from medvlp import image_features, load_clip
+from medvlp.data.cards import ClassInfo
+from medvlp.knowledge.phrases import PhraseChecker
 from medvlp.knowledge.symptom_sets import SymptomSet
 from medvlp.methods.zero_shot import ZeroShot, symptom_text
 from medvlp.show.review import COLUMNS, SymptomReview, review_table
@@ -88,7 +90,7 @@ def test_a_table_without_images_has_the_checks_and_no_similarity(card):
         "high fever": False,
         "a small nevus": False,
     }
-    assert "fever" in table.loc["high fever", "reason"] and "nevus" in table.loc["a small nevus", "reason"]
+    assert "fever" in table.loc["high fever", "reason"] and "names" in table.loc["a small nevus", "reason"]
     assert table[["own", "others", "difference", "auroc"]].isna().all(axis=None)
     assert table["own"].dtype == float
 
@@ -97,6 +99,14 @@ def test_a_phrase_is_held_against_those_before_it_in_all_classes(card):
     symptoms = {"melanoma": ["ragged border", "Ragged borders."], "nevus": ["ragged border", "round shape"]}
     reasons = review_table(symptoms, card)["reason"]
     assert [reason is None for reason in reasons] == [True, False, False, True]
+
+
+def test_checks_with_other_settings_are_used_where_given(card):
+    symptoms = {"nevus": ["one even brown color"]}
+    assert review_table(symptoms, card).loc[0, "reason"] is None
+    checker = PhraseChecker(card, max_words=3)
+    assert "too long" in review_table(symptoms, card, checker=checker).loc[0, "reason"]
+    assert "too long" in SymptomReview(symptoms, card, checker=checker).table().loc[0, "reason"]
 
 
 def test_a_phrase_too_long_for_the_tower_has_a_reason_and_no_similarity(card, clip, images):
@@ -337,12 +347,19 @@ def test_a_place_that_cannot_be_written_is_a_message_and_nothing_is_lost(review,
     assert 'role="alert"' in widget.message.value and review.phrases == SYMPTOMS
 
 
-def test_hostile_phrases_and_class_names_never_become_markup(card, clip, images, tmp_path):
-    review = SymptomReview({**SYMPTOMS, "nevus": HOSTILE}, card, clip, images, tmp_path / "<b>x.json")
+def test_hostile_phrases_and_class_names_never_become_markup(card, clip, tmp_path):
+    bold = "<i onclick=alert(4)>bold</i>"
+    card = card.model_copy(update={"classes": [*card.classes[:2], ClassInfo(name=bold)]})
+    symptoms = {"melanoma": SYMPTOMS["melanoma"], "nevus": HOSTILE, bold: ["white dots"]}
+    images = make_set(card, [0, 1, 2])
+    review = SymptomReview(symptoms, card, clip, images, tmp_path / "<b>x.json")
     widget = ReviewWidget(review)
     shown = []
     for html in (box for box in all_widgets(widget.box) if isinstance(box, ipywidgets.HTML)):
         html.observe(lambda change: shown.append(change["new"]), names="value")
+    widget.classname.value = bold
+    widget.rows[0].text.value = "gray dots"
+    widget.approve.click()
     widget.classname.value = "nevus"
     for row, phrase in zip(widget.rows, HOSTILE, strict=False):
         assert row.text.value == phrase  # a text field shows text as it is
