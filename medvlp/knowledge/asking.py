@@ -10,13 +10,13 @@ import time
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from medvlp.knowledge.symptom_prompts import SCHEMA
 from medvlp.knowledge.symptom_sets import now
 
 if TYPE_CHECKING:  # it takes a second to import
-    from openai import OpenAI, OpenAIError
+    from openai import APIStatusError, OpenAI, OpenAIError
 
 INSTALL = 'pip install "medvlp[llm]"'
 REJECTED = (400, 422, 501)  # what servers answer to an option that they do not have
@@ -73,6 +73,7 @@ class Server:
     Raises:
         ImportError: without the package openai.
         TypeError: a client of another kind.
+        ValueError: a base_url with a password or key in it, which the HTTP library would log.
     """
 
     def __init__(self, client: "OpenAI", model: str, temperature: float, max_tokens: int) -> None:
@@ -84,6 +85,14 @@ class Server:
             raise TypeError(f"client must be an openai.OpenAI(...), not {type(client).__name__}.")
         if not isinstance(model, str) or not model.strip():
             raise TypeError("model must be the name of a model on the server, such as 'gpt-4o-mini'.")
+        url = urlsplit(str(client.base_url))
+        if url.password or any(
+            SECRET_NAME.search(n) for n in [*dict(parse_qsl(url.query)), *client.default_query]
+        ):
+            raise ValueError(
+                "the client's URL holds a password or key, and URLs are logged: give it as api_key, from the "
+                "environment, or in default_headers."
+            )
         self.client, self.model = client, model
         self._options: dict[str, Any] = {
             "temperature": temperature,
@@ -167,9 +176,9 @@ class Server:
         text = self.clean(text)
         return repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
 
-    def _learn(self, error: "OpenAIError") -> bool:
+    def _learn(self, error: "APIStatusError") -> bool:
         """Do without an option that the server rejects; False where there is nothing left to do without."""
-        said = f"{getattr(error, 'param', '')} {error.message}"
+        said = f"{error.param or ''} {_said(error)}"
         named = [name for name in self._options if re.search(rf"\b{name}\b", said)]
         if "max_tokens" in named and "max_completion_tokens" in said:  # what newer models call it
             self._options["max_completion_tokens"] = self._options.pop("max_tokens")
@@ -192,7 +201,7 @@ class Server:
         """The kind of an error, and what is wrong and what to do in words."""
         import openai
 
-        said = self._shown(str(getattr(error, "message", error)))
+        said = self._shown(_said(error))
         tries = f"after {self.client.max_retries + 1} tries"
         code = getattr(error, "status_code", None)
         if isinstance(error, openai.APITimeoutError):
@@ -203,14 +212,19 @@ class Server:
             return "connection", f"cannot be reached, {tries}. Is it running, and is its base_url right?"
         if code == 429:
             return "rate limit", (
-                f"refuses more for now (429), {tries}: {said}. Wait, or let the client try longer: OpenAI(max_retries=...)."
+                f"refuses more for now (429), {tries}: {said}. Wait, or let the client try longer: "
+                "OpenAI(max_retries=...)."
             )
         if code in (401, 403):
             return "key refused", (
                 f"refused the key ({code}): {said}. The client reads it from the environment, OPENAI_API_KEY."
             )
-        if code == 404:
-            return "no such model", f"does not know that model or address (404): {said}. {self._models()}"
+        models = self._models() if code in (400, 404, 422) else []
+        if code == 404 or (models and self.model not in models):  # some servers say 400
+            listed = self._shown(", ".join(map(self.clean, models))) if models else "it does not say which"
+            return "no such model", (
+                f"does not know that model, or not that address ({code}): {said}. Models it has: {listed}."
+            )
         if sheet and code in (*REJECTED, 413, 415):
             return "images refused", (
                 f"refused the question with an image ({code}): {said}. Does the model read images? If not, "
@@ -220,22 +234,19 @@ class Server:
             return "server", f"answered with an error ({code}), {said}."
         return "server", f"cannot be asked: {said}."
 
-    def _models(self) -> str:
-        """The models that the server says it has."""
+    def _models(self) -> list[str]:
+        """The models that the server says it has, as far as it does."""
         import openai
 
         try:
-            found = sorted(self.clean(str(model.id)) for model in self.client.models.list())
+            return sorted(str(model.id) for model in self.client.models.list())
         except (openai.OpenAIError, ValueError, TypeError, AttributeError):
-            return "It does not say which models it has; is its base_url right?"
-        return f"It has: {self._shown(', '.join(found)) if found else 'none'}."
+            return []
 
     def _secrets(self) -> set[str]:
         """Every secret that the client or the environment holds, in the forms that it could come back in."""
-        url = urlsplit(str(self.client.base_url))
-        found = [self.client.api_key, url.password, unquote(url.password or "")]
-        named = [*parse_qsl(url.query), *self.client.default_query.items()]
-        named += [*self.client.default_headers.items(), *self.client.auth_headers.items()]
+        found = [self.client.api_key]
+        named = [*self.client.default_headers.items(), *self.client.auth_headers.items()]
         found += [str(value) for name, value in named if SECRET_NAME.search(name)]
         found += [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) > 11]
         found += [part for value in found if value for part in value.split()]  # "Bearer" and the key apart
@@ -252,6 +263,15 @@ def _parts(completion: Any) -> tuple[str, str, str | None, Any] | None:
     reason = getattr(choices[0], "finish_reason", None)
     refusal = refusal if isinstance(refusal, str) else ""
     return content or "", refusal, reason if isinstance(reason, str) else None, completion.usage
+
+
+def _said(error: "OpenAIError") -> str:
+    """What the server said, also where it does not say it in OpenAI's form."""
+    body = getattr(error, "body", None)
+    if isinstance(body, dict) and isinstance(body.get("message"), str):
+        return body["message"]
+    response = getattr(error, "response", None)
+    return response.text if response is not None and response.text else str(error)
 
 
 def _count(usage: Any, name: str) -> int | None:

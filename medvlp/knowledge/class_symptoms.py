@@ -3,8 +3,12 @@
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
@@ -18,6 +22,15 @@ from medvlp.knowledge.symptom_sets import Call, Candidate, ClassRecord, SymptomR
 
 SURPLUS = 2  # phrases asked for, for each one wanted: the checks reject some
 IMAGE_READ = 1.3  # an image costs tokens: a question that costs less than this, times its text, came without
+
+
+def centred_cosines(clip: Clip, ours: list[str], theirs: list[str], centre: Tensor) -> Tensor:
+    """Cosines (A, B) between two lists of phrases, of text features (D,) from which `centre` is taken away.
+
+    Texts of a CLIP all lie close together: without it, unrelated phrases have cosines near 1, too.
+    """
+    ours_, theirs_ = (normalize(_features(clip, texts) - centre, dim=-1) for texts in (ours, theirs))
+    return ours_ @ theirs_.T
 
 
 @dataclass
@@ -35,6 +48,11 @@ class Run:
     calls: int = 0
     tokens: int = 0
     seconds: float = 0.0
+
+    @cached_property
+    def centre(self) -> Tensor:
+        """The mean text feature of the known visual terms, (D,)."""
+        return _features(self.clip, self.checker.terms["visual"]).mean(dim=0)
 
     def count(self, answer: Answer) -> None:
         """Add an answer's cost and show the sum."""
@@ -170,8 +188,7 @@ class OneClass:
             return []
         if self.settings["agree"] == "llm":
             return self._agreed_by_llm(attempt)
-        features = self.run.clip.encode_texts([f"{phrase}." for phrase in texts + seen])  # (A + B, D)
-        cosines = features[: len(texts)] @ features[len(texts) :].T  # (A, B)
+        cosines = centred_cosines(self.run.clip, texts, seen, self.run.centre)  # (A, B)
         best, which = cosines.max(dim=1)  # (A,)
         for one in self.candidates:
             row = cosines[texts.index(one.text)] if one.stage == "text" and one.kept else None
@@ -238,12 +255,17 @@ class OneClass:
                 f"class {self.name!r}: {len(phrases)} of {self.settings['n']} symptoms passed, with "
                 f"{self.run.record.model} at {self.run.record.server} asked {times}.",
                 *problems,
-                *rejected,
+                *dict.fromkeys(rejected),
                 f"The last reply was: {shown!r}",
                 "Try another model, other prompts, more max_asks or a smaller n; or on_too_few='keep' to go "
                 f"on with what passed. Classes that are finished are kept in {self.run.path}.",
             ]
         )
+
+
+def _features(clip: Clip, phrases: list[str]) -> Tensor:
+    with torch.no_grad():
+        return clip.encode_texts([f"{phrase.rstrip('.')}." for phrase in phrases])  # (N, D)
 
 
 def _without_image(message: dict, sheet: ContactSheet | None) -> dict:

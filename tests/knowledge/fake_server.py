@@ -11,6 +11,7 @@ from typing import Any
 import openai
 
 KEY = "sk-planted-Zx81Qw92Er73Ty"
+IMAGE_TOKENS = 300  # that an image costs
 
 
 @dataclass
@@ -34,7 +35,7 @@ Script = Callable[[dict], Say | str] | Sequence[Say | str]
 class FakeServer:
     """Answers each chat completion with the next entry of a list, or with what a function of its body gives.
 
-    `asked` holds the body of each call, `headers` its headers; models() is answered with `models`.
+    `asked` holds the body of each call, `headers` its headers by lower-case name; models() is answered with `models`.
     """
 
     def __init__(self, script: Script, models: Sequence[str] = ("good-model", "other-model")) -> None:
@@ -102,7 +103,7 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            say = fake.answer(body, dict(self.headers))
+            say = fake.answer(body, {name.lower(): text for name, text in self.headers.items()})
             time.sleep(say.wait)
             try:
                 self._send(say.status, say.body if say.body is not None else _content(say, body), say.headers)
@@ -129,7 +130,10 @@ def _content(say: Say, body: dict) -> bytes:
         return json.dumps({"error": error}).encode()
     letters = len(question(body))
     images = sum(not isinstance(message["content"], str) for message in body["messages"])
-    usage = {"prompt_tokens": letters // 4 + 300 * images, "completion_tokens": len(say.text or "") // 4}
+    usage = {
+        "prompt_tokens": letters // 4 + IMAGE_TOKENS * images,
+        "completion_tokens": len(say.text or "") // 4,
+    }
     usage["total_tokens"] = sum(usage.values())
     message = {"role": "assistant", "content": say.text, "refusal": say.refusal}
     completion = {

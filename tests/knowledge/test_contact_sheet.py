@@ -77,7 +77,12 @@ def test_nothing_of_the_files_is_in_the_jpeg(tmp_path):
             "title": "Files",
             "modality": "a photo",
             "classes": ["a", "b"],
-            "source": {"kind": "folder", "splits": {"train": "."}, "val_fraction": 0.25, "test_fraction": 0.25},
+            "source": {
+                "kind": "folder",
+                "splits": {"train": "."},
+                "val_fraction": 0.25,
+                "test_fraction": 0.25,
+            },
         }
     )
     images = load_dataset(card, root=tmp_path).train
