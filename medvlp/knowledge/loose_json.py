@@ -8,12 +8,15 @@ import json
 import re
 from dataclasses import dataclass, field
 
-# A bracket that opens JSON rather than a remark in brackets: a quote, another bracket or a key comes next.
-START = re.compile(r"""[\[{](?=\s*+(?:["“'\[{]|\w{1,40}\s{0,9}:\s{0,9}["“'\[{]))""")
+# A bracket that opens JSON rather than a remark in brackets: a quote, another bracket, a key or the first of
+# several numbers comes next.
+START = re.compile(
+    r"""[\[{](?=\s*+(?:["“'\[{]|\w{1,40}\s{0,9}:\s{0,9}["“'\[{]|(?:null|true|false|-?\d{1,40})\s{0,9},))"""
+)
 STRINGS = {  # what opens a string: the string, up to its end or the end of the line
     '"': re.compile(r'"((?:[^"\\\r\n]|\\[^\r\n])*+)("?)'),
     "“": re.compile(r"“([^”\r\n]*+)(”?)"),
-    "'": re.compile(r"'((?:[^'\\\r\n]|\\[^\r\n]|'(?![ \t]*+(?:[],:}\r\n]|\Z)))*+)('?)"),
+    "'": re.compile(r"'((?:[^'\\\r\n]|\\[^\r\n]|'(?![ \t]*+[],:}\r\n]))*+)('?)"),
 }
 SPACE = re.compile(r"\s++")
 BARE = re.compile(r"[^\s\[\]{},:\"“]++")
@@ -56,7 +59,8 @@ class _Reader:
 def read_json(text: str) -> tuple[Tree, bool]:
     """Every array and object of a text, in order, and whether the last one is closed.
 
-    A string is a value only if it is whole and stands alone between two marks. Numbers, true, false, null
+    A string is a value only if it is whole and stands alone between two marks; one in single quotes is whole
+    if a mark or a line's end follows. Numbers, true, false, null
     and words without quotes are left out.
 
     >>> read_json('Sure: {"signs": ["red dots", "a pale r')

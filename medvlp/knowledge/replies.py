@@ -23,8 +23,8 @@ SHOWN = 80  # characters of a reply in an error's message
 
 # Which value of an object holds its phrases: the last of these words in the key says it.
 WANTED = re.compile(
-    "(phrase|symptom|feature|sign|finding|cue|characteristic|clue|pattern|observation|bullet|answer|attribute|"
-    "item|hallmark|descriptor|appearance)s?|propert(y|ies)"
+    "(phrase|symptom|feature|sign|finding|cue|characteristic|clue|observation|bullet|answer|attribute|item|"
+    "hallmark|descriptor)s?|propert(y|ies)"
 )
 NAMES = re.compile("(name|title|label|term|heading)s?")  # wanted if there is nothing better
 SKIPPED = re.compile(
@@ -33,6 +33,7 @@ SKIPPED = re.compile(
     "significance|meaning|definition|introduction|summary|conclusion|question|prompt|task|instruction|"
     "language|format|number|count|why|disease)s?|(categor|modalit)(y|ies)|(analys|diagnos)[ie]s"
 )
+TOGETHER = {2: (2, 3), 3: (3, 4)}  # ranks of keys that go with the best one; see _rank
 NEGATION = re.compile("non|not|no|avoid(ed)?|exclude(d)?|without|never|wrong|nonvisual|invisible")
 ASPECT = re.compile(
     "(colou?r|shape|texture|size|border|edge|margin|outline|location|position|distribution|contrast|pattern|"
@@ -48,6 +49,7 @@ MARKS = re.compile(
 )
 HEAD = re.compile(r"(\*\*|__)(?P<bold>[^*_:：]{1,80})(?:[:：]\1|\1\s*(?:[:：]|\s[-–—]\s))\s*(?P<rest>\S.*)")
 LABEL = re.compile(r"(?P<label>[^\W\d_]+(?:[ \t,/&]+[^\W\d_]+){0,4})[:：]\s+(?P<rest>\S.*)")
+SPACES = {0x3000: " ", 0x200B: None}  # wide, and of no width
 RULE = re.compile(r"[ \t|:+=_*-]+")
 REFUSAL = re.compile(
     r"(?:well, |oh, |but |however, )?(?:i'?m|i am|we are|we're)(?: really| very| so| truly)? "
@@ -68,8 +70,8 @@ class ReplyError(ValueError):
     """A reply without phrases. `kind` is one of `REPLY_KINDS`; `reply` is the raw text."""
 
     def __init__(self, kind: str, reply: str) -> None:
-        shown = " ".join(reply[: 2 * SHOWN].split())[:SHOWN]
-        super().__init__(SAID[kind].format(ascii(shown) if not shown.isprintable() else repr(shown)))
+        shown = repr(" ".join(reply[: 2 * SHOWN].split())[:SHOWN])
+        super().__init__(SAID[kind].format(shown if len(shown) < 2 * SHOWN else f"{shown[: 2 * SHOWN]}..."))
         self.kind, self.reply = kind, reply
 
 
@@ -103,7 +105,7 @@ def parse_reply(reply: str, cut: bool = False) -> list[str]:
     phrases: list[str] = []
     for text in (*_fenced(answer), answer):
         tree, closed = read_json(text)
-        phrases = _cleaned(_values(tree)) or _cleaned(_of_lines(text.splitlines(), _is_cut(text, cut)))
+        phrases = _cleaned(_values(tree)) or _cleaned(_of_lines(text, cut))
         if phrases:
             break
     if any(REFUSAL.match(phrase.replace("’", "'")) for phrase in phrases):
@@ -117,13 +119,9 @@ def parse_reply(reply: str, cut: bool = False) -> list[str]:
     raise ReplyError("cut" if cut or thinking or not closed else "no phrases", reply)
 
 
-def _is_cut(text: str, cut: bool) -> bool:
-    return cut and not text.endswith(("\n", "\r"))
-
-
 def _refuses(line: str) -> bool:
-    line = line.replace("’", "'").lstrip(" \t\"'*-[{")
-    return any(REFUSAL.match(part.lstrip()) for part in re.split(r"[.!:] ", line[:400]))
+    parts = re.split(r"""[.!?:"“{\[*]+\s*|^\W+""", line[:400].replace("’", "'"))
+    return any(REFUSAL.match(part) for part in parts)
 
 
 def _without_thoughts(reply: str) -> tuple[str, bool]:
@@ -141,7 +139,7 @@ def _without_thoughts(reply: str) -> tuple[str, bool]:
         at = tag.end()
     if depth == 0:
         kept.append(reply[at:])
-    return "".join(kept), depth > 0
+    return "\n\n".join(kept), depth > 0  # what a thought parted is not one phrase
 
 
 def _fenced(text: str) -> list[str]:
@@ -165,13 +163,13 @@ def _values(tree: Tree) -> list[str]:
             continue
         ranked = [(_rank(key, value), value) for key, value in node]
         best = min((rank for rank, _ in ranked if rank), default=0)
-        both = {best, 2} if best == 3 else {best}
-        waiting.extend(value for rank, value in reversed(ranked) if rank and rank in both)
+        taken = TOGETHER.get(best, (best,))
+        waiting.extend(value for rank, value in reversed(ranked) if rank and rank in taken)
     return found
 
 
 def _rank(key: str | None, value: "str | Tree") -> int:
-    """1 for a key that means phrases, 2 for a list under another, 3 for a string, 4 for a name; 0: never."""
+    """1: the key means phrases; 2: a list or object; 3: an aspect; 4: any string; 5: a name; 0: never."""
     if key is None:
         return 1
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key[:200])
@@ -179,22 +177,24 @@ def _rank(key: str | None, value: "str | Tree") -> int:
     if any(map(NEGATION.fullmatch, words)):
         return 0
     for word in reversed(list(takewhile(lambda word: word not in ("of", "for", "in"), words))):
-        for rank, known in ((1, WANTED), (0, SKIPPED), (4, NAMES)):
+        for rank, known in ((1, WANTED), (0, SKIPPED), (5, NAMES)):
             if known.fullmatch(word):
                 return rank
-    return 3 if isinstance(value, str) else 2
+    if not isinstance(value, str):
+        return 2
+    return 3 if _is_aspect(key) else 4
 
 
-def _of_lines(lines: list[str], cut: bool) -> list[str]:
-    """The phrases of a text that is no JSON; `cut` says that its last line is not whole."""
-    lines = [line.translate({0x3000: " ", 0x200B: None}).expandtabs(4).rstrip() for line in lines]
-    whole = lines[:-1] if cut else lines
+def _of_lines(text: str, cut: bool) -> list[str]:
+    """The phrases of a text that is no JSON."""
+    lines = [line.translate(SPACES).expandtabs(4).rstrip() for line in text.splitlines()]
+    whole = lines[:-1] if cut and not text.endswith(("\n", "\r")) else lines
     table = _table(whole)
     if table:
         return table
     items = _items(lines)
-    if cut and items and items[-1].last_line == len(lines) - 1:
-        items.pop()
+    if cut and items and not any(lines[items[-1].last_line + 1 :]):  # its next line might have gone on
+        return _of_items(items[:-1])
     return _of_items(items) if items else _plain(whole)
 
 
@@ -289,7 +289,9 @@ def _cleaned(texts: Iterable[str]) -> list[str]:
 
 def _clean(text: str) -> str:
     """One phrase without label, emphasis, quotes and full stop; "" where nothing readable is left."""
-    text = " ".join("".join(map(_visible, text)).split())
+    if not text.isprintable():
+        text = "".join(map(_visible, text))
+    text = " ".join(text.split())
     if head := HEAD.match(text):
         bold = head["bold"].strip()
         text = head["rest"] if len(bold.split()) == 1 or _is_aspect(bold) else bold
@@ -301,7 +303,7 @@ def _clean(text: str) -> str:
         for opening, closing in QUOTES:
             if len(text) > 1 and text[0] == opening and text[-1] == closing:
                 text = text[1:-1].strip()
-    broken = any(unicodedata.category(letter) in ("Cs", "Co", "Cn") for letter in text)
+    broken = not text.isprintable() and any(unicodedata.category(c) in ("Cs", "Co", "Cn") for c in text)
     return "" if broken or not any(map(str.isalpha, text)) else text
 
 
