@@ -47,7 +47,7 @@ MARKS = re.compile(
     |\#?[^\W\d_]{{3,20}}\s\#?\d{{1,2}}:\s+|\[[ xX]\]\s+)""",
     re.VERBOSE,
 )
-HEAD = re.compile(r"(\*\*|__)(?P<bold>[^*_:：]{1,80})(?:[:：]\1|\1\s*(?:[:：]|\s[-–—]\s))\s*(?P<rest>\S.*)")
+HEAD = re.compile(r"(\*\*?|__?)(?P<bold>[^*_:：]{1,80})(?:[:：]\1|\1\s*(?:[:：]|\s[-–—]\s))\s*(?P<rest>\S.*)")
 LABEL = re.compile(r"(?P<label>[^\W\d_]+(?:[ \t,/&]+[^\W\d_]+){0,4})[:：]\s+(?P<rest>\S.*)")
 SPACES = {0x3000: " ", 0x200B: None}  # wide, and of no width
 RULE = re.compile(r"[ \t|:+=_*-]+")
