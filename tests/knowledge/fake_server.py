@@ -35,7 +35,7 @@ Script = Callable[[dict], Say | str] | Sequence[Say | str]
 class FakeServer:
     """Answers each chat completion with the next entry of a list, or with what a function of its body gives.
 
-    `asked` holds the body of each call, `headers` its headers by lower-case name; models() is answered with `models`.
+    `asked` holds the body of each call, `headers` its headers by lower-case name; `models` are listed.
     """
 
     def __init__(self, script: Script, models: Sequence[str] = ("good-model", "other-model")) -> None:
