@@ -137,7 +137,7 @@ def test_the_cards_own_symptoms_pass(name, clip):
 def test_what_patients_tell_is_caught(clip):
     told = """fever and chills|a dry cough|sharp chest pain|family history of cancer|feeling tired|itchy skin
         |responds well to antibiotics|patient is elderly|loss of appetite|rapid breathing
-        |night sweats|recent hospital stay|elevated temperature after surgery|blurred vision|sudden headache"""
+        |night sweats|recent hospital stay|high temperature after surgery|blurred vision|sudden headache"""
     checker = PhraseChecker(load_card("retinamnist"), clip)
     phrases = [" ".join(phrase.split()) for phrase in told.split("|")]
     verdicts = checker.check("no diabetic retinopathy", phrases)
