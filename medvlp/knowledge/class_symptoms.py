@@ -15,7 +15,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.knowledge.asking import SHOWN, Answer, Server, SymptomError
 from medvlp.knowledge.contact_sheet import ContactSheet
-from medvlp.knowledge.phrases import PhraseChecker
+from medvlp.knowledge.phrases import PhraseChecker, words_of
 from medvlp.knowledge.replies import ReplyError, parse_reply
 from medvlp.knowledge.symptom_prompts import SymptomPrompts
 from medvlp.knowledge.symptom_sets import Call, Candidate, ClassRecord, SymptomRecord
@@ -98,17 +98,20 @@ class OneClass:
     def _ask_stage(self, stage: str, attempt: int) -> None:
         """Ask once, and check what came back."""
         have = self.passed[stage]
-        answer = self._ask(stage, attempt, self._messages(stage, attempt))
+        messages = self._messages(stage, attempt)
+        answer = self._ask(stage, attempt, messages)
         if stage == "images":
             self._warn_if_unread()
         others = {name: made.phrases for name, made in self.run.record.classes.items()}
+        question = f" {words_of(self._question(stage))} "
+        lines = {words_of(line) for line in _text(messages[-1]).splitlines()}
         for verdict in self.run.checker.check(self.name, answer, {**others, self.name: list(have)}):
+            reason = verdict.reason
+            words = words_of(verdict.phrase)
+            if reason is None and (words in lines or f" {words} " in question):
+                reason = "copied from the question"
             one = Candidate(
-                text=verdict.phrase,
-                stage=stage,
-                attempt=attempt,
-                kept=verdict.reason is None,
-                reason=verdict.reason,
+                text=verdict.phrase, stage=stage, attempt=attempt, kept=reason is None, reason=reason
             )
             self.candidates.append(one)
             if one.kept:
@@ -142,13 +145,21 @@ class OneClass:
         self.run.count(answer)
         return phrases
 
+    def _question(self, stage: str) -> str:
+        """The first question of a stage."""
+        return self.run.prompts.fill(
+            stage,
+            classname=self.name,
+            modality=self.run.card.modality,
+            others=", ".join(name for name in self.run.card.classnames if name != self.name),
+            count=SURPLUS * self.settings["n"],
+            **({"shown": self.sheet.shown} if stage == "images" else {}),
+        )
+
     def _messages(self, stage: str, attempt: int) -> list[dict]:
         """The first question, or that one with the last reply and what is wrong with it."""
-        words = {"classname": self.name, "modality": self.run.card.modality}
-        others = ", ".join(name for name in self.run.card.classnames if name != self.name)
         count = SURPLUS * self.settings["n"]
-        shown = {"shown": self.sheet.shown} if stage == "images" else {}
-        question = self.run.prompts.fill(stage, **words, others=others, count=count, **shown)
+        question = self._question(stage)
         asked = [call for call in self.calls if call.stage == stage]
         if not asked:
             return [self._user(stage, question)]
@@ -159,7 +170,8 @@ class OneClass:
         ]
         again = self.run.prompts.fill(
             "again",
-            **words,
+            classname=self.name,
+            modality=self.run.card.modality,
             count=count,
             kept=_bullets(p for p in self.passed[stage] if p not in self.unconfirmed) or "(none yet)",
             rejected="\n".join(lines[-count:]) or "(your answer held no list of phrases)",
@@ -249,6 +261,7 @@ class OneClass:
             if not one.kept or (one.stage == "text" and one.text in self.unconfirmed)
         ]
         reply = self.calls[-1].reply
+        keep = " or on_too_few='keep' to go on with what passed;" if phrases else ""
         shown = reply if len(reply) <= SHOWN else f"{reply[:SHOWN]}..."
         return "\n  ".join(
             [
@@ -257,8 +270,8 @@ class OneClass:
                 *problems,
                 *dict.fromkeys(rejected),
                 f"The last reply was: {shown!r}",
-                "Try another model, other prompts, more max_asks or a smaller n; or on_too_few='keep' to go "
-                f"on with what passed. Classes that are finished are kept in {self.run.path}.",
+                f"Try another model, other prompts, more max_asks or a smaller n;{keep} classes that are "
+                f"finished are kept in {self.run.path}.",
             ]
         )
 
@@ -277,8 +290,12 @@ def _without_image(message: dict, sheet: ContactSheet | None) -> dict:
 
 
 def _letters(messages: list[dict]) -> int:
-    parts = [message["content"] for message in messages]
-    return sum(len(part) if isinstance(part, str) else len(part[0]["text"]) for part in parts)
+    return sum(len(_text(message)) for message in messages)
+
+
+def _text(message: dict) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else content[0]["text"]
 
 
 def _bullets(phrases: Iterable[str]) -> str:

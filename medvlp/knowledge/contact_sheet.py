@@ -6,6 +6,7 @@ comments) is in the JPEG. What is burnt into the pixels of an image, such as a n
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -68,14 +69,9 @@ def contact_sheet(images: ImageSet, classname: str, seed: int = 1) -> ContactShe
         ValueError: an unknown class, a class without images, or a split other than train: what an LLM has
             seen of validation or test images would leak into the results.
     """
-    if images.split != "train":
-        raise ValueError(
-            f"the images are of split {images.split!r}: an LLM may only see training images. Pass data.train."
-        )
+    check_shown(images, [classname])
     label = images.card.label_of(classname)
     rows = np.flatnonzero(images.labels.numpy() == label)
-    if not len(rows):
-        raise ValueError(f"class {classname!r}: there is no training image of it to show.")
     chosen = _spread(np.random.default_rng([seed, label]).permutation(rows), images.groups)[: ROWS * ROWS]
     sheet = Image.new("RGB", (ROWS * TILE, ROWS * TILE))
     for place, row in enumerate(chosen):
@@ -84,6 +80,17 @@ def contact_sheet(images: ImageSet, classname: str, seed: int = 1) -> ContactShe
     file = io.BytesIO()
     sheet.save(file, "JPEG", quality=QUALITY)
     return ContactSheet(file.getvalue(), classname, len(chosen), tuple(images.ids[row] for row in chosen))
+
+
+def check_shown(images: ImageSet, classnames: Sequence[str]) -> None:
+    """ValueError unless these are training images, some of every class."""
+    if images.split != "train":
+        raise ValueError(
+            f"the images are of split {images.split!r}: an LLM may only see training images. Pass data.train."
+        )
+    for name in classnames:
+        if not (images.labels == images.card.label_of(name)).any():
+            raise ValueError(f"class {name!r}: there is no training image of it to show.")
 
 
 def _spread(rows: np.ndarray, groups: list[str]) -> list[int]:

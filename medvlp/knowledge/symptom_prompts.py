@@ -5,16 +5,16 @@ features without its name; an image question shows one sheet of training images 
 texture. The wording is our own, as the authors' is not published.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from string import Template
 
 from medvlp.data.names import unknown_name
 
 PLACEHOLDERS = {  # what each question may ask for, and what it must
-    "text": ({"count", "classname", "modality", "others"}, {"count", "classname", "modality"}),
-    "images": ({"count", "classname", "modality", "others", "shown"}, {"count", "modality"}),
+    "text": ({"count", "classname", "modality", "others"}, {"classname", "modality"}),
+    "images": ({"count", "classname", "modality", "others", "shown"}, {"modality"}),
     "agree": ({"count", "classname", "modality", "from_text", "from_images"}, {"from_text", "from_images"}),
-    "again": ({"count", "classname", "modality", "kept", "rejected"}, {"count", "rejected"}),
+    "again": ({"count", "classname", "modality", "kept", "rejected"}, set()),
 }
 SCHEMA = {  # for servers with structured output
     "type": "object",
@@ -108,4 +108,16 @@ DEFAULT = SymptomPrompts(
         "$modality, and nothing else."
     ),
     version="1",
+)
+
+SMALL = replace(  # a small LLM goes on with a pattern better than it follows instructions
+    DEFAULT,
+    text=(
+        "Question: What can be seen in a photo of a ripe banana?\n"
+        "Answer:\n- bright yellow color\n- long curved shape\n- smooth waxy skin\n- small brown spots\n\n"
+        "Question: What can be seen in $modality of $classname?\n"
+        "Answer:"
+    ),
+    again="Question: What else can be seen in $modality of $classname?\nAnswer:",
+    version="small 1",
 )

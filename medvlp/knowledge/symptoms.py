@@ -25,7 +25,7 @@ from medvlp.data.files import sha256
 from medvlp.data.names import unknown_name
 from medvlp.knowledge.asking import Server, SymptomError
 from medvlp.knowledge.class_symptoms import OneClass, Run
-from medvlp.knowledge.contact_sheet import ROWS, TILE, contact_sheet
+from medvlp.knowledge.contact_sheet import ROWS, TILE, check_shown, contact_sheet
 from medvlp.knowledge.phrases import PhraseChecker
 from medvlp.knowledge.symptom_prompts import DEFAULT, SymptomPrompts
 from medvlp.knowledge.symptom_sets import ClassRecord, SymptomRecord, SymptomSet, now
@@ -189,6 +189,7 @@ def _check_settings(
         )
     if images.card.classnames != card.classnames:
         raise ValueError(f"the images are those of card {images.card.name!r}, not of card {card.name!r}.")
+    check_shown(images, card.classnames)
     if agree == "similarity" and clip is None:
         raise ValueError("agree='similarity' compares phrases with a CLIP: pass clip=, or agree='llm'.")
 
