@@ -12,16 +12,20 @@ if TYPE_CHECKING:
     from medvlp.data.cards import DataCard, list_cards, load_card
     from medvlp.data.datasets import Data, ImageSet, load_dataset
     from medvlp.data.phantoms import get_world
+    from medvlp.knowledge.local_llm import local_llm
     from medvlp.knowledge.representations import (
         Representations,
         llm_representations,
         shipped_representations,
     )
+    from medvlp.knowledge.symptom_sets import SymptomSet
+    from medvlp.knowledge.symptoms import generate_symptoms
     from medvlp.methods.cilmp import CILMP
     from medvlp.methods.linear_probe import LinearProbe
     from medvlp.methods.parameters import trainable_parameters
     from medvlp.methods.vip import ViP
     from medvlp.methods.zero_shot import ZeroShot
+    from medvlp.show.review import SymptomReview, review_table
     from medvlp.study.averaging import EpochAverage
     from medvlp.study.config import TrainConfig
     from medvlp.study.evaluation import Report, evaluate
@@ -43,11 +47,14 @@ _HOMES = {
     "Prediction": "medvlp.study.prediction",
     "Report": "medvlp.study.evaluation",
     "Representations": "medvlp.knowledge.representations",
+    "SymptomReview": "medvlp.show.review",
+    "SymptomSet": "medvlp.knowledge.symptom_sets",
     "TrainConfig": "medvlp.study.config",
     "ViP": "medvlp.methods.vip",
     "ZeroShot": "medvlp.methods.zero_shot",
     "evaluate": "medvlp.study.evaluation",
     "fit": "medvlp.study.training",
+    "generate_symptoms": "medvlp.knowledge.symptoms",
     "get_world": "medvlp.data.phantoms",
     "image_features": "medvlp.backbone.features",
     "list_cards": "medvlp.data.cards",
@@ -56,7 +63,9 @@ _HOMES = {
     "load_card": "medvlp.data.cards",
     "load_clip": "medvlp.backbone.clip",
     "load_dataset": "medvlp.data.datasets",
+    "local_llm": "medvlp.knowledge.local_llm",
     "predict": "medvlp.study.prediction",
+    "review_table": "medvlp.show.review",
     "save": "medvlp.study.saving",
     "shipped_representations": "medvlp.knowledge.representations",
     "trainable_parameters": "medvlp.methods.parameters",
