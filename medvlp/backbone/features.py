@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
-from medvlp.data.files import atomic_write, sha256
+from medvlp.data.files import atomic_write, cache_folder, sha256
 
 VERSION = "1"  # of the file's layout and of how views are drawn
 CROP_SCALE = (0.08, 1.0)  # part of the image's area that a random view keeps, as in the papers' recipes
@@ -76,7 +76,7 @@ def image_features(
         "ids": sha256(*dataset.ids),
         "shape": f"{len(dataset.ids)} x {clip.embed_dim}",
     }
-    base = Path(cache_dir or os.environ.get("MEDVLP_CACHE") or Path.home() / ".cache" / "medvlp").expanduser()
+    base = Path(cache_dir).expanduser() if cache_dir else cache_folder()
     name = sha256(
         json.dumps({**facts, "clip": None}, sort_keys=True)
     )  # what the clip is called changes nothing

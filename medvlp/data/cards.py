@@ -173,9 +173,12 @@ class DataCard(Strict):
                 )
         return {info.name: [phrase.text for phrase in info.knowledge[kind]] for info in self.classes}
 
-    def with_knowledge(self, kind: str, phrases: Mapping[str, Sequence[str]]) -> "DataCard":
+    def with_knowledge(
+        self, kind: str, phrases: Mapping[str, Sequence[str]], origin: str | None = None
+    ) -> "DataCard":
         """A copy with phrases of one kind more, {classname: [phrase, ...]}, such as generated symptoms.
 
+        `origin` says where they come from; it stands where other phrases have their criterion.
         ValueError for a kind that the card has already, a class that is unknown or missing, and for phrases
         that no card may have.
         """
@@ -192,7 +195,8 @@ class DataCard(Strict):
                 raise ValueError(
                     f"card {self.name!r}: class {info['name']!r} has no phrases of kind {kind!r}."
                 )
-            info["knowledge"][kind] = list(phrases[info["name"]])
+            found = [{"text": phrase, "criterion": origin} for phrase in phrases[info["name"]]]
+            info["knowledge"][kind] = found
         return _validated(front, f"card {self.name!r}").model_copy(
             update={"prose": self.prose, "path": self.path}
         )

@@ -30,6 +30,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: the environment's MEDVLP_CACHE, or ~/.cache/medvlp."""
+    return Path(os.environ.get("MEDVLP_CACHE") or Path.home() / ".cache" / "medvlp").expanduser()
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

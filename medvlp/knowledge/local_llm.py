@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from medvlp.data.files import sha256
+from medvlp.data.files import cache_folder, sha256
 from medvlp.knowledge.llm_server import HOST, NO_TEMPLATE
 
 if TYPE_CHECKING:
@@ -125,9 +125,8 @@ class LocalLLM:
         """Where a local LLM is laid out: named by its contents, and a folder also by its place."""
         if self.llm.sha256 is None:
             return None
-        cache = Path(os.environ.get("MEDVLP_CACHE") or Path.home() / ".cache" / "medvlp").expanduser()
         key = self.llm.sha256 if self.llm.gguf_file else sha256(self.llm.sha256, self.llm.place)
-        return cache.resolve() / "llms" / f"{key}-{VERSION}"
+        return cache_folder().resolve() / "llms" / f"{key}-{VERSION}"
 
     def _wait(self) -> None:
         """Return when the server answers. Where it does not, nothing of it is left behind."""

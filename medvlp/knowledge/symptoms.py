@@ -12,7 +12,6 @@ again.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
-from medvlp.data.files import sha256
+from medvlp.data.files import cache_folder, sha256
 from medvlp.data.names import unknown_name
 from medvlp.knowledge.asking import Server, SymptomError
 from medvlp.knowledge.class_symptoms import OneClass, Run
@@ -127,7 +126,7 @@ def generate_symptoms(
     key = sha256(json.dumps({**inputs, "server": server.place, "version": record.version}, sort_keys=True))
     # these two say when to stop asking, not what was asked: a class that is done stays done
     record.settings |= {"max_asks": max_asks, "on_too_few": on_too_few, "inputs": key}
-    folder = Path(store) if store is not None else _cache() / "symptoms"
+    folder = Path(store) if store is not None else cache_folder() / "symptoms"
     path = folder.expanduser() / f"{card.name}-{key[:16]}.json"
     if path.exists():
         stored = _stored(path, key, card)
@@ -192,10 +191,6 @@ def _check_settings(
     check_shown(images, card.classnames)
     if agree == "similarity" and clip is None:
         raise ValueError("agree='similarity' compares phrases with a CLIP: pass clip=, or agree='llm'.")
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("MEDVLP_CACHE") or Path.home() / ".cache" / "medvlp")
 
 
 def _stored(path: Path, key: str, card: DataCard) -> SymptomRecord:

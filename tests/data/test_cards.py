@@ -4,7 +4,7 @@ import medmnist
 import pytest
 from open_clip.tokenizer import SimpleTokenizer
 
-from medvlp.data.cards import DataCard, list_cards, load_card
+from medvlp.data.cards import DataCard, Phrase, list_cards, load_card
 from medvlp.data.phantoms import get_world
 
 KINDS = ["symptoms", "out-of-domain", "useless", "incorrect"]
@@ -160,7 +160,10 @@ def test_pneumonia_groups_by_person():
 def test_phrases_of_another_kind_make_another_card():
     card = load_card("pneumonia")
     own = {"pneumonia": ["a bright smudge"], "normal lung": ["even gray", "two dark sides"]}
-    other = card.with_knowledge("generated", own)
+    other = card.with_knowledge("generated", own, origin="a language model")
+    assert other.classes[1].knowledge["generated"] == [
+        Phrase(text="a bright smudge", criterion="a language model")
+    ]
     assert other.symptoms("generated") == {name: own[name] for name in card.classnames}
     assert other.symptoms() == card.symptoms() and other.prose == card.prose and other.path == card.path
     assert other.hash != card.hash and "generated" not in card.kinds
