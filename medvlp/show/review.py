@@ -150,7 +150,7 @@ class SymptomReview:
         card: gives the classes.
         clip: for the checks that need a text tower, and for similarity.
         images: training images; each phrase's similarity with them is shown and follows every edit.
-        path: where `save` writes the reviewed set, JSON.
+        path: where `save` writes the reviewed set, JSON; default CARD_symptoms_reviewed.json, here.
         checker: the checks; default `PhraseChecker(card, clip)`.
 
     Attributes:
@@ -168,11 +168,14 @@ class SymptomReview:
         card: DataCard,
         clip: Clip | None = None,
         images: ImageSet | None = None,
-        path: str | Path = "symptoms_reviewed.json",
+        path: str | Path | None = None,
         checker: PhraseChecker | None = None,
     ) -> None:
         """Measure every phrase; see the class."""
-        self.original, self.card, self.path = symptoms, card, Path(path)
+        self.original, self.card = symptoms, card
+        self.path = Path(f"{card.name}_symptoms_reviewed.json" if path is None else path)
+        if isinstance(symptoms, SymptomSet) and symptoms.record.card != card.name:
+            raise ValueError(f"these symptoms are of card {symptoms.record.card!r}, not {card.name!r}.")
         self.phrases = _by_class(symptoms, card)
         self.approved: set[str] = set()
         self.changes: list[dict[str, Any]] = []
@@ -249,13 +252,22 @@ class SymptomReview:
             initials: the reviewer's, 1 to 8 letters; stored with today's date and the changes.
 
         Raises:
-            ValueError: bad initials, or a class that is not approved.
+            ValueError: bad initials, a class that is not approved, phrases that no card may have (its
+                class's name, a phrase twice), or a `path` that holds another card's set.
             OSError: `path` cannot be written.
         """
         waiting = [name for name in self.phrases if name not in self.approved]
         if waiting:
             listed = ", ".join(map(repr, waiting))
             raise ValueError(f"not saved: approve every class first. Not approved yet: {listed}.")
+        try:
+            self.card.with_knowledge("this review", self.phrases)
+        except ValueError as error:
+            raise ValueError(f"not saved: {error}") from None
+        if self.path.exists() and SymptomSet.load(self.path).record.card != self.card.name:
+            raise ValueError(
+                f"not saved: {self.path} holds another card's set; give the review another path."
+            )
         made = self.original
         if not isinstance(made, SymptomSet):
             made = SymptomSet.from_phrases(self.card, self.phrases)

@@ -257,6 +257,30 @@ def test_a_class_that_came_without_phrases_is_saved_once_it_has_some(card, tmp_p
     }
 
 
+def test_what_no_card_may_have_is_not_saved(card, tmp_path):
+    review = SymptomReview({**SYMPTOMS, "nevus": ["round", "Round"]}, card, path=tmp_path / "set.json")
+    for name in card.classnames:
+        review.approve(name, flagged=True)
+    with pytest.raises(ValueError, match="not saved: card 'lesions': .*'round' is listed twice"):
+        review.save("AB")
+    assert not review.path.exists()
+
+
+def test_a_set_of_another_card_is_neither_reviewed_nor_overwritten(card, tmp_path):
+    other = make_card(3, name="other")
+    assert SymptomReview(SYMPTOMS, other).path != SymptomReview(SYMPTOMS, card).path
+    with pytest.raises(ValueError, match="of card 'lesions', not 'other'"):
+        SymptomReview(SymptomSet.from_phrases(card, SYMPTOMS), other)
+    for one in (card, other):
+        review = SymptomReview(SYMPTOMS, one, path=tmp_path / "set.json")
+        approve_all(review)
+        if one is card:
+            review.save("AB")
+    with pytest.raises(ValueError, match="holds another card's set"):
+        review.save("AB")
+    assert SymptomSet.load(tmp_path / "set.json").record.card == "lesions"
+
+
 def test_the_widget_shows_the_phrases_of_one_class_with_their_numbers(review, widget):
     own = review.table().query("classname == 'melanoma'")
     assert [row.text.value for row in widget.rows] == SYMPTOMS["melanoma"]
