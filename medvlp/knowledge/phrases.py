@@ -18,12 +18,13 @@ from medvlp.data.cards import DataCard
 from medvlp.data.files import sha256
 from medvlp.data.names import unknown_name
 
-VERSION = "1"  # of the checks
+VERSION = "2"  # of the checks
 N_CTX = 4  # learned vectors that ViP puts before a phrase
 SHORTEST_NAME = 3  # letters; a shorter alias is a code and may stand inside a phrase, as in cards
 LONGEST_WORD = 25  # letters, on average
 MARKUP = "<>{}[]|\\`*"
 ARTICLES = {"a", "an", "the"}
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # scripts
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class PhraseChecker:
             words_of(word): (info.name, word)
             for info in reversed(card.classes)
             for word in reversed([info.name, *info.aliases])
-            if word == info.name or (len(word) >= SHORTEST_NAME and any(map(str.isalpha, word)))
+            if word == info.name or _is_word(word)
         }
 
     @property
@@ -124,7 +125,7 @@ class PhraseChecker:
             return reason
         words = words_of(phrase)
         for name, (owner, written) in self._names.items():
-            if f" {name} " in f" {words} ":
+            if holds_name(words, name):
                 whose = f"its own class {owner!r}" if owner == classname else f"the class {owner!r}"
                 by = "" if written == owner else f" by its other name {written!r}"
                 return f"names {whose}{by}"
@@ -145,6 +146,8 @@ class PhraseChecker:
             return "empty: it has fewer than two letters"
         if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in phrase):
             return "unreadable: it has a line break or a control character"
+        if unseen := [letter for letter in phrase if unicodedata.category(letter) == "Cf"]:
+            return f"unreadable: it has a character that is not seen (U+{ord(unseen[0]):04X})"
         marks = sorted(set(phrase).intersection(MARKUP))
         return f"unreadable: it has {' '.join(marks)}, marks of code or markup" if marks else None
 
@@ -187,13 +190,36 @@ class PhraseChecker:
             return self.clip.encode_texts(texts)
 
 
+def holds_name(words: str, name: str) -> bool:
+    """Whether a text holds a class's name, both as `words_of` gives them.
+
+    The name stands there as whole words, or anywhere if its script puts no spaces between words or joins
+    endings to them.
+
+    >>> holds_name("early melanoma", "melanoma"), holds_name("melanomatous", "melanoma")
+    (True, False)
+    """
+    if f" {name} " in f" {words} ":
+        return True
+    return _is_unspaced(name) and name.replace(" ", "") in words.replace(" ", "")
+
+
+def _is_unspaced(text: str) -> bool:
+    return any(unicodedata.name(letter, "").startswith(UNSPACED) for letter in text)
+
+
+def _is_word(alias: str) -> bool:
+    return _is_unspaced(alias) or (len(alias) >= SHORTEST_NAME and any(map(str.isalpha, alias)))
+
+
 def words_of(text: str) -> str:
-    """A text as it is compared: lower case, without punctuation, articles and plural endings.
+    """A text as it is compared: lower case, without punctuation, articles, plural endings and what is unseen.
 
     >>> words_of("The Dense, white PATCHES!")
     'dense white patch'
     """
-    plain = unicodedata.normalize("NFKC", text).casefold()
+    seen = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
+    plain = unicodedata.normalize("NFKC", seen).casefold()
     words = [word for word in re.findall(r"[^\W_]+", plain) if word not in ARTICLES]
     return " ".join(map(_singular, words))
 

@@ -19,11 +19,13 @@ def clip() -> Clip:
     return load_clip("tiny", device="cpu")
 
 
-def make_card() -> DataCard:
-    classes = [
-        {"name": "melanoma", "aliases": ["mel", "MM", "0"]},
-        {"name": "nevus", "aliases": ["benign mole"]},
-    ]
+LESIONS = [
+    {"name": "melanoma", "aliases": ["mel", "MM", "0"]},
+    {"name": "nevus", "aliases": ["benign mole"]},
+]
+
+
+def make_card(classes: list[dict] = LESIONS) -> DataCard:
     return DataCard.model_validate(
         {
             "name": "lesions",
@@ -63,6 +65,9 @@ def reason(phrase: str, clip: Clip | None = None, others: dict | None = None, **
         ("honey-colored rim of 3 mm", None),  # "mm" and "0" are codes
         ("a melanomatous look", None),  # no whole word
         ("a melted caramel color", None),
+        ("mela\u200dnoma edge", "unreadable: it has a character that is not seen (U+200D)"),
+        ("me\u00adlanoma", "unreadable: it has a character that is not seen (U+00AD)"),
+        ("red\u202e dots", "unreadable"),
         ("red skin with Itching", "not visual: 'itching' cannot be seen in an image"),
         ("shortness of breath", "not visual: 'shortness of breath'"),
         ("sharp pains", "not visual: 'pain'"),
@@ -72,6 +77,33 @@ def reason(phrase: str, clip: Clip | None = None, others: dict | None = None, **
 def test_each_reason(phrase, said):
     got = reason(phrase)
     assert got is None if said is None else got.startswith(said)
+
+
+@pytest.mark.parametrize(
+    "names, phrase, owner",
+    [
+        (["黑色素瘤", "痣"], "黑色素瘤的颜色", "黑色素瘤"),
+        (["黑色素瘤", "痣"], "像痣一样的圆点", "痣"),
+        (["黑色素瘤", "痣"], "边缘不规则的黑色斑块", None),
+        (["メラノーマ", "ほくろ"], "メラノーマのような縁", "メラノーマ"),
+        (["흑색종", "모반"], "흑색종의 가장자리", "흑색종"),
+        (["มะเร็งผิวหนัง", "ไฝ"], "สีของมะเร็งผิวหนังเข้ม", "มะเร็งผิวหนัง"),
+        (["меланома", "невус"], "край меланома", "меланома"),
+        (["меланома", "невус"], "меланоматоз", None),  # no whole word
+        (["mela\u200dnoma", "nevus"], "an early melanoma", "mela\u200dnoma"),
+    ],
+)
+def test_names_in_any_script(names, phrase, owner):
+    checker = PhraseChecker(make_card([{"name": name} for name in names]))
+    for classname in names:
+        (verdict,) = checker.check(classname, [phrase])
+        whose = "its own class" if owner == classname else "the class"
+        assert verdict.reason == (owner and f"names {whose} {owner!r}")
+
+
+def test_a_short_alias_without_an_alphabet_is_a_word():
+    checker = PhraseChecker(make_card([{"name": "nevus", "aliases": ["痣"]}, {"name": "melanoma"}]))
+    assert checker.check("nevus", ["圆痣"])[0].reason == "names its own class 'nevus' by its other name '痣'"
 
 
 def test_duplicates_within_and_between_classes():
