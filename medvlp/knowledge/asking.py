@@ -27,6 +27,7 @@ SECRET_NAME = re.compile(r"(?i)(key|token|secret|password|passwd|credentials?|au
 KEY_FORMS = re.compile(  # keys of the usual makes, whole or with stars in them, and what follows Bearer
     r"\b(?:sk|pk|rk|hf|gsk|xai|ghp|AIza)[-_][\w*.-]{8,}|(?<=Bearer )\S+|(?<=Basic )\S{8,}"
 )
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 SURROGATES = re.compile("[\ud800-\udfff]")  # halves of a character, which no file can hold
 
 
@@ -74,6 +75,7 @@ class Server:
         ImportError: without the package openai.
         TypeError: a client of another kind.
         ValueError: a base_url with a password or key in it, which the HTTP library would log.
+        SymptomError: a key or header that no request can hold, which it would log, too.
     """
 
     def __init__(self, client: "OpenAI", model: str, temperature: float, max_tokens: int) -> None:
@@ -94,6 +96,7 @@ class Server:
                 "environment, or in default_headers."
             )
         self.client, self.model = client, model
+        self._check_headers()
         self._options: dict[str, Any] = {
             "temperature": temperature,
             "max_tokens": max_tokens,
@@ -167,6 +170,21 @@ class Server:
             time=now(),
             options=options,
         )
+
+    def _check_headers(self) -> None:
+        """SymptomError for a value that the HTTP library would refuse, and show in its log."""
+        headers = {**self.client.default_headers, **self.client.auth_headers}
+        values = {
+            "the key": self.client.api_key,
+            **{f"the header {name!r}": v for name, v in headers.items()},
+        }
+        for what, value in values.items():
+            if isinstance(value, str) and (CONTROL.search(value) or value != value.strip()):
+                raise SymptomError(
+                    f"{self._at()} was not asked: {what} has a line break, another control character, or a "
+                    "space at an end, as when it is read from a file. Take it away: key.strip().",
+                    "key refused",
+                )
 
     def _at(self) -> str:
         return f"the server {self.address} (model {self.clean(self.model)!r})"

@@ -150,6 +150,18 @@ def test_a_planted_key_is_nowhere(ask, tmp_path, monkeypatch, caplog, capfd, rec
         with pytest.raises(SymptomError) as caught:  # too few: the reply itself is shown
             ask(server, client=client, n=9, max_asks=2)
         shown += everything(caught.value)
+        for end in ("\n", "\r\n", " ", "\x1b"):  # OPENAI_API_KEY=$(cat file; echo)
+            monkeypatch.setenv("OPENAI_API_KEY", KEY + end)
+            for broken in (
+                openai.OpenAI(base_url=server.base_url),
+                server.client(api_key=KEY + end),
+                server.client(default_headers={"X-Api-Key": other + end}),
+            ):
+                asked = server.calls
+                with pytest.raises(SymptomError, match="was not asked: the .* has a line break") as caught:
+                    ask(server, client=broken, n=1)
+                assert caught.value.kind == "key refused" and server.calls == asked
+                shown += everything(caught.value)
         assert any(f"Bearer {KEY}" == headers.get("authorization") for headers in server.headers)
         assert KEY in server.answer(server.asked[0], {}).text  # it did echo
     stored = list(tmp_path.rglob("*"))
