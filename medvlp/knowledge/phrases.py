@@ -24,6 +24,10 @@ SHORTEST_NAME = 3  # letters; a shorter alias is a code and may stand inside a p
 LONGEST_WORD = 25  # letters, on average
 MARKUP = "<>{}[]|\\`*"
 ARTICLES = {"a", "an", "the"}
+ADDRESS = re.compile(r"\bhttps?:|\bwww\.|[\w-]\.(?:com|org|net|edu|gov|io)\b|\w@\w", re.IGNORECASE)
+SPOKEN = re.compile(  # "I" is also a number: a type I lesion
+    r"\b(?i:we|you|your|let me)\b|(?<!type )(?<!types )(?<!grade )(?<!stage )(?<!class )(?<!zone )\bI\b(?!-)"
+)
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # scripts
 
 
@@ -121,7 +125,7 @@ class PhraseChecker:
 
     def _reason(self, classname: str, phrase: str, taken: Mapping[str, tuple[str, str]]) -> str | None:
         """Why the phrase is rejected, by the first check that it fails."""
-        if reason := self._unreadable(phrase) or self._too_long(phrase):
+        if reason := self._unreadable(phrase) or self._too_long(phrase) or _talk(phrase):
             return reason
         words = words_of(phrase)
         for name, (owner, written) in self._names.items():
@@ -188,6 +192,16 @@ class PhraseChecker:
         texts = [_text(term) for term in (*self.terms["visual"], *self.terms["nonvisual"])]
         with torch.no_grad():
             return self.clip.encode_texts(texts)
+
+
+def _talk(phrase: str) -> str | None:
+    """Why the phrase is talk with a reader rather than a description."""
+    if phrase.rstrip(" .\"'”’»)").endswith(("?", "!", "？", "！")):
+        return "no description: it is a question or an exclamation"
+    if address := ADDRESS.search(phrase):
+        return f"no description: it has an address ({address[0]!r})"
+    spoken = SPOKEN.search(phrase)
+    return f"no description: it speaks to somebody ({spoken[0]!r})" if spoken else None
 
 
 def holds_name(words: str, name: str) -> bool:

@@ -61,6 +61,11 @@ REFUSAL = re.compile(
     re.IGNORECASE,
 )
 PRONOUN = re.compile(r"\b(?:I|I'm|we|you|your|let me|here (?:is|are))\b", re.IGNORECASE)
+SMALL_TALK = re.compile(
+    r"(?:sure|ok|okay|hope|hoping|thanks?|of course|certainly|absolutely|glad|happy to|please|great question|"
+    r"good luck|no problem|cheers|best (?:wishes|regards)|yes|done|enjoy|feel free|anything else)\b",
+    re.IGNORECASE,
+)
 NOT_PLAIN = re.compile(r"[=;{}<>!?|`]|[.:。：]\s*\S")  # code, markup, a question or several sentences
 QUOTES = (('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"), ("「", "」"), ("*", "*"), ("_", "_"))
 LONGEST_LINE = 15  # words in a line that may be a phrase without a mark
@@ -256,7 +261,10 @@ def _of_items(items: list[_Item]) -> list[str]:
 
 
 def _plain(lines: list[str]) -> list[str]:
-    """One phrase a line, if all lines look alike: same case at the start, and full stops or none."""
+    """One phrase a line, if all lines look alike: same case at the start, and full stops or none.
+
+    Without a line before them that ends in a colon, two lines with capitals may as well be talk.
+    """
     texts = [line.strip() for line in lines if not line.lstrip().startswith(("```", "~~~"))]
     intro = max((i for i, text in enumerate(texts) if text.endswith((":", "："))), default=-1)
     texts = texts[intro + 1 :]
@@ -268,14 +276,16 @@ def _plain(lines: list[str]) -> list[str]:
         if len(block) >= 2 and all(_is_plain(text) for text in block):
             upper = {text.lstrip("\"'“*_")[:1].isupper() for text in block}
             stops = {text.rstrip("\"'”*_").endswith((".", "。")) for text in block}
-            if len(upper) == len(stops) == 1:
+            enough = intro >= 0 or len(block) > 2 or upper == {False}
+            if enough and len(upper) == len(stops) == 1:
                 return block
     return []
 
 
 def _is_plain(text: str) -> bool:
     few = len(text.split(None, LONGEST_LINE)) <= LONGEST_LINE
-    return few and not NOT_PLAIN.search(text) and not PRONOUN.search(text) and not RULE.fullmatch(text)
+    talk = PRONOUN.search(text) or SMALL_TALK.match(text)
+    return few and not talk and not NOT_PLAIN.search(text) and not RULE.fullmatch(text)
 
 
 def _is_aspect(label: str) -> bool:

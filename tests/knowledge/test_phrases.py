@@ -68,6 +68,16 @@ def reason(phrase: str, clip: Clip | None = None, others: dict | None = None, **
         ("mela\u200dnoma edge", "unreadable: it has a character that is not seen (U+200D)"),
         ("me\u00adlanoma", "unreadable: it has a character that is not seen (U+00AD)"),
         ("red\u202e dots", "unreadable"),
+        ("What color is it?", "no description: it is a question or an exclamation"),
+        ("Hope the red dots help!", "no description: it is a question"),
+        ("它是红色的吗？", "no description: it is a question"),
+        ("red dots as on https://example.org", "no description: it has an address ('https:')"),
+        ("red dots (see example.org)", "no description: it has an address"),
+        ("Let me know if more red dots are wanted", "no description: it speaks to somebody ('Let me')"),
+        ("red dots that you can see", "no description: it speaks to somebody ('you')"),
+        ("I see red dots", "no description: it speaks to somebody ('I')"),
+        ("a pale type I rim of 2.5 mm", None),
+        ("a young wet surface", None),
         ("red skin with Itching", "not visual: 'itching' cannot be seen in an image"),
         ("shortness of breath", "not visual: 'shortness of breath'"),
         ("sharp pains", "not visual: 'pain'"),
@@ -109,7 +119,7 @@ def test_a_short_alias_without_an_alphabet_is_a_word():
 def test_duplicates_within_and_between_classes():
     checker = PhraseChecker(make_card())
     others = {"melanoma": ["blue-white veil"], "nevus": ["a round shape"]}
-    phrases = ["Blue white veils!", "round shape", "red dots", "the red dot", "red dots and lines"]
+    phrases = ["Blue, white veils", "round shape", "red dots", "the red dot", "red dots and lines"]
     verdicts = checker.check("melanoma", phrases, others)
     assert [verdict.reason for verdict in verdicts] == [
         "duplicate: class 'melanoma' has it already, as 'blue-white veil'",
