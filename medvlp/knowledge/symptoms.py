@@ -12,6 +12,7 @@ again.
 """
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,9 +95,16 @@ def generate_symptoms(
     Raises:
         SymptomError: too few phrases passed, or the server failed; the message shows what came back.
         ValueError: settings that do not go together, or a damaged file in the store.
+        TypeError: a setting of another type.
+        OSError: a store that cannot be written; nothing was asked.
         ImportError: without the package openai.
     """
-    _check_settings(card, n, images, send_images, agree, threshold, clip, max_asks, on_too_few)
+    numbers = {"n": n, "max_asks": max_asks, "max_tokens": max_tokens, "max_words": max_words}
+    _check_types(card, images, clip, prompts, {**numbers, "seed": seed}, temperature, threshold)
+    for what, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{what} must be at least 1, not {number}.")
+    _check_settings(card, images, send_images, agree, threshold, clip, on_too_few)
     server = Server(client, model, temperature, max_tokens)
     checker = PhraseChecker(card, clip, max_words=max_words)
     settings = {
@@ -133,6 +141,7 @@ def generate_symptoms(
         if all(_is_done(made, record) for made in stored.classes.values()):
             return SymptomSet(stored, new_calls=0)
         record.created, record.classes = stored.created, stored.classes
+    _check_writable(path.parent)
 
     pending = [name for name, made in record.classes.items() if not _is_done(made, record)]
     if images is not None:
@@ -158,23 +167,42 @@ def generate_symptoms(
     return SymptomSet(record, new_calls=run.calls)
 
 
+def _check_types(
+    card: DataCard,
+    images: ImageSet | None,
+    clip: Clip | None,
+    prompts: SymptomPrompts,
+    integers: dict[str, int],
+    temperature: float,
+    threshold: float,
+) -> None:
+    """TypeError for a setting of another type, before anything is asked."""
+    settings = [
+        ("card", card, DataCard, "a DataCard"),
+        ("images", images, ImageSet | None, "an ImageSet such as data.train, or None"),
+        ("clip", clip, Clip | None, "a Clip, as load_clip gives it, or None"),
+        ("prompts", prompts, SymptomPrompts, "SymptomPrompts"),
+        *((name, number, int, "a whole number") for name, number in integers.items()),
+        ("temperature", temperature, int | float, "a number"),
+        ("threshold", threshold, int | float, "a number"),
+    ]
+    for name, value, kind, wanted in settings:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"{name} must be {wanted}, not {value!r} ({type(value).__name__}).")
+
+
 def _check_settings(
     card: DataCard,
-    n: int,
     images: ImageSet | None,
     send_images: bool,
     agree: str,
     threshold: float,
     clip: Clip | None,
-    max_asks: int,
     on_too_few: str,
 ) -> None:
     for what, name, choices in (("agree", agree, AGREE), ("on_too_few", on_too_few, ON_TOO_FEW)):
         if name not in choices:
             raise ValueError(unknown_name(what, name, choices))
-    for what, number in (("n", n), ("max_asks", max_asks)):
-        if number < 1:
-            raise ValueError(f"{what} must be at least 1, not {number}.")
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold is a cosine, from -1 to 1, not {threshold}.")
     if send_images and images is None:
@@ -191,6 +219,19 @@ def _check_settings(
     check_shown(images, card.classnames)
     if agree == "similarity" and clip is None:
         raise ValueError("agree='similarity' compares phrases with a CLIP: pass clip=, or agree='llm'.")
+
+
+def _check_writable(folder: Path) -> None:
+    """Make the folder of the store; OSError where nothing could be kept there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"the store {folder} cannot be written ({error.strerror}), so nothing was asked: give another "
+            "folder, store=..."
+        ) from None
 
 
 def _stored(path: Path, key: str, card: DataCard) -> SymptomRecord:

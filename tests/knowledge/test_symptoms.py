@@ -493,6 +493,8 @@ def test_a_server_that_counts_the_image_is_trusted(ask, images, clip, recwarn):
         ({"on_too_few": "drop"}, "unknown on_too_few 'drop'"),
         ({"n": 0}, "n must be at least 1"),
         ({"max_asks": 0}, "max_asks must be at least 1"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"max_words": -1}, "max_words must be at least 1"),
         ({"threshold": 80}, "threshold is a cosine"),
         ({"send_images": True}, "needs images"),
     ],
@@ -501,6 +503,39 @@ def test_settings_that_make_no_sense(ask, settings, said):
     with FakeServer(told) as server, pytest.raises(ValueError, match=said):
         ask(server, **settings)
     assert server.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("n", value) for value in (2.5, "4", True, None)),
+        ("max_asks", 1.0),
+        ("seed", None),
+        ("max_tokens", "400"),
+        ("max_words", 3.5),
+        ("temperature", "0"),
+        ("threshold", None),
+        ("prompts", None),
+        ("clip", "tiny"),
+        ("images", "images/"),
+        ("card", "lesions"),
+    ],
+)
+def test_settings_of_another_type_are_named_before_a_call(ask, name, value):
+    with FakeServer(told) as server, pytest.raises(TypeError, match=f"^{name} must be .*, not {value!r} "):
+        ask(server, **{name: value})
+    assert server.calls == 0
+
+
+def test_a_store_that_cannot_be_written_is_named_before_a_call(ask, tmp_path):
+    (tmp_path / "file").write_text("")
+    with FakeServer(told) as server:
+        for store in (tmp_path / "file", tmp_path / "file" / "sub"):
+            with pytest.raises(OSError, match=f"the store {store} cannot be written .*store="):
+                ask(server, store=store)
+        assert server.calls == 0
+        ask(server, store=tmp_path / "new" / "sub")
+    assert [path.suffix for path in (tmp_path / "new" / "sub").iterdir()] == [".json"]
 
 
 def test_images_of_another_split_or_card_and_similarity_without_a_clip(ask, images, clip, capsys):
