@@ -69,31 +69,52 @@ class OneClass:
         run: what it shares with the other classes; `run.record.settings` says what is wanted.
         name: the class.
         sheet: images of it for stage 2, or None for the text question alone.
+        before: what earlier runs were told about it and could not finish; asking goes on from there.
     """
 
-    def __init__(self, run: Run, name: str, sheet: ContactSheet | None) -> None:
+    def __init__(self, run: Run, name: str, sheet: ContactSheet | None, before: ClassRecord) -> None:
         self.run, self.name, self.sheet, self.settings = run, name, sheet, run.record.settings
-        self.candidates: list[Candidate] = []
-        self.calls: list[Call] = []
-        self.passed: dict[str, list[str]] = {"text": [], "images": []} if sheet else {"text": []}
+        if before.finished and sheet:  # its marks no longer tell what passed from what was not seen
+            before = ClassRecord()
+        self.candidates, self.calls = list(before.candidates), list(before.calls)
+        self.passed: dict[str, list[str]] = {
+            stage: [one.text for one in self.candidates if one.stage == stage and one.kept]
+            for stage in (("text", "images") if sheet else ("text",))
+        }
         self.unconfirmed: dict[str, str] = {}  # phrases of stage 1 that passed, and why they do not count
 
     def generate(self) -> ClassRecord:
-        """Ask until there are n phrases; SymptomError where there are not."""
-        n, phrases = self.settings["n"], []
-        for attempt in range(1, self.settings["max_asks"] + 1):
-            for stage in [s for s in self.passed if len(self.passed[s]) < n] or list(self.passed):
-                self._ask_stage(stage, attempt)
+        """Ask until there are n phrases; SymptomError where there are not.
+
+        First asks what is missing of an earlier run's last question. Where that asked `max_asks` times in
+        vain, this one may ask as often again.
+        """
+        n, most, phrases = self.settings["n"], self.settings["max_asks"], []
+        keep = self.settings["on_too_few"] == "keep"
+        begun = max((call.attempt for call in self.calls), default=0)
+        for attempt in range(begun or 1, (most if begun < most else begun + most) + 1):
+            again = [] if attempt == begun else list(self.passed)
+            for stage in [s for s in self.passed if len(self.passed[s]) < n] or again:
+                if self._call(stage, attempt) is None:
+                    self._ask_stage(stage, attempt)
             phrases = self._agreed(attempt) if self.sheet else self.passed["text"]
-            if len(phrases) >= n:
+            if len(phrases) >= n or (keep and phrases and attempt >= most):
                 break
-        if not phrases or (len(phrases) < n and self.settings["on_too_few"] == "error"):
+        if not phrases or (len(phrases) < n and not keep):
             raise SymptomError(self._too_few(phrases), "too few", self.name)
         phrases = phrases[:n]
         for one in self.candidates:
             if one.kept and (one.stage != "text" or one.text not in phrases):
                 one.kept, one.reason = False, self._why_not(one)
         return ClassRecord(phrases=phrases, candidates=self.candidates, calls=self.calls, finished=True)
+
+    def so_far(self) -> ClassRecord:
+        """What was paid for and is not finished, to go on from."""
+        phrases = [] if self.sheet else list(self.passed["text"])
+        return ClassRecord(phrases=phrases, candidates=self.candidates, calls=self.calls)
+
+    def _call(self, stage: str, attempt: int) -> Call | None:
+        return next((call for call in self.calls if (call.stage, call.attempt) == (stage, attempt)), None)
 
     def _ask_stage(self, stage: str, attempt: int) -> None:
         """Ask once, and check what came back."""
@@ -118,32 +139,32 @@ class OneClass:
                 have.append(one.text)
 
     def _ask(self, stage: str, attempt: int, messages: list[dict]) -> list[str]:
-        """The phrases of one answer; none where it cannot be used, which the call notes."""
         sheet = self.sheet if stage == "images" else None
         answer = self.run.server.ask(messages, self.settings["seed"] + attempt - 1, self.name, bool(sheet))
-        phrases, problem = [], "refusal" if answer.refused else None
-        if not problem:
-            try:
-                phrases = parse_reply(answer.reply, cut=answer.finish_reason == "length")
-            except ReplyError as error:
-                problem = error.kind
-        self.calls.append(
-            Call(
-                stage=stage,
-                attempt=attempt,
-                messages=[_without_image(message, sheet) for message in messages],
-                options=answer.options,
-                reply=answer.reply,
-                problem=problem,
-                finish_reason=answer.finish_reason,
-                prompt_tokens=answer.prompt_tokens,
-                completion_tokens=answer.completion_tokens,
-                seconds=answer.seconds,
-                time=answer.time,
-            )
+        call = Call(
+            stage=stage,
+            attempt=attempt,
+            messages=[_without_image(message, sheet) for message in messages],
+            options=answer.options,
+            reply=answer.reply,
+            problem="refusal" if answer.refused else None,
+            finish_reason=answer.finish_reason,
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+            seconds=answer.seconds,
+            time=answer.time,
         )
+        self.calls.append(call)
         self.run.count(answer)
-        return phrases
+        return self._read(call)
+
+    def _read(self, call: Call) -> list[str]:
+        """The phrases of an answer; none where it cannot be used, which the call notes."""
+        try:
+            return [] if call.problem else parse_reply(call.reply, cut=call.finish_reason == "length")
+        except ReplyError as error:
+            call.problem = error.kind
+            return []
 
     def _question(self, stage: str) -> str:
         """The first question of a stage."""
@@ -215,7 +236,7 @@ class OneClass:
         return [texts[i] for i in order if texts[i] not in self.unconfirmed]
 
     def _agreed_by_llm(self, attempt: int) -> list[str]:
-        texts, seen = self.passed["text"], self.passed["images"]
+        texts, seen, told = self.passed["text"], self.passed["images"], self._call("agree", attempt)
         question = self.run.prompts.fill(
             "agree",
             classname=self.name,
@@ -224,7 +245,8 @@ class OneClass:
             from_text=_bullets(texts),
             from_images=_bullets(seen),
         )
-        answer = self._ask("agree", attempt, [{"role": "user", "content": question}])
+        asked = [{"role": "user", "content": question}]
+        answer = self._read(told) if told else self._ask("agree", attempt, asked)
         known = {_key(phrase): phrase for phrase in texts}  # what is in neither list is none of them
         agreed = list(dict.fromkeys(known[_key(phrase)] for phrase in answer if _key(phrase) in known))
         self.unconfirmed = {
@@ -253,7 +275,8 @@ class OneClass:
             )
 
     def _too_few(self, phrases: list[str]) -> str:
-        times = "once" if self.settings["max_asks"] == 1 else f"{self.settings['max_asks']} times"
+        asked = self.calls[-1].attempt
+        times = "once" if asked == 1 else f"{asked} times"
         problems = [f"reply {i} ({c.stage}): {c.problem}" for i, c in enumerate(self.calls, 1) if c.problem]
         rejected = [
             f"{one.text!r} ({one.stage}): {one.reason or self.unconfirmed[one.text]}"
@@ -270,8 +293,8 @@ class OneClass:
                 *problems,
                 *dict.fromkeys(rejected),
                 f"The last reply was: {shown!r}",
-                f"Try another model, other prompts, more max_asks or a smaller n;{keep} classes that are "
-                f"finished are kept in {self.run.path}.",
+                f"Try another model, other prompts, more max_asks or a smaller n;{keep} what came "
+                f"back is kept in {self.run.path}, and the same call goes on from it.",
             ]
         )
 

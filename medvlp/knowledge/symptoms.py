@@ -63,7 +63,8 @@ def generate_symptoms(
     """Ask an LLM for `n` visual symptoms of every class, check them, and keep the whole story.
 
     The set is stored after each class. The same inputs give it back without a call; a run that was stopped
-    goes on at the first class that is not finished. To ask anew, change the seed or the store.
+    goes on at the first class that is not finished, from the replies that it had. To ask
+    anew, change the seed or the store.
 
     Args:
         card: whose classes.
@@ -83,7 +84,8 @@ def generate_symptoms(
             `candidates()` shows the cosines.
         clip: adds the checks that need a CLIP, and compares phrases.
         prompts: the questions; `print(prompts)` shows them.
-        max_asks: how often a class is asked at most, the first time included.
+        max_asks: how often a class is asked at most, the first time included; where that was not enough, the
+            same call made once more asks as often again.
         on_too_few: after that, "error", or "keep" for what passed, where that is at least one phrase.
         temperature: of sampling; 0 is greedy.
         seed: of sampling (sent to the server, plus one for each further question) and of the images shown.
@@ -161,8 +163,15 @@ def generate_symptoms(
         run = Run(card, record, server, checker, prompts, clip, path, bar)
         for name in pending:
             sheet = contact_sheet(images, name, seed) if images is not None else None
-            record.classes[name] = OneClass(run, name, sheet).generate()
-            SymptomSet(record).save(path)
+            one = OneClass(run, name, sheet, record.classes[name])
+            try:
+                record.classes[name] = one.generate()
+            except BaseException:  # KeyboardInterrupt, too: replies are paid for
+                if one.calls:
+                    record.classes[name] = one.so_far()
+                raise
+            finally:
+                SymptomSet(record).save(path)
             bar.update()
     return SymptomSet(record, new_calls=run.calls)
 

@@ -13,6 +13,7 @@ import torch
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.cards import DataCard
+from medvlp.knowledge.asking import Server
 from medvlp.knowledge.class_symptoms import centred_cosines
 from medvlp.knowledge.phrases import PhraseChecker
 from medvlp.knowledge.symptom_prompts import DEFAULT, SMALL, SymptomPrompts
@@ -159,7 +160,7 @@ def test_keep_takes_what_passed_and_error_asks_such_a_class_again(ask):
         assert ask(server, max_asks=2, on_too_few="keep").new_calls == 0
         poor["nevus"] = LISTS["nevus"]
         assert dict(ask(server, max_asks=2)) == LISTS
-        assert server.calls == 5  # nevus alone
+        assert server.calls == 5  # nevus alone, going on from its two replies
 
 
 def test_keep_needs_one_phrase_at_least(ask):
@@ -271,6 +272,68 @@ def test_a_failed_class_keeps_the_finished_ones_and_the_run_goes_on_there(ask):
         broken = False
         symptoms = ask(server, max_asks=5)  # when to give up does not change what was found
         assert server.calls == 4 and dict(symptoms) == LISTS and symptoms.new_calls == 1
+
+
+def test_replies_that_were_not_enough_are_paid_for_once(ask, tmp_path):
+    """The error says that on_too_few='keep' goes on with what passed: without another call."""
+    poor = {**LISTS, "nevus": LISTS["nevus"][:1]}
+    with FakeServer(lambda body: bullets(*poor[classname(body)])) as server:
+        with pytest.raises(SymptomError, match="asked 2 times"):
+            ask(server, max_asks=2)
+        assert server.calls == 3
+        (stored,) = (tmp_path / "store").glob("*.json")
+        nevus = SymptomSet.load(stored).record.classes["nevus"]
+        assert len(nevus.calls) == 2 and nevus.phrases == poor["nevus"] and not nevus.finished
+        symptoms = ask(server, max_asks=2, on_too_few="keep")
+        assert server.calls == 4 and symptoms.new_calls == 1  # keratosis alone
+        assert symptoms["nevus"] == poor["nevus"] and len(symptoms.record.classes["nevus"].calls) == 2
+
+
+def test_the_same_call_goes_on_from_replies_that_were_not_enough(ask):
+    poor = {**LISTS, "nevus": LISTS["nevus"][:1]}
+    with FakeServer(lambda body: bullets(*poor[classname(body)])) as server:
+        for times in (2, 4):
+            with pytest.raises(SymptomError, match=f"1 of 4 .* asked {times} times"):
+                ask(server, max_asks=2)
+        assert server.calls == 5
+        poor["nevus"] = LISTS["nevus"][1:]
+        assert dict(ask(server, max_asks=2)) == LISTS
+        assert server.calls == 7 and server.asked[5]["seed"] == 1 + 4
+
+
+@pytest.mark.parametrize("error", [SymptomError, KeyboardInterrupt])
+def test_a_run_that_breaks_off_goes_on_from_its_replies(ask, error, monkeypatch):
+    """The third question fails; the next run asks that one alone."""
+    count, ask_server = 0, Server.ask
+
+    def failing(self, *arguments):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise error("stopped")
+        return ask_server(self, *arguments)
+
+    monkeypatch.setattr(Server, "ask", failing)
+    first = [bullets(phrase) for phrase in LISTS["melanoma"][:2]]
+    rest = [LISTS["melanoma"][2:], LISTS["nevus"], LISTS["keratosis"]]
+    replies = [*first, *(bullets(*phrases) for phrases in rest)]
+    with FakeServer(replies) as server:
+        with pytest.raises(error, match="stopped"):
+            ask(server)
+        assert server.calls == 2
+        assert dict(ask(server)) == LISTS
+        assert server.calls == 5 and server.asked[2]["seed"] == 3
+
+
+def test_images_and_comparisons_are_not_paid_for_twice(ask, images):
+    agreed = {**LISTS, "nevus": LISTS["nevus"][:1]}
+    given = {"images": images, "send_images": True, "agree": "llm", "max_asks": 2}
+    with FakeServer(Seeing(SEEN, agreed)) as server:
+        with pytest.raises(SymptomError, match="'nevus': 1 of 4"):
+            ask(server, **given)
+        assert server.calls == 3 + 6
+        symptoms = ask(server, **given, on_too_few="keep")
+        assert server.calls == 9 + 3 and symptoms["nevus"] == LISTS["nevus"][:1]
 
 
 RUN = """
