@@ -81,6 +81,10 @@ class PhraseChecker:
             if word == info.name or _is_word(word)
         }
 
+    def names(self, classname: str) -> dict[str, bool]:
+        """The names and word aliases of all classes: {name: whether it is one of class `classname`}."""
+        return {written: owner == classname for owner, written in self._names.values()}
+
     @property
     def facts(self) -> dict[str, Any]:
         """The version and the settings of the checks, for provenance."""
@@ -129,7 +133,7 @@ class PhraseChecker:
             return reason
         words = words_of(phrase)
         for name, (owner, written) in self._names.items():
-            if holds_name(words, name):
+            if find_name(words, name) >= 0:
                 whose = f"its own class {owner!r}" if owner == classname else f"the class {owner!r}"
                 by = "" if written == owner else f" by its other name {written!r}"
                 return f"names {whose}{by}"
@@ -204,18 +208,19 @@ def _talk(phrase: str) -> str | None:
     return f"no description: it speaks to somebody ({spoken[0]!r})" if spoken else None
 
 
-def holds_name(words: str, name: str) -> bool:
-    """Whether a text holds a class's name, both as `words_of` gives them.
+def find_name(words: str, name: str) -> int:
+    """Where a text holds a class's name, both as `words_of` gives them; -1 if it does not.
 
     The name stands there as whole words, or anywhere if its script puts no spaces between words or joins
     endings to them.
 
-    >>> holds_name("early melanoma", "melanoma"), holds_name("melanomatous", "melanoma")
-    (True, False)
+    >>> find_name("early melanoma", "melanoma"), find_name("melanomatous", "melanoma")
+    (6, -1)
     """
-    if f" {name} " in f" {words} ":
-        return True
-    return _is_unspaced(name) and name.replace(" ", "") in words.replace(" ", "")
+    at = f" {words} ".find(f" {name} ")
+    if at < 0 and _is_unspaced(name):
+        return words.replace(" ", "").find(name.replace(" ", ""))
+    return at
 
 
 def _is_unspaced(text: str) -> bool:

@@ -6,11 +6,12 @@ numbers), one phrase a line. What stands in a fenced block comes before what sta
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import zip_longest
 
 from medvlp.knowledge.loose_json import Tree, read_json
+from medvlp.knowledge.reply_keys import Classes, excludes, is_aspect, rank
 
 REPLY_KINDS = ("empty", "refusal", "cut", "no phrases")
 SAID = {
@@ -21,25 +22,7 @@ SAID = {
 }
 SHOWN = 80  # characters of a reply in an error's message
 
-# Which value of an object holds its phrases: the last of these words in the key says it.
-WANTED = re.compile(
-    "(phrase|symptom|feature|sign|finding|cue|characteristic|clue|observation|bullet|answer|attribute|item|"
-    "hallmark|descriptor)s?|propert(y|ies)"
-)
-NAMES = re.compile("(name|title|label|term|heading)s?")  # wanted if there is nothing better
-SKIPPED = re.compile(
-    "(note|explanation|reason|reasoning|rationale|thought|thinking|comment|warning|disclaimer|error|message|"
-    "status|source|reference|citation|class|condition|modality|id|type|role|model|confidence|treatment|cause|"
-    "significance|meaning|definition|introduction|summary|conclusion|question|prompt|task|instruction|"
-    "language|format|number|count|why|disease)s?|(categor|modalit)(y|ies)|(analys|diagnos)[ie]s"
-)
-TOGETHER = {2: (2, 3), 3: (3, 4)}  # ranks of keys that go with the best one; see _rank
-NEGATION = re.compile("non|not|no|avoid(ed)?|exclude(d)?|without|never|wrong|nonvisual|invisible")
-ASPECT = re.compile(
-    "(colou?r|shape|texture|size|border|edge|margin|outline|location|position|distribution|contrast|pattern|"
-    "appearance|surface|structure|number|area)s?|brightness|a?symmetry|density|and"
-)
-
+TOGETHER = {2: (2, 3), 3: (3, 4)}  # ranks of keys that go with the best one; see `rank`
 THOUGHTS = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 NUMBERS = r"[(\[（]?(?:\d{1,3}|[ivx]{1,4}|[a-hA-H])[.)\]）．、:]\)?(?=\s|[^\W\d_]{2}|\*)|[①-⑳]"
 MARKS = re.compile(
@@ -49,6 +32,7 @@ MARKS = re.compile(
 )
 HEAD = re.compile(r"(\*\*?|__?)(?P<bold>[^*_:：]{1,80})(?:[:：]\1|\1\s*(?:[:：]|\s[-–—]\s))\s*(?P<rest>\S.*)")
 LABEL = re.compile(r"(?P<label>[^\W\d_]+(?:[ \t,/&]+[^\W\d_]+){0,4})[:：]\s+(?P<rest>\S.*)")
+NAMED = re.compile(r"(?P<label>[^:：\n]{1,80}?)(?:[:：]|\s[-–—]\s)[*_]*\s*(?P<rest>\S.*)")
 SPACES = {0x3000: " ", 0x200B: None}  # wide, and of no width
 RULE = re.compile(r"[ \t|:+=_*-]+")
 REFUSAL = re.compile(
@@ -89,28 +73,32 @@ class _Item:
     last_line: int
 
 
-def parse_reply(reply: str, cut: bool = False) -> list[str]:
+def parse_reply(reply: str, cut: bool = False, names: Mapping[str, bool] | None = None) -> list[str]:
     """The phrases of an LLM's reply, in order.
 
     They are verbatim, but for white space, list marks, emphasis, quotes and a final full stop; JSON strings
     are decoded. Objects, and the headers of tables, are read by their keys ("symptoms" before "name"; "note"
     never). Of a labelled phrase, "**Texture:** rough scales", the label goes if it is one word or names an
     aspect such as colour; a longer bold label is itself the phrase. Under a list item that is a phrase,
-    deeper ones explain it and are left out. What stands between thinking tags is left out.
+    deeper ones explain it and are left out. What stands between thinking tags is left out, and so is what
+    stands under a heading, label or key that says no ("Absent") or names another class.
 
     Args:
         reply: what the LLM said, any text.
         cut: the server said that it cut the reply short: the last, unfinished phrase is left out.
+        names: class names and other names, {name: whether it is of the class that was asked about}.
 
     Raises:
         ReplyError: an empty reply, a refusal, a cut before the end of the first phrase, or no list.
     """
     answer, thinking = _without_thoughts(reply)
-    closed = True
+    classes, closed = Classes(names or {}), True
     phrases: list[str] = []
     for text in (*_fenced(answer), answer):
         tree, closed = read_json(text)
-        phrases = _cleaned(_values(tree)) or _cleaned(_of_lines(text, cut))
+        phrases = _cleaned(_values(tree, classes), classes) or _cleaned(
+            _of_lines(text, cut, classes), classes
+        )
         if phrases:
             break
     if any(REFUSAL.match(phrase.replace("’", "'")) for phrase in phrases):
@@ -158,7 +146,7 @@ def _fenced(text: str) -> list[str]:
     return ["".join(found)] if found else []
 
 
-def _values(tree: Tree) -> list[str]:
+def _values(tree: Tree, classes: Classes) -> list[str]:
     """The strings of a tree that its keys say are phrases, or all where they say nothing."""
     found, waiting = [], [tree]
     while waiting:
@@ -166,56 +154,50 @@ def _values(tree: Tree) -> list[str]:
         if isinstance(node, str):
             found.append(node)
             continue
-        ranked = [(_rank(key, value), value) for key, value in node]
-        best = min((rank for rank, _ in ranked if rank), default=0)
+        if any(
+            key is not None and isinstance(value, str) and classes.named(value) is False
+            for key, value in node
+        ):
+            continue  # as {"class": "nevus", "symptoms": [...]}
+        ranked = [
+            (0 if classes.whose(key or "") is False else rank(key, value), value) for key, value in node
+        ]
+        best = min((number for number, _ in ranked if number), default=0)
         taken = TOGETHER.get(best, (best,))
-        waiting.extend(value for rank, value in reversed(ranked) if rank and rank in taken)
+        waiting.extend(value for number, value in reversed(ranked) if number and number in taken)
     return found
 
 
-def _rank(key: str | None, value: "str | Tree") -> int:
-    """1: the key means phrases; 2: a list or object; 3: an aspect; 4: any string; 5: a name; 0: never."""
-    if key is None:
-        return 1
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key[:200])
-    words = re.findall(r"[^\W\d_]+", spaced.casefold())
-    if any(map(NEGATION.fullmatch, words)):
-        return 0
-    for word in reversed(list(takewhile(lambda word: word not in ("of", "for", "in"), words))):
-        for rank, known in ((1, WANTED), (0, SKIPPED), (5, NAMES)):
-            if known.fullmatch(word):
-                return rank
-    if not isinstance(value, str):
-        return 2
-    return 3 if _is_aspect(key) else 4
-
-
-def _of_lines(text: str, cut: bool) -> list[str]:
+def _of_lines(text: str, cut: bool, classes: Classes) -> list[str]:
     """The phrases of a text that is no JSON."""
     lines = [line.translate(SPACES).expandtabs(4).rstrip() for line in text.splitlines()]
     whole = lines[:-1] if cut and not text.endswith(("\n", "\r")) else lines
-    table = _table(whole)
+    table = _table(whole, classes)
     if table:
         return table
-    items = _items(lines)
+    items = _items(lines, classes)
     if cut and items and not any(lines[items[-1].last_line + 1 :]):  # its next line might have gone on
-        return _of_items(items[:-1])
-    return _of_items(items) if items else _plain(whole)
+        return _of_items(items[:-1], classes)
+    return _of_items(items, classes) if items else _plain(whole)
 
 
-def _table(lines: list[str]) -> list[str]:
+def _table(lines: list[str], classes: Classes) -> list[str]:
     """The column of a Markdown table that holds phrases by its header, where that leaves one."""
     rows = [line.strip().strip("|").split("|") for line in lines if line.lstrip().startswith("|")]
     if len(rows) < 3 or not all(RULE.fullmatch(cell) for cell in rows[1]):
         return []
     header = [cell.strip(" *_") for cell in rows[0]]
-    ranks = [_rank(name, "") if any(map(str.isalpha, name)) else 0 for name in header]
+    ranks = [
+        rank(name, "") if any(map(str.isalpha, name)) and classes.whose(name) is not False else 0
+        for name in header
+    ]
     chosen = [i for i, rank in enumerate(ranks) if rank == 1] or [i for i, rank in enumerate(ranks) if rank]
-    return [row[chosen[0]] for row in rows[2:] if len(row) > chosen[0]] if len(chosen) == 1 else []
+    own = [row for row in rows[2:] if not any(classes.named(cell) is False for cell in row)]
+    return [row[chosen[0]] for row in own if len(row) > chosen[0]] if len(chosen) == 1 else []
 
 
-def _items(lines: list[str]) -> list[_Item]:
-    """The lines with a list mark, in order, but for those below a short heading that excludes them."""
+def _items(lines: list[str], classes: Classes) -> list[_Item]:
+    """The lines with a list mark, in order, but for those below a heading that excludes them."""
     items: list[_Item] = []
     current, excluded = None, False
     for i, line in enumerate(lines):
@@ -230,14 +212,14 @@ def _items(lines: list[str]) -> list[_Item]:
             current = _Item([opened + line[mark.end() :]], len(line) - len(line.lstrip(" >")), i)
             if not excluded:
                 items.append(current)
-        elif text and current and _continues(current.parts[-1], text):
+        elif text and current and classes.named(text) is None and _continues(current.parts[-1], text):
             current.parts.append(text)
             current.last_line = i
         else:
             current = None
-            if text.endswith((":", "：", ":**")) or text.startswith(("#", "**")):
+            if _is_heading(text, classes) or text.startswith(("#", "**")):
                 words = text.strip("#*_: ")
-                excluded = len(words.split()) <= 4 and _rank(words, "") == 0
+                excluded = excludes(words) or classes.whose(words) is False or (excluded and is_aspect(words))
     return items
 
 
@@ -245,19 +227,29 @@ def _continues(before: str, line: str) -> bool:
     return line[0].islower() and not before.rstrip().endswith((".", ":", ";", "!", "?", ","))
 
 
-def _of_items(items: list[_Item]) -> list[str]:
-    """The items' texts, without headings and without what stands deeper than a phrase."""
+def _of_items(items: list[_Item], classes: Classes) -> list[str]:
+    """The items' texts, without headings and without what stands deeper than a phrase or below a no."""
     found = []
     explained = None  # the indentation of the last phrase that may have explanations below it
-    for item in items:
+    excluding = None  # the indentation of the last heading that excludes what stands below it
+    for item, after in zip_longest(items, items[1:]):
         text = " ".join(item.parts).strip()
         if explained is not None and item.indent >= explained + 2:
             continue
-        heading = text.rstrip("*_ ").endswith((":", "：")) or _is_aspect(text.strip("*_ "))
-        explained = None if heading else item.indent
+        heading = is_aspect(text.strip("*_ ")) or _is_heading(text, classes)
+        if excluding is not None and (item.indent > excluding or not heading):
+            continue
+        explained, excluding = None if heading else item.indent, None
         if not heading:
             found.append(text)
+        elif excludes(text) or classes.whose(text) is False:
+            below = after is not None and after.indent > item.indent
+            explained, excluding = (item.indent, None) if below else (None, item.indent)
     return found
+
+
+def _is_heading(text: str, classes: Classes) -> bool:
+    return text.rstrip("*_ ").endswith((":", "：")) or classes.named(text) is not None
 
 
 def _plain(lines: list[str]) -> list[str]:
@@ -267,6 +259,8 @@ def _plain(lines: list[str]) -> list[str]:
     """
     texts = [line.strip() for line in lines if not line.lstrip().startswith(("```", "~~~"))]
     intro = max((i for i, text in enumerate(texts) if text.endswith((":", "："))), default=-1)
+    if intro >= 0 and excludes(texts[intro]):
+        return []
     texts = texts[intro + 1 :]
     while texts and not texts[-1]:
         texts.pop()
@@ -288,26 +282,30 @@ def _is_plain(text: str) -> bool:
     return few and not talk and not NOT_PLAIN.search(text) and not RULE.fullmatch(text)
 
 
-def _is_aspect(label: str) -> bool:
-    words = re.findall(r"[^\W\d_]+", label[:100].casefold())
-    return bool(words) and len(label) <= 100 and all(map(ASPECT.fullmatch, words))
+def _cleaned(texts: Iterable[str], classes: Classes) -> list[str]:
+    return [phrase for text in texts if (phrase := _clean(text, classes))]
 
 
-def _cleaned(texts: Iterable[str]) -> list[str]:
-    return [phrase for text in texts if (phrase := _clean(text))]
-
-
-def _clean(text: str) -> str:
+def _clean(text: str, classes: Classes) -> str:
     """One phrase without label, emphasis, quotes and full stop; "" where nothing readable is left."""
     if not text.isprintable():
         text = "".join(map(_visible, text))
     text = " ".join(text.split())
+    label = NAMED.match(text)
+    if label and (own := classes.whose(label["label"])) is not None:
+        if not own:
+            return ""
+        text = label["rest"] if classes.named(label["label"]) else text
     if head := HEAD.match(text):
         bold = head["bold"].strip()
-        text = head["rest"] if len(bold.split()) == 1 or _is_aspect(bold) else bold
+        if excludes(bold) and not is_aspect(bold) and (" " not in bold or rank(bold, "") == 0):
+            return ""
+        text = head["rest"] if len(bold.split()) == 1 or is_aspect(bold) else bold
     text = text.replace("**", "").replace("__", "").replace("`", "").strip()
-    if (label := LABEL.match(text)) and (" " not in label["label"] or _is_aspect(label["label"])):
-        text = label["rest"]
+    if label := LABEL.match(text):
+        if excludes(label["label"]) and not is_aspect(label["label"]):
+            return ""
+        text = label["rest"] if " " not in label["label"] or is_aspect(label["label"]) else text
     for _ in QUOTES:
         text = text.strip(" ,;").removesuffix(".").removesuffix("。").rstrip()
         for opening, closing in QUOTES:

@@ -1,10 +1,10 @@
 """Replies as LLMs write them, and ten thousand that are broken or hostile on purpose."""
 
-import html
 import json
 import re
 import time
 import unicodedata
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from medvlp.knowledge.loose_json import read_json
 from medvlp.knowledge.replies import REPLY_KINDS, ReplyError, parse_reply
+from medvlp.knowledge.symptom_sets import SymptomSet
+from tests.knowledge.lesions import CARD
 
 CORPUS = yaml.safe_load((Path(__file__).parent / "replies" / "replies.yaml").read_text(encoding="utf-8"))
 MILLION = 10**6
@@ -33,10 +35,10 @@ def decoded(reply: str) -> str:
     ).replace("\\'", "'")
 
 
-def check(reply: str, cut: bool) -> list[str]:
+def check(reply: str, cut: bool, names: dict[str, bool] | None = None) -> list[str]:
     """Parse a reply; assert what holds for any reply at all; return the phrases, none for a ReplyError."""
     try:
-        phrases = parse_reply(reply, cut)
+        phrases = parse_reply(reply, cut, names)
     except ReplyError as error:
         assert error.kind in REPLY_KINDS
         assert error.reply == reply
@@ -48,8 +50,21 @@ def check(reply: str, cut: bool) -> list[str]:
         assert phrase == phrase.strip() != ""
         assert not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in phrase), ascii(phrase)
         assert squeezed(phrase) in plain or squeezed(phrase) in escaped, ascii(phrase)
-        assert not re.search("[<>\"']", html.escape(phrase))
+    tags = [shown_tags(some) for some in (phrases, ["red dots"] * len(phrases))]
+    assert tags[0] == tags[1], "a reply brought a tag of its own into the notebook"
     return phrases
+
+
+def shown_tags(phrases: list[str]) -> list[tuple]:
+    """Every tag, comment and declaration of what a notebook shows of a set with these phrases."""
+    tags: list[tuple] = []
+    parser = HTMLParser(convert_charrefs=True)
+    parser.handle_starttag = lambda *tag: tags.append(tag)
+    parser.handle_endtag = parser.handle_comment = parser.handle_decl = lambda text: tags.append((text,))
+    parser.handle_pi = parser.unknown_decl = lambda text: tags.append((text,))
+    parser.feed(SymptomSet.from_phrases(CARD, dict.fromkeys(CARD.classnames, phrases))._repr_html_())
+    parser.close()
+    return tags
 
 
 @pytest.mark.parametrize("case", CORPUS, ids=lambda case: case["shape"])
@@ -57,12 +72,12 @@ def test_the_shapes_that_llms_produce(case):
     cut = case.get("cut", False)
     if "error" in case:
         with pytest.raises(ReplyError) as caught:
-            parse_reply(case["reply"], cut)
+            parse_reply(case["reply"], cut, case.get("names"))
         assert caught.value.kind == case["error"]
         assert caught.value.reply == case["reply"]
     else:
-        assert parse_reply(case["reply"], cut) == case["phrases"]
-    check(case["reply"], cut)
+        assert parse_reply(case["reply"], cut, case.get("names")) == case["phrases"]
+    check(case["reply"], cut, case.get("names"))
 
 
 @pytest.mark.parametrize("case", CORPUS, ids=lambda case: case["shape"])
@@ -71,7 +86,7 @@ def test_a_reply_cut_anywhere_gives_whole_phrases_only(case):
     reply = case["reply"].rstrip("\n")
     whole = case.get("phrases", [])
     for length in range(len(reply)):
-        phrases = check(reply[:length], cut=True)
+        phrases = check(reply[:length], True, case.get("names"))
         half = [p for p in phrases if p not in whole and any(w != p and w.startswith(p) for w in whole)]
         assert not half, f"half a phrase after {length} characters"
 
