@@ -22,6 +22,7 @@ INSTALL = 'pip install "medvlp[llm]"'
 REJECTED = (400, 422, 501)  # what servers answer to an option that they do not have
 SHOWN = 500  # characters of a server's text that an error shows
 HIDDEN = "***"
+SAYS_WHICH = "X-Medvlp-LLM"  # header of the client of a local_llm: the hash or hub name of its LLM
 RESUME = "Finished classes are kept: the same call goes on at this one."
 SECRET_NAME = re.compile(r"(?i)(key|token|secret|password|passwd|credentials?|authorization|cookie)$")
 KEY_FORMS = re.compile(  # keys of the usual makes, whole or with stars in them, and what follows Bearer
@@ -115,10 +116,9 @@ class Server:
 
     @property
     def place(self) -> str:
-        """The address, for telling servers apart: a server on this machine has another port each time."""
-        url = urlsplit(self.address)
-        local = url.hostname in ("127.0.0.1", "::1", "localhost")
-        return "this machine" if local else self.address
+        """What tells servers apart: the LLM of a `local_llm`, on whatever port, and else the address."""
+        which = self.client.default_headers.get(SAYS_WHICH)
+        return f"local_llm {which}" if isinstance(which, str) else self.address
 
     def clean(self, text: str) -> str:
         """The text with every secret at hand replaced by ***, and without half characters."""

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING
 from tqdm.auto import tqdm
 
 from medvlp.data.files import cache_folder, sha256
+from medvlp.knowledge.asking import SAYS_WHICH
 from medvlp.knowledge.llm_server import HOST, NO_TEMPLATE
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class LocalLLM:
     """A server for one LLM on 127.0.0.1: `with local_llm() as server:`, or `start()` and later `close()`.
 
     Attributes:
-        model: the name to pass as `model=` in requests.
+        model: the name to pass as `model=` in requests: "smollm2", a hub name, or for other local files
+            their name and the start of their hash.
         port: where it listens; None until it was started, unless one was asked for.
 
     It ends with `close()`, with this object, with the interpreter, and when the interpreter is killed. It
@@ -50,7 +52,7 @@ class LocalLLM:
 
     def __init__(self, llm: "LLM", port: int | None, timeout: float, progress: bool) -> None:
         self.llm, self.port, self.timeout, self.progress = llm, port, timeout, progress
-        self.model = llm.name if llm.sha256 is None else _model_name(llm.name)
+        self.model = llm.name if _is_known(llm) else f"{_model_name(llm.name)}-{llm.sha256[:8]}"
         self._asked_port = port
         self._client: OpenAI | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -78,7 +80,10 @@ class LocalLLM:
             import openai
 
             self._client = openai.OpenAI(
-                base_url=base_url, api_key="none", http_client=openai.DefaultHttpxClient(trust_env=False)
+                base_url=base_url,
+                api_key="none",
+                default_headers={SAYS_WHICH: self.llm.sha256 or self.llm.name},
+                http_client=openai.DefaultHttpxClient(trust_env=False),
             )
         return self._client
 
@@ -125,7 +130,9 @@ class LocalLLM:
         """Where a local LLM is laid out: named by its contents, and a folder also by its place."""
         if self.llm.sha256 is None:
             return None
-        key = self.llm.sha256 if self.llm.gguf_file else sha256(self.llm.sha256, self.llm.place)
+        key = self.llm.sha256
+        if not _is_known(self.llm):  # it is laid out under its name
+            key = sha256(key, self.model, "" if self.llm.gguf_file else self.llm.place)
         return cache_folder().resolve() / "llms" / f"{key}-{VERSION}"
 
     def _wait(self) -> None:
@@ -213,10 +220,15 @@ def local_llm(
     return LocalLLM(found, port, timeout, progress)
 
 
+def _is_known(llm: "LLM") -> bool:
+    """Whether its name alone says which LLM it is: the one of the package, or one of the hub."""
+    return llm.sha256 is None or (llm.name == "smollm2" and bool(llm.gguf_file))
+
+
 def _model_name(name: str) -> str:
     """`name` as a hub name: letters, digits, and single dots and dashes between them."""
     name = re.sub(r"[^A-Za-z0-9_]+", lambda run: run[0] if run[0] in (".", "-") else "-", name)
-    return name.removesuffix(".gguf").strip("-.")[:90].rstrip("-.") or "llm"
+    return name.removesuffix(".gguf").strip("-.")[:80].rstrip("-.") or "llm"
 
 
 def _has_chat_template(folder: Path) -> bool:

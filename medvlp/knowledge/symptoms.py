@@ -91,7 +91,9 @@ def generate_symptoms(
         seed: of sampling (sent to the server, plus one for each further question) and of the images shown.
         max_tokens: the longest answer.
         max_words: the longest phrase.
-        store: folder of stored sets; default: symptoms in MEDVLP_CACHE or ~/.cache/medvlp.
+        store: folder of stored sets; default: symptoms in MEDVLP_CACHE or ~/.cache/medvlp. A set is found
+            again by its inputs, the model's name and the server's address with its port. The client of a
+            `local_llm` is known by its LLM's hash instead (a hub LLM by name), as its port changes.
         progress: show a bar with calls, tokens and seconds.
 
     Raises:

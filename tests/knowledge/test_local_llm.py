@@ -16,6 +16,7 @@ import pytest
 from transformers import AutoConfig
 
 from medvlp.knowledge import llm_server, local_llm
+from medvlp.knowledge.asking import SAYS_WHICH
 from medvlp.knowledge.local_llm import LocalLLM
 from tests.knowledge.small_llm import save_llm
 
@@ -116,13 +117,14 @@ def test_start_answer_close_start_again(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
     fake(monkeypatch, FAKE)
     server = LocalLLM(TINY, None, 30, False)
-    assert repr(server) == "LocalLLM('tiny', not running)"
-    with pytest.raises(RuntimeError, match=r"'tiny' was not started: use `with local_llm"):
+    assert repr(server) == "LocalLLM('tiny-00000000', not running)"
+    with pytest.raises(RuntimeError, match=r"'tiny-00000000' was not started: use `with local_llm"):
         server.client.models.list()
     for _ in range(2):
         assert server.start(wait=False) is server and server.running
         pid, port = server._process.pid, server.port
-        assert [model.id for model in server.client.models.list()] == ["tiny"]  # waits; no proxy
+        assert [model.id for model in server.client.models.list()] == [server.model]  # waits; no proxy
+        assert server.client.default_headers[SAYS_WHICH] == TINY.sha256
         assert server.client.api_key == "none" and server.client is server.client
         assert server.start().port == port and server._process.pid == pid  # already running
         server.close()
@@ -154,7 +156,7 @@ def test_forgotten_or_failing_blocks_leave_no_server(monkeypatch: pytest.MonkeyP
 
 def test_a_server_that_dies_or_hangs_shows_its_last_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     fake(monkeypatch, "for i in range(40): print('line', i)\nraise SystemExit('no such weights')")
-    with pytest.raises(RuntimeError, match=r"'tiny' ended by itself \(exit code 1\)") as error:
+    with pytest.raises(RuntimeError, match=r"'tiny-00000000' ended by itself \(exit code 1\)") as error:
         LocalLLM(TINY, None, 30, False).start()
     lines = str(error.value).splitlines()[1:]
     assert lines == [f"line {i}" for i in range(29, 40)] + ["no such weights"]
@@ -207,13 +209,25 @@ def test_a_folder_is_served_by_a_name_without_its_path(
     folder = save_llm(tmp_path / "my -- llm v1.5 (chat)")
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     server = local_llm.local_llm(folder)
-    assert server.model == "my-llm-v1.5-chat"
+    assert server.model == f"my-llm-v1.5-chat-{server.llm.sha256[:8]}"
     hub = server._hub()
     llm_server._lay_out(hub, server.model, server.llm.place, "")
     found = huggingface_hub.scan_cache_dir(hub)
     assert [repo.repo_id for repo in found.repos] == [server.model] and not found.warnings
     assert AutoConfig.from_pretrained(server.model, cache_dir=hub, local_files_only=True).hidden_size == 32
     assert [path.name for path in hub.parent.glob(".*.part")] == []
+
+
+def test_only_the_shipped_llm_and_hub_names_stand_without_a_hash() -> None:
+    def model(name: str, gguf_file: str | None, sha256: str | None) -> str:
+        llm = SimpleNamespace(name=name, place="/none", gguf_file=gguf_file, sha256=sha256)
+        return LocalLLM(llm, None, 1, False).model
+
+    assert model("smollm2", "SmolLM2.gguf", "a" * 64) == "smollm2"
+    assert model("owner/name", None, None) == "owner/name"
+    assert model("smollm2", None, "a" * 64) == "smollm2-aaaaaaaa"  # a folder of that name
+    assert model("model.gguf", "model.gguf", "b" * 64) == "model-bbbbbbbb"
+    huggingface_hub.utils.validate_repo_id(model("x" * 300, "x.gguf", "c" * 64))
 
 
 @pytest.mark.parametrize(

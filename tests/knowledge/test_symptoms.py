@@ -13,7 +13,7 @@ import torch
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.cards import DataCard
-from medvlp.knowledge.asking import Server
+from medvlp.knowledge.asking import SAYS_WHICH, Server
 from medvlp.knowledge.class_symptoms import centred_cosines
 from medvlp.knowledge.phrases import PhraseChecker
 from medvlp.knowledge.symptom_prompts import DEFAULT, SMALL, SymptomPrompts
@@ -234,9 +234,20 @@ def test_a_replay_makes_no_call(ask):
         again = ask(server)
         assert server.calls == 3 and again.new_calls == 0
     assert again.record == first.record and "replayed" in repr(again)
-    with FakeServer(told) as elsewhere:  # a server on this machine has another port each time
-        assert ask(elsewhere).record == first.record
-        assert elsewhere.calls == 0
+
+
+def test_another_server_is_asked_anew_and_a_local_llm_is_known_on_any_port(ask):
+    """The same name on another port of this machine may be another model."""
+    with FakeServer(told) as server, FakeServer(told) as elsewhere:
+        ask(server)
+        ask(elsewhere)
+        assert server.calls == elsewhere.calls == 3
+        local = [each.client(default_headers={SAYS_WHICH: "a" * 64}) for each in (server, elsewhere)]
+        first = ask(server, client=local[0])
+        again = ask(elsewhere, client=local[1])
+        assert again.record == first.record and (server.calls, elsewhere.calls) == (6, 3)
+        ask(elsewhere, client=elsewhere.client(default_headers={SAYS_WHICH: "b" * 64}))
+        assert elsewhere.calls == 6
 
 
 CHANGES = {
