@@ -160,8 +160,9 @@ class OneClass:
 
     def _read(self, call: Call) -> list[str]:
         """The phrases of an answer; none where it cannot be used, which the call notes."""
+        names = self.run.checker.names(self.name)
         try:
-            return [] if call.problem else parse_reply(call.reply, cut=call.finish_reason == "length")
+            return [] if call.problem else parse_reply(call.reply, call.finish_reason == "length", names)
         except ReplyError as error:
             call.problem = error.kind
             return []
