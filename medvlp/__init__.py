@@ -6,6 +6,8 @@ For teaching and research. Not a medical device.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from medvlp.methods.registry import HOMES
+
 if TYPE_CHECKING:
     from medvlp.backbone.clip import Clip, load_clip
     from medvlp.backbone.features import image_features
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from medvlp.methods.zero_shot import ZeroShot
     from medvlp.show.review import SymptomReview, review_table
     from medvlp.study.averaging import EpochAverage
-    from medvlp.study.config import TrainConfig
+    from medvlp.study.config import TrainConfig, recipe
     from medvlp.study.evaluation import Report, evaluate
     from medvlp.study.prediction import Prediction, predict
     from medvlp.study.saving import load, save
@@ -36,22 +38,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Where each public name lives. A name is imported when it is first used: `import medvlp` stays quick.
-_HOMES = {
-    "CILMP": "medvlp.methods.cilmp",
+_HOMES = HOMES | {
     "Clip": "medvlp.backbone.clip",
     "Data": "medvlp.data.datasets",
     "DataCard": "medvlp.data.cards",
     "EpochAverage": "medvlp.study.averaging",
     "ImageSet": "medvlp.data.datasets",
-    "LinearProbe": "medvlp.methods.linear_probe",
     "Prediction": "medvlp.study.prediction",
     "Report": "medvlp.study.evaluation",
     "Representations": "medvlp.knowledge.representations",
     "SymptomReview": "medvlp.show.review",
     "SymptomSet": "medvlp.knowledge.symptom_sets",
     "TrainConfig": "medvlp.study.config",
-    "ViP": "medvlp.methods.vip",
-    "ZeroShot": "medvlp.methods.zero_shot",
     "evaluate": "medvlp.study.evaluation",
     "fit": "medvlp.study.training",
     "generate_symptoms": "medvlp.knowledge.symptoms",
@@ -65,6 +63,7 @@ _HOMES = {
     "load_dataset": "medvlp.data.datasets",
     "local_llm": "medvlp.knowledge.local_llm",
     "predict": "medvlp.study.prediction",
+    "recipe": "medvlp.study.config",
     "review_table": "medvlp.show.review",
     "save": "medvlp.study.saving",
     "shipped_representations": "medvlp.knowledge.representations",

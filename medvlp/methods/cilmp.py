@@ -1,7 +1,7 @@
 """CILMP: LLM representations of each class, edited in low rank for every image, as prompts in every layer."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +85,16 @@ class CILMP(nn.Module):
         ValueError: a class without representation, with fewer rows than P + S or more than its text has room
             for; an argument out of its range; an image tower without tokens unless image_depth is 0.
     """
+
+    # the paper's; the views are new ones in every epoch
+    recipe: ClassVar[dict[str, Any]] = {
+        "epochs": 100,
+        "batch_size": 64,
+        "lr": 0.0025,
+        "views": "fresh",
+        "keep": "last",
+    }
+    average: ClassVar[dict[str, Any]] = {"mean": 1.0, "std": 0.3, "tensors": ("ctx", "image_prompts")}
 
     def __init__(
         self,

@@ -11,15 +11,21 @@ from medvlp.study.config import TrainConfig
 
 
 class Logits(nn.Module):
-    """One `forward` for either kind of input, which is what accelerate wraps."""
+    """One `forward` for either kind of input and of loss, which is what accelerate wraps."""
 
     def __init__(self, method: nn.Module, from_features: bool) -> None:
         super().__init__()
         self.method, self.from_features = method, from_features
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Features (B, D) or images (B, 3, S, S) -> logits (B, n_cls)."""
-        return self.method.logits_from_features(inputs) if self.from_features else self.method(inputs)
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D) or images (B, 3, S, S) -> logits (B, n_cls), and what else is minimised, (B,)."""
+        method = self.method
+        if hasattr(method, "training_logits"):
+            if hasattr(method, "logits_from_features") and not self.from_features:
+                inputs = method.clip.encode_images(inputs)  # (B, D)
+            return method.training_logits(inputs)
+        logits = method.logits_from_features(inputs) if self.from_features else method(inputs)
+        return logits, logits.new_zeros(len(logits))
 
 
 @contextmanager

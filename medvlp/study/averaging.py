@@ -24,6 +24,8 @@ class EpochAverage(Callback):
         fit(cilmp, train, val, TrainConfig(epochs=100, keep="last"),
             callbacks=[EpochAverage(100, tensors=("ctx", "image_prompts"))])
 
+    which `EpochAverage.published(cilmp, 100)` also gives.
+
     What is not averaged keeps the weights that `fit` keeps, so ask for `keep="last"`. After Ctrl-C it is the
     average of the epochs so far. A checkpoint keeps the sum: a run that goes on ends as an unbroken one.
 
@@ -53,6 +55,20 @@ class EpochAverage(Callback):
         self.tensors = None if tensors is None else tuple(tensors)
         self.sums: dict[str, Tensor] = {}  # a_e theta_e, in float64
         self.weight = 0.0  # the sum of a_e
+
+    @classmethod
+    def published(cls, method: nn.Module, epochs: int) -> "EpochAverage | None":
+        """The average that the method was published with, for a run of `epochs`; None if it has none.
+
+        It is the method's own `average`: mean and std as fractions of the number of epochs, and the tensors.
+        """
+        average = getattr(method, "average", None)
+        if average is None:
+            return None
+        own = {name.split(".")[0] for name in own_tensors(method)}
+        tensors = average.get("tensors")
+        chosen = tensors and tuple(name for name in tensors if name in own)
+        return cls(epochs, average["mean"] * epochs, average["std"] * epochs, chosen)
 
     def on_epoch_end(self, method: nn.Module, epoch: int, row: dict) -> None:
         """Add this epoch's tensors, and its weight to the history."""

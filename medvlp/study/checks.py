@@ -1,8 +1,27 @@
-"""Whether images can serve to train a method."""
+"""Whether images can serve to train a method, and whether it can be trained."""
+
+import warnings
 
 from torch import nn
 
 from medvlp.data.datasets import ImageSet
+from medvlp.study.config import TrainConfig
+
+
+def check_training(method: nn.Module, train: ImageSet, val: ImageSet | None, config: TrainConfig) -> None:
+    """Raise what `fit` says it raises before it starts; warn of validation on test images."""
+    check_images("training", train, method)
+    if val is not None:
+        check_images("validation", val, method)
+        if val.split == "test":
+            warnings.warn(
+                "validation on test images: the epoch is then chosen on the test set.", stacklevel=3
+            )
+    elif config.keep == "best":
+        raise ValueError("fit needs validation images to find the best epoch; give val, or keep='last'.")
+    learns = any(parameter.requires_grad for parameter in method.parameters())
+    if not learns and not hasattr(method, "before_training"):
+        raise ValueError(f"{type(method).__name__} has nothing to train: no parameter requires a gradient.")
 
 
 def check_images(use: str, dataset: ImageSet, method: nn.Module) -> None:

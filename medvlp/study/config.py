@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from math import cos, pi
 
+from torch import nn
+
 from medvlp.backbone.clip import PRECISIONS
 from medvlp.data.names import unknown_name
 from medvlp.methods.linear_probe import CLASS_WEIGHT
@@ -11,6 +13,7 @@ from medvlp.study.metrics import METRICS
 SELECTION = ("loss", *METRICS)  # what the best epoch may be chosen by
 LOWER_IS_BETTER = ("loss", "ECE")
 KEEP = ("best", "last")
+OPTIMIZERS = ("sgd", "adamw")
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,10 @@ class TrainConfig:
         epochs: E, passes over the training images.
         batch_size: images a step, over all processes together. In each epoch the last, smaller batch is left
             out, as in CoOp, unless there is no other.
-        lr: learning rate of SGD at the start of the cosine; see `learning_rate`.
+        lr: learning rate at the start of the cosine; see `learning_rate`.
+        optimizer: "sgd" or "adamw".
         momentum: of SGD.
-        weight_decay: of SGD, on everything that is trained.
+        weight_decay: on everything that is trained; AdamW's is decoupled from the gradient.
         warmup_lr: learning rate of the first epoch, constant; None for no such epoch.
         seed: of the order of the images, the views drawn and dropout. What the learned tensors start from is
             the method's own affair.
@@ -44,6 +48,7 @@ class TrainConfig:
     epochs: int = 50
     batch_size: int = 32
     lr: float = 0.002
+    optimizer: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup_lr: float | None = 1e-5
@@ -58,6 +63,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Raise ValueError for a name that is unknown or a number that makes no sense."""
         choices = {"precision": PRECISIONS, "class_weight": CLASS_WEIGHT, "metric": SELECTION, "keep": KEEP}
+        choices |= {"optimizer": OPTIMIZERS}
         for field, names in choices.items():
             if getattr(self, field) not in names:
                 raise ValueError(unknown_name(field, getattr(self, field), names, "TrainConfig"))
@@ -94,3 +100,12 @@ class TrainConfig:
     def is_better(self, value: float, than: float) -> bool:
         """Whether a value of `metric` is better than another; a tie is not."""
         return value < than if self.metric in LOWER_IS_BETTER else value > than
+
+
+def recipe(method: nn.Module | type[nn.Module]) -> TrainConfig:
+    """The recipe that a method was published with: what `fit` uses where it is given none.
+
+    It is the method's own `recipe`, fields of `TrainConfig` by name, over the defaults.
+    `dataclasses.replace(recipe(CoOp), epochs=20)` is the same for fewer epochs.
+    """
+    return TrainConfig(**getattr(method, "recipe", {}))

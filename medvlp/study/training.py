@@ -1,10 +1,9 @@
 """fit: train what a method learns, knowing nothing of the method."""
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from math import isfinite, isnan
+from math import isfinite, isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,12 @@ from medvlp.methods.parameters import load_own_tensors, own_tensors
 from medvlp.study.accelerators import Logits, one_accelerator
 from medvlp.study.callbacks import Callback
 from medvlp.study.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from medvlp.study.checks import check_images
-from medvlp.study.config import TrainConfig
+from medvlp.study.checks import check_training
+from medvlp.study.config import TrainConfig, recipe
 from medvlp.study.evaluation import predict_logits
 from medvlp.study.metrics import weighted_metrics
-from medvlp.study.views import FeatureBatches, ImageBatches, epoch_seed
+from medvlp.study.optimizers import load_optimizer_tensors, make_optimizer, optimizer_tensors
+from medvlp.study.views import FeatureBatches, ImageBatches, class_weights, epoch_seed
 
 
 def fit(
@@ -41,6 +41,11 @@ def fit(
     progress: bool = True,
 ) -> pd.DataFrame:
     """Train the parameters of `method` that require gradients, by cross-entropy, and keep the best epoch's.
+
+    A method may bring more: `training_logits(inputs) -> (logits (B, n_cls), penalty (B,))`, where the mean of
+    cross-entropy and penalty together is minimised; `before_training(train, val, cache_dir)`, called once at
+    the start, and `after_training(val, cache_dir)`, called with the weights that are kept. Where that leaves
+    nothing to train by gradients, as in a linear probe, the history is one row, of epoch 0.
 
     Where the method has `logits_from_features`, the image tower is frozen and its features are computed once
     for each view. With `views=0` that is exactly training without augmentation. With K views it is the
@@ -57,35 +62,29 @@ def fit(
         method: A module with `.clip`, `.card`, `.config` and `forward(images) -> logits`.
         train: Training images, of the method's classes.
         val: Validation images. None only with `keep="last"`.
-        config: The recipe; by default `TrainConfig()`.
+        config: The recipe; by default the one that the method was published with, see `recipe`.
         checkpoint: A file that is replaced, whole, after each epoch. Where it exists the run goes on from it.
         callbacks: Told of each epoch; see `Callback`.
         cache_dir: Of the image features; by default the features' own.
         progress: Show a bar.
 
     Returns:
-        One row an epoch: epoch (from 1), lr, loss (the mean over the epoch's images), val_loss and val_ with
-        each metric of `evaluate`, seconds, and best (True for one epoch; ties: the earliest). Stopped by
-        Ctrl-C it has the epochs so far, and the method their best weights (its own before training, if none).
+        One row an epoch: epoch (from 1), lr, loss (the mean over the epoch's images, penalty included),
+        val_loss (cross-entropy) and val_ with each metric of `evaluate`, seconds, and best (True for one
+        epoch; ties: the earliest). Stopped by Ctrl-C it has the epochs so far, and the method their best
+        weights (its own before training, if none).
 
     Raises:
         ValueError: nothing to train, an empty set, a label outside the card, other classes than the method's,
             a damaged checkpoint or one of another run, a metric that is undefined on the validation images.
         FloatingPointError: the loss is no longer finite; the method holds the best weights before that.
     """
-    config = config or TrainConfig()
-    check_images("training", train, method)
-    if val is not None:
-        check_images("validation", val, method)
-        if val.split == "test":
-            warnings.warn(
-                "validation on test images: the epoch is then chosen on the test set.", stacklevel=2
-            )
-    elif config.keep == "best":
-        raise ValueError("fit needs validation images to find the best epoch; give val, or keep='last'.")
-    if not any(parameter.requires_grad for parameter in method.parameters()):
-        raise ValueError(f"{type(method).__name__} has nothing to train: no parameter requires a gradient.")
+    config = config or recipe(method)
+    check_training(method, train, val, config)
     with one_accelerator(method, config) as accelerator:
+        if hasattr(method, "before_training"):
+            with accelerator.main_process_first():  # the others find the features in the cache
+                method.before_training(train, val, cache_dir)
         trainer = _Trainer(method, train, val, config, accelerator, callbacks, cache_dir, progress)
         with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
             return trainer.run(Path(checkpoint) if checkpoint else None)
@@ -109,20 +108,16 @@ class _Trainer:
         self.accelerator, self.callbacks, self.cache_dir = accelerator, callbacks, cache_dir
         self.progress = progress and accelerator.is_main_process
         self.process, self.n_processes = accelerator.process_index, accelerator.num_processes
-        self.batches = self._batches()
-        self.weight = self._class_weight()
         self.parameters = {name: p for name, p in method.named_parameters() if p.requires_grad}
-        sgd = torch.optim.SGD(
-            self.parameters.values(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-        logits = Logits(method, isinstance(self.batches, FeatureBatches))
-        self.model, self.optimizer = accelerator.prepare(logits, sgd)
         self.history: list[dict[str, Any]] = []
         self.kept = _copy(own_tensors(method))
         self.shown: dict[str, Any] = {}  # beside the bar
 
     def run(self, checkpoint: Path | None) -> pd.DataFrame:
         """All epochs that are left, then the weights that are kept."""
+        if not self.parameters:
+            return self._without_steps()
+        self._prepare()
         facts = self._facts() if checkpoint else {}
         if checkpoint:
             self._resume(checkpoint, facts)
@@ -146,9 +141,31 @@ class _Trainer:
         load_own_tensors(self.method, self.kept, "the epoch kept")
         for callback in self.callbacks if self.history else ():
             callback.on_fit_end(self.method)
-        self.method.eval()
+        self._finish()
         best = self._best()
         return pd.DataFrame([row | {"best": row is best} for row in self.history])
+
+    def _without_steps(self) -> pd.DataFrame:
+        """The history of a method that `before_training` has fitted."""
+        start = time.perf_counter()
+        self._finish()
+        row = {"epoch": 0, "lr": nan, "loss": nan} | ({} if self.val is None else self._validate(0))
+        return pd.DataFrame([row | {"seconds": time.perf_counter() - start, "best": self.val is not None}])
+
+    def _prepare(self) -> None:
+        """What steps are made with."""
+        self.batches = self._batches()
+        weight = class_weights(self.config, self.train)  # (n_cls,)
+        self.weight = None if weight is None else weight.to(self.accelerator.device)
+        logits = Logits(self.method, isinstance(self.batches, FeatureBatches))
+        optimizer = make_optimizer(self.config, self.parameters)
+        self.model, self.optimizer = self.accelerator.prepare(logits, optimizer)
+
+    def _finish(self) -> None:
+        """Let the method do what it does last, and leave it in evaluation mode."""
+        self.method.eval()
+        if hasattr(self.method, "after_training"):
+            self.method.after_training(self.val, self.cache_dir)
 
     def _epoch(self, epoch: int, bar: tqdm) -> None:
         """Train and validate once; then history, kept weights and callbacks know of it."""
@@ -175,8 +192,9 @@ class _Trainer:
         self.method.train()
         torch.manual_seed(epoch_seed(self.config, epoch, f"process {self.process}"))
         for step, batch in enumerate(self.batches.epoch(epoch, self.process, self.n_processes), start=1):
-            logits = self.model(batch.inputs)  # (b, n_cls)
+            logits, penalty = self.model(batch.inputs)  # (b, n_cls), (b,)
             loss = F.cross_entropy(logits.float(), batch.labels, weight=self.weight, reduction="sum")
+            loss = loss + penalty.float().sum()
             value = loss.item()
             if not isfinite(value):
                 raise FloatingPointError(self._not_finite(f"loss is {value}", epoch, step))
@@ -234,15 +252,6 @@ class _Trainer:
                 return ImageBatches(clip, self.train, self.config)
             return FeatureBatches(clip, self.train, self.config, cache_dir, self.progress)
 
-    def _class_weight(self) -> Tensor | None:
-        """What an image of each class counts in the loss, (n_cls,); 1 on average over the training images."""
-        if self.config.class_weight is None:
-            return None
-        counts = self.train.labels.bincount(minlength=len(self.method.card.classnames))  # (n_cls,)
-        present = counts > 0
-        weight = len(self.train) / (present.sum() * counts.clamp(min=1))
-        return weight.to(self.accelerator.device, torch.float32)
-
     def _best(self) -> dict[str, Any] | None:
         """The history's best row by validation; the earliest of equals."""
         column, best = _column(self.config.metric), None
@@ -267,12 +276,8 @@ class _Trainer:
         }
 
     def _state(self, epoch: int) -> Checkpoint:
-        momentum = {
-            name: self.optimizer.state[p]["momentum_buffer"]
-            for name, p in self.parameters.items()
-            if self.optimizer.state[p].get("momentum_buffer") is not None
-        }
-        tensors = {"own": own_tensors(self.method), "kept": self.kept, "momentum": momentum}
+        remembered = optimizer_tensors(self.optimizer, self.parameters)
+        tensors = {"own": own_tensors(self.method), "kept": self.kept, "optimizer": remembered}
         tensors |= {f"callback {i}": callback.state_dict() for i, callback in enumerate(self.callbacks)}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
         return Checkpoint(epoch, self.history, scaler, tensors)
@@ -287,9 +292,8 @@ class _Trainer:
         self.kept = {
             name: tensor.to(self.accelerator.device) for name, tensor in state.tensors["kept"].items()
         }
-        for name, tensor in state.tensors.get("momentum", {}).items():
-            parameter = self.parameters[name]
-            self.optimizer.state[parameter]["momentum_buffer"] = tensor.to(parameter.device)
+        remembered = state.tensors.get("optimizer", {})
+        load_optimizer_tensors(self.optimizer, self.parameters, remembered)
         for i, callback in enumerate(self.callbacks):
             callback.load_state_dict(state.tensors.get(f"callback {i}", {}))
         if self.accelerator.scaler and state.scaler:

@@ -46,6 +46,14 @@ def epoch_order(config: TrainConfig, n: int, epoch: int) -> tuple[list[Tensor], 
     return batches, torch.randint(config.views, (n,), generator=random).tolist()
 
 
+def class_weights(config: TrainConfig, train: ImageSet) -> Tensor | None:
+    """What an image of each class counts in the loss, (n_cls,), 1 on average over the images; None: all 1."""
+    if config.class_weight is None:
+        return None
+    counts = train.labels.bincount(minlength=len(train.card.classnames))  # (n_cls,)
+    return len(train) / ((counts > 0).sum() * counts.clamp(min=1)).float()
+
+
 class FeatureBatches:
     """Batches of cached features. All views lie on the device; a batch is an indexed tensor."""
 
