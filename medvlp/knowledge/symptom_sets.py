@@ -16,6 +16,7 @@ from medvlp.data.names import unknown_name
 
 KIND = "medvlp symptoms"
 VERSION = 1
+LITERAL = '<div class="mathjax_ignore tex2jax_ignore">'  # or Jupyter would typeset $...$ as mathematics
 REMAKE = "Delete it and generate the symptoms again, or give another path."
 
 
@@ -241,8 +242,8 @@ class SymptomSet(Mapping[str, list[str]]):
             for name, made in self.record.classes.items()
         )
         return (
-            f"<p>Symptoms for card <b>{_escaped(self.record.card)}</b>: {_escaped(self.origin)}.<br>"
-            f"{_escaped(self._cost())}</p><table><tr><th>class</th><th>symptoms</th></tr>{rows}</table>"
+            f"{LITERAL}<p>Symptoms for card <b>{_escaped(self.record.card)}</b>: {_escaped(self.origin)}.<br>"
+            f"{_escaped(self._cost())}</p><table><tr><th>class</th><th>symptoms</th></tr>{rows}</table></div>"
         )
 
     def _cost(self) -> str:

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from xml.etree import ElementTree
 
 import pytest
 
@@ -228,6 +229,16 @@ def test_hostile_text_is_escaped_wherever_it_is_shown():
         Candidate(text=evil, stage="text", attempt=1, kept=False, reason=evil)
     )
     assert "<img" not in shown.candidates()._repr_html_()
+
+
+def test_dollar_signs_in_a_phrase_are_no_mathematics(symptoms):
+    """MathJax leaves elements of these classes alone, as in tables of pandas without mathematics."""
+    name = next(iter(symptoms))
+    phrases = dict(symptoms) | {name: ["costs $5 or $x^2$"]}
+    page = symptoms.reviewed(phrases, "AB")._repr_html_()
+    root = ElementTree.fromstring(page.replace("<br>", "<br/>"))
+    assert set(root.get("class").split()) == {"mathjax_ignore", "tex2jax_ignore"}
+    assert "costs $5 or $x^2$" in "".join(root.itertext())
 
 
 def test_a_review_in_a_file_is_checked_too(symptoms, tmp_path):
