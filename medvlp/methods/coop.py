@@ -1,0 +1,93 @@
+"""CoOp: context vectors before the class names, learned."""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medvlp.backbone.clip import Clip
+from medvlp.backbone.inject import encode_prompts
+from medvlp.data.cards import DataCard
+from medvlp.methods.context import TRAINER, ContextPrompts
+
+
+class CoOp(ContextPrompts):
+    r"""Context optimization.
+
+        t_c = text([SOS] v_1 .. v_M name_c . [EOS]) / |.|                        (D,)
+        logits[b, c] = exp(logit_scale) * f_b . t_c
+
+    with f_b the normalised image feature: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV
+    130, 2022, arXiv 2109.01134. Learned is v alone (`ctx`): 8,192 numbers at ViT-B/16 with M = 16. Both
+    towers are frozen.
+
+    Args:
+        clip: The frozen image and text towers.
+        card: Gives the classes in label order.
+        n_ctx: M, the number of context vectors. None: 16, or as many as `ctx_init` has tokens.
+        ctx_init: Words that the context starts from, such as "a photo of a"; "" draws it from a normal
+            distribution of standard deviation 0.02.
+        csc: Class-specific context: M vectors for each class, not shared. With words each class starts from
+            them (in the authors' code words undo csc).
+        position: Where the class name stands: at the "end" after the context, in the "middle" of it, or at
+            the "front" of it. The full stop comes last.
+        logit_scale: The factor on cosines, exp(logit_scale) above; by default the CLIP's own.
+        seed: Of the context's start.
+
+    Attributes:
+        ctx: v, (M, w), or (n_cls, M, w) with csc; w is the text width.
+        config: the arguments by name, fit for JSON; `CoOp(clip, card, **config)` builds the same again.
+
+    Raises:
+        ValueError: an unknown position; n_ctx below 1, or not the number of the words' tokens; a class name
+            that is too long for the tower.
+    """
+
+    # KaiyangZhou/CoOp, configs/trainers/CoOp/vit_b16.yaml, which the authors use with 8 and 16 shots;
+    # 100 epochs with 2 and 4 shots, 50 with one (COOP.md)
+    recipe: ClassVar[dict[str, Any]] = TRAINER | {"epochs": 200, "batch_size": 32, "lr": 0.002}
+
+    def __init__(
+        self,
+        clip: Clip,
+        card: DataCard,
+        *,
+        n_ctx: int | None = None,
+        ctx_init: str = "",
+        csc: bool = False,
+        position: str = "end",
+        logit_scale: float | None = None,
+        seed: int = 1,
+    ) -> None:
+        """Tokenize the prompts and start the context; see the class."""
+        random = torch.Generator().manual_seed(seed)
+        super().__init__(
+            clip,
+            card,
+            random,
+            n_ctx=n_ctx,
+            ctx_init=ctx_init,
+            csc=csc,
+            position=position,
+            logit_scale=logit_scale,
+        )
+        self.config = {
+            "n_ctx": n_ctx,
+            "ctx_init": ctx_init,
+            "csc": csc,
+            "position": position,
+            "logit_scale": logit_scale,
+            "seed": seed,
+        }
+
+    def logits_from_features(self, image_features: Tensor) -> Tensor:
+        """Logits of normalised image features: (B, D) -> (B, n_cls)."""
+        return self._logits(image_features, self.class_features())
+
+    def class_features(self) -> Tensor:
+        """t: the classes' text features, (n_cls, D), L2-normalised."""
+        return F.normalize(encode_prompts(self.clip, self.tokens, self.ctx, self.positions), dim=-1)
+
+    def _logits(self, image_features: Tensor, t: Tensor) -> Tensor:
+        return self.logit_scale * image_features.to(t) @ t.T

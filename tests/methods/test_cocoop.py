@@ -1,0 +1,87 @@
+"""CoCoOp: its formula, image by image, and CoOp where the meta-net says nothing."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from medvlp.backbone.clip import Clip, load_clip
+from medvlp.methods.cocoop import CoCoOp
+from medvlp.methods.coop import CoOp
+from tests.backbone import small_clips
+from tests.methods import coop_oracle
+from tests.methods.small import make_card
+
+CARD = make_card()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Clip:
+    return load_clip(small_clips.openai_kind(tmp_path_factory.mktemp("clip")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def f(clip) -> torch.Tensor:
+    return F.normalize(torch.randn(5, clip.embed_dim, generator=torch.Generator().manual_seed(0)), dim=-1)
+
+
+@pytest.mark.parametrize("position", ["end", "front"])
+def test_logits_and_gradients_are_those_of_the_formula(clip, f, position):
+    method = CoCoOp(clip, CARD, position=position)
+    with torch.no_grad():
+        method.meta_net[2].bias.add_(0.2)
+    own = {name: p for name, p in method.named_parameters() if p.requires_grad}
+    plain = {name: p.detach().clone().requires_grad_() for name, p in own.items()}
+    W1, b1, W2, b2 = (plain[f"meta_net.{i}.{part}"] for i in (0, 2) for part in ("weight", "bias"))
+    logits = []
+    for f_b in f:
+        pi = W2 @ (W1 @ f_b + b1).clamp(min=0) + b2  # (w,)
+        t = coop_oracle.text_features(clip, CARD.classnames, plain["ctx"] + pi, position)
+        logits.append(clip.logit_scale * t @ f_b)
+    logits, labels = torch.stack(logits), torch.tensor([0, 1, 2, 0, 1])
+    assert torch.allclose(method.logits_from_features(f), logits, atol=1e-4)
+    F.cross_entropy(logits, labels).backward()
+    F.cross_entropy(method.logits_from_features(f), labels).backward()
+    for name, p in own.items():
+        assert torch.allclose(p.grad, plain[name].grad, atol=1e-4 * float(plain[name].grad.abs().max())), name
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_without_its_meta_net_it_is_coop_with_that_context(clip, f, position):
+    method = CoCoOp(clip, CARD, n_ctx=4, ctx_init="", position=position, seed=3)
+    coop = CoOp(clip, CARD, n_ctx=4, position=position)
+    with torch.no_grad():
+        coop.ctx.copy_(method.ctx)
+        moved = method.logits_from_features(f)
+        for p in method.meta_net.parameters():
+            p.zero_()
+    assert torch.allclose(method.logits_from_features(f), coop.logits_from_features(f), atol=1e-5)
+    assert not torch.allclose(method.logits_from_features(f), moved, atol=1e-3)
+
+
+def test_an_image_depends_on_no_other_however_many_there_are(clip):
+    method = CoCoOp(clip, CARD)
+    f = F.normalize(torch.randn(200, clip.embed_dim, generator=torch.Generator().manual_seed(1)), dim=-1)
+    with torch.no_grad():  # 600 texts, more than are encoded at once
+        logits = method.logits_from_features(f)
+        assert logits.shape == (200, 3)
+        for b in (0, 84, 85, 86, 199):
+            assert torch.allclose(logits[b], method.logits_from_features(f[b : b + 1])[0], atol=1e-4)
+
+
+def test_as_many_numbers_are_learned_as_published(clip):
+    def count(M: int, w: int, D: int) -> int:
+        return M * w + D * (D // 16) + D // 16 + (D // 16) * w + w
+
+    method = CoCoOp(clip, CARD)
+    learned = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    assert learned == count(len(method.ctx), clip.text_width, clip.embed_dim)
+    assert count(len(method.ctx), w=512, D=512) == 35_360  # ViT-B/16
+
+
+def test_the_meta_net_starts_as_torch_starts_linear_layers(clip):
+    method = CoCoOp(clip, CARD)
+    for layer in (method.meta_net[0], method.meta_net[2]):
+        bound = layer.in_features**-0.5
+        for p in layer.parameters():
+            assert p.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.2)

@@ -1,0 +1,225 @@
+"""What CoOp, CoCoOp, KgCoOp and BiomedCoOp share: texts, starts, configurations, training."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from medvlp.backbone.clip import Clip, load_clip
+from medvlp.data.cards import DataCard
+from medvlp.data.datasets import load_dataset
+from medvlp.methods.biomedcoop import BiomedCoOp
+from medvlp.methods.cocoop import CoCoOp
+from medvlp.methods.context import ContextPrompts, word_embeddings
+from medvlp.methods.coop import CoOp
+from medvlp.methods.kgcoop import KgCoOp
+from medvlp.methods.zero_shot import ZeroShot
+from medvlp.study.config import TrainConfig, recipe
+from medvlp.study.evaluation import evaluate, predict_logits
+from medvlp.study.saving import load, save
+from medvlp.study.training import fit
+from tests.backbone import small_clips
+from tests.methods.small import SYMPTOMS, make_card, make_set
+
+CARD = make_card()
+ALL = [CoOp, CoCoOp, KgCoOp, BiomedCoOp]
+KINDS = ["openai_kind", "siglip_kind", "eos_kind", "coca_kind", "biomedclip_kind"]
+LABELS = torch.tensor([0, 1, 2, 0, 1])
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Clip:
+    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def f(clip) -> torch.Tensor:
+    return F.normalize(torch.randn(5, clip.embed_dim, generator=torch.Generator().manual_seed(0)), dim=-1)
+
+
+def trained(method: ContextPrompts) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in method.named_parameters() if p.requires_grad}
+
+
+def without_meta_net(method: ContextPrompts) -> ContextPrompts:
+    """The method, whose texts are now the same for all images."""
+    if isinstance(method, CoCoOp):
+        for p in method.meta_net.parameters():
+            torch.nn.init.zeros_(p)
+    return method
+
+
+# --- texts ---
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_the_words_a_photo_of_a_are_zero_shot(clip, f, kind):
+    method = without_meta_net(kind(clip, CARD, ctx_init="a photo of a"))
+    zero_shot = ZeroShot(clip, CARD, "classnames", templates="a photo of a {}.")
+    assert torch.allclose(method.logits_from_features(f), zero_shot.logits_from_features(f), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_text_tower(tmp_path, kind):
+    clip = load_clip(getattr(small_clips, kind)(tmp_path), device="cpu")
+    images = torch.randn(2, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
+    f = clip.encode_images(images)
+    expected = ZeroShot(clip, CARD, "classnames", templates="a photo of a {}.").logits_from_features(f)
+    for build in ALL:
+        method = without_meta_net(build(clip, CARD, ctx_init="a photo of a"))
+        assert torch.allclose(method(images), expected, atol=1e-3)
+        F.cross_entropy(method.logits_from_features(f), torch.tensor([0, 1])).backward()
+        assert method.ctx.grad.norm() > 0
+
+
+def test_word_embeddings_are_the_words_of_a_text(clip):
+    expected = clip.token_embedding(clip.tokenize(["dark round spots."])[0, 1:4])
+    assert torch.equal(word_embeddings(clip, "dark round spots"), expected)
+
+
+def test_an_underscore_in_a_name_is_a_space(clip, f):
+    def card(name: str) -> DataCard:
+        return DataCard.model_validate(CARD.model_dump() | {"classes": [{"name": "nevus"}, {"name": name}]})
+
+    own = {name: {"nevus": ["round"], name: ["dark"]} for name in ("blue_nevus", "blue nevus")}
+    for kind in ALL:
+        more = [{"symptoms": given} if kind is BiomedCoOp else {} for given in own.values()]
+        a, b = (kind(clip, card(name), **m) for name, m in zip(own, more, strict=True))
+        assert torch.equal(a.logits_from_features(f), b.logits_from_features(f))
+    assert torch.equal(*(KgCoOp(clip, card(name)).w for name in own))
+
+
+# --- starts and configurations ---
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_only_its_own_tensors_learn(clip, f, kind):
+    method = kind(clip, CARD).train()
+    names = {"ctx", *(f"meta_net.{i}.{part}" for i in (0, 2) for part in ("weight", "bias"))}
+    assert set(trained(method)) == (names if kind is CoCoOp else {"ctx"})
+    F.cross_entropy(method.logits_from_features(f), LABELS).backward()
+    assert all(p.grad.norm() > 0 for p in trained(method).values())
+    assert all(p.grad is None for p in clip.parameters())
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_the_seed_decides_the_start_and_leaves_other_random_numbers_alone(clip, kind):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    a, b, c = (kind(clip, CARD, ctx_init="", seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(1), expected)
+    for name, p in trained(a).items():
+        assert torch.equal(p, b.get_parameter(name))
+        assert not torch.equal(p, c.get_parameter(name))
+
+
+def test_the_start_is_drawn_or_the_words(clip):
+    drawn = CoOp(clip, CARD)
+    assert drawn.ctx.shape == (16, clip.text_width)
+    assert drawn.ctx.std().item() == pytest.approx(0.02, rel=0.1)
+    assert CoOp(clip, CARD, n_ctx=3, csc=True).ctx.shape == (3, 3, clip.text_width)
+    words = word_embeddings(clip, "a photo of a")
+    assert torch.equal(CoOp(clip, CARD, n_ctx=4, ctx_init="a photo of a").ctx, words)
+    each = CoOp(clip, CARD, ctx_init="a photo of a", csc=True).ctx
+    assert torch.equal(each, words.expand(3, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (CoOp, {"n_ctx": 2, "csc": True, "position": "middle", "seed": 5}),
+        (CoCoOp, {"n_ctx": 2, "ctx_init": "", "position": "front", "logit_scale": 7.0, "seed": 5}),
+        (KgCoOp, {"weight": 2.0, "template": "skin with {}.", "csc": True}),
+        (BiomedCoOp, {"sccm_weight": 0.5, "symptoms": SYMPTOMS, "tau": 2.0, "n_ctx": 4}),
+        (BiomedCoOp, {"knowledge": "useless", "ctx_init": "skin with"}),
+    ],
+)
+def test_the_configuration_builds_the_same_again(clip, f, tmp_path, kind, config):
+    a = kind(clip, CARD, **config)
+    assert {key: a.config[key] for key in config} == config
+    again = kind(clip, CARD, **json.loads(json.dumps(a.config)))
+    assert again.config == a.config
+    assert torch.equal(again.logits_from_features(f), a.logits_from_features(f))
+    with torch.no_grad():
+        a.ctx.add_(0.1)
+    save(a, tmp_path / "a.safetensors")
+    loaded = load(tmp_path / "a.safetensors", clip, CARD, method=kind)
+    assert torch.equal(loaded.logits_from_features(f), a.logits_from_features(f))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_logit_scale_of_ones_own_changes_the_logits_only(clip, f, kind):
+    plain, scaled = kind(clip, CARD), kind(clip, CARD, logit_scale=7.0)
+    ratio = 7 / clip.logit_scale
+    assert torch.allclose(scaled.logits_from_features(f), ratio * plain.logits_from_features(f), rtol=1e-4)
+
+
+# --- training ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "published"),
+    [
+        (CoOp, (200, 32, 0.002)),
+        (CoCoOp, (10, 1, 0.002)),
+        (KgCoOp, (100, 128, 0.002)),
+        (BiomedCoOp, (100, 4, 0.0025)),
+    ],
+)
+def test_the_recipe_is_the_authors(kind, published):
+    config = recipe(kind)
+    assert (config.epochs, config.batch_size, config.lr) == published
+    assert (config.optimizer, config.momentum, config.weight_decay) == ("sgd", 0.9, 5e-4)
+    assert (config.warmup_lr, config.views, config.keep) == (1e-5, "fresh", "last")
+
+
+@pytest.fixture(scope="module")
+def phantoms():
+    """The embedded CLIP, 16 images a class to learn from, and 150 others."""
+    data = load_dataset("phantom-derm", num_shots=16)
+    return load_clip("tiny", device="cpu"), data.train, data.test.subset(torch.arange(150))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_it_learns_on_phantoms(phantoms, kind):
+    clip, train, test = phantoms
+    method = kind(clip, train.card)
+    before = F.cross_entropy(predict_logits(method, train), train.labels)
+    config = TrainConfig(epochs=15, batch_size=8, views=0, keep="last", warmup_lr=None)
+    fit(method, train, None, config, progress=False)
+    assert F.cross_entropy(predict_logits(method, train), train.labels) < before - 0.02
+    assert evaluate(method, test, n_bootstrap=200).table().loc["balanced accuracy", "low"] > 0.5
+
+
+@pytest.mark.parametrize("kind", [KgCoOp, BiomedCoOp])
+def test_a_weight_of_zero_trains_as_coop(clip, kind):
+    zero = {"weight": 0.0} if kind is KgCoOp else {"sccm_weight": 0.0, "kdsp_weight": 0.0}
+    train, val = make_set(CARD, [0, 1, 2] * 4), make_set(CARD, [0, 1, 2] * 2, "val", seed=1)
+    config = TrainConfig(epochs=3, batch_size=4, views=0)
+    plain = CoOp(clip, CARD, ctx_init="a photo of a")
+    method, held = kind(clip, CARD, **zero), kind(clip, CARD)
+    start = method.ctx.detach().clone()
+    losses = [fit(m, train, val, config, progress=False).loss.tolist() for m in (plain, method, held)]
+    assert losses[0] == losses[1] != losses[2]
+    assert torch.equal(method.ctx, plain.ctx)
+    assert not torch.equal(method.ctx, start)
+    assert not torch.equal(held.ctx, plain.ctx)
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_what_makes_no_sense_is_an_error(clip, kind):
+    with pytest.raises(ValueError, match="unknown position 'back'.*'end', 'middle', 'front'"):
+        kind(clip, CARD, position="back")
+    with pytest.raises(ValueError, match="n_ctx must be at least 1, got 0"):
+        kind(clip, CARD, n_ctx=0)
+    with pytest.raises(ValueError, match="ctx_init='a photo' has 2 tokens, but n_ctx is 3; leave n_ctx out"):
+        kind(clip, CARD, ctx_init="a photo", n_ctx=3)
+    with pytest.raises(ValueError, match="logit_scale must be above 0"):
+        kind(clip, CARD, logit_scale=-1.0)
+    with pytest.raises(ValueError, match=r"class 'melanoma', with 80 context vectors: .* takes at most 77"):
+        kind(clip, CARD, ctx_init="", n_ctx=80)

@@ -1,0 +1,64 @@
+"""CoOp: its formula, worked out without hooks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from medvlp.backbone.clip import Clip, load_clip
+from medvlp.methods.coop import CoOp
+from tests.backbone import small_clips
+from tests.methods import coop_oracle
+from tests.methods.small import make_card
+
+CARD = make_card()
+LABELS = torch.tensor([0, 1, 2, 0, 1])
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Clip:
+    return load_clip(small_clips.openai_kind(tmp_path_factory.mktemp("clip")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def f(clip) -> torch.Tensor:
+    return F.normalize(torch.randn(5, clip.embed_dim, generator=torch.Generator().manual_seed(0)), dim=-1)
+
+
+@pytest.mark.parametrize("csc", [False, True])
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_logits_and_gradients_are_those_of_the_formula(clip, f, position, csc):
+    coop = CoOp(clip, CARD, n_ctx=5, csc=csc, position=position)
+    ctx = coop.ctx.detach().clone().requires_grad_()
+    t = coop_oracle.text_features(clip, CARD.classnames, ctx, position)
+    logits = clip.logit_scale * f @ t.T
+    assert torch.allclose(coop.logits_from_features(f), logits, atol=1e-4)
+    F.cross_entropy(logits, LABELS).backward()
+    F.cross_entropy(coop.logits_from_features(f), LABELS).backward()
+    assert torch.allclose(coop.ctx.grad, ctx.grad, atol=1e-4 * float(ctx.grad.abs().max()))
+
+
+def test_images_and_their_features_give_the_same_logits(clip):
+    coop = CoOp(clip, CARD)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    logits = coop(images)
+    assert logits.shape == (4, 3)
+    assert torch.equal(logits, coop.logits_from_features(clip.encode_images(images)))
+
+
+def test_class_specific_context_changes_its_own_class_only(clip):
+    coop = CoOp(clip, CARD, csc=True)
+    before = coop.class_features()
+    with torch.no_grad():
+        coop.ctx[1] *= -20
+    after = coop.class_features()
+    assert torch.allclose(after[[0, 2]], before[[0, 2]], atol=1e-6)
+    assert (after[1] - before[1]).norm() > 1e-3
+
+
+def test_as_many_numbers_are_learned_as_published(clip):
+    def count(M: int, w: int) -> int:
+        return M * w
+
+    coop = CoOp(clip, CARD)
+    assert sum(p.numel() for p in coop.parameters() if p.requires_grad) == count(len(coop.ctx), 48)
+    assert count(len(coop.ctx), w=512) == 8_192  # ViT-B/16
