@@ -46,7 +46,7 @@ class PhantomSource(Source):
     """Procedural images: `world` draws `sizes[split]` of them for each split."""
 
     kind: Literal["phantom"]
-    world: Literal["derm", "cxr", "fundus"]
+    world: Literal["derm", "cxr", "fundus", "derm-shifted", "cxr-shifted", "fundus-shifted"]
     sizes: dict[Split, Annotated[int, Field(gt=0)]] = Field({}, validate_default=True)
 
     @field_validator("sizes")

@@ -3,92 +3,31 @@
 A card is a Markdown file. Its front matter (YAML between two `---` lines) is what the
 code reads: classes in label order, templates, symptoms, source, licence. The prose below
 is for people. The card is the one place where class names and their order are written.
+
+A card that says `like: pneumonia` has the classes, templates and modality of that card, and other images.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     Field,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from medvlp.data.card_classes import ClassInfo, Phrase
 from medvlp.data.card_sources import SOURCES, AnySource, Strict
 from medvlp.data.files import sha256
 from medvlp.data.frontmatter import read_front_matter
 from medvlp.data.names import unknown_name
 
-SHORTEST_WORD = 3  # aliases shorter than this ("mel" is not, "nv" is) are codes, allowed inside phrases
-
-
-def _spoken(value: Any) -> Any:
-    """YAML's 0 is the text "0"; its yes, no, on and off are not text at all."""
-    if isinstance(value, bool):
-        raise ValueError("YAML reads an unquoted yes, no, on, off, true or false as a truth value: quote it")
-    return str(value) if isinstance(value, int) else value
-
-
-Name = Annotated[str, BeforeValidator(_spoken), Field(min_length=1)]
-
-
-class Phrase(Strict):
-    """One visual phrase and the clinical criterion it was taken from; a plain string in YAML will do."""
-
-    text: str = Field(min_length=1)
-    criterion: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        return {"text": value} if isinstance(value, str) else value
-
-
-class ClassInfo(Strict):
-    """One class: its name in plain words, its other names, and its phrases by kind of knowledge.
-
-    `aliases` are folder names, codes or label numbers that mean this class. `knowledge` maps a
-    kind ("symptoms", "out-of-domain", "useless", "incorrect", or one of your own) to phrases.
-    """
-
-    name: Name
-    aliases: list[Name] = []
-    knowledge: dict[str, list[Phrase]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str | int) else value
-
-    @model_validator(mode="after")
-    def _phrases_are_sound(self) -> "ClassInfo":
-        own = [self.name, *(alias for alias in self.aliases if _is_word(alias))]
-        for kind, phrases in self.knowledge.items():
-            texts = [phrase.text.casefold() for phrase in phrases]
-            for phrase, text in zip(phrases, texts, strict=True):
-                if texts.count(text) > 1:
-                    raise ValueError(f"the phrase {phrase.text!r} is listed twice under {kind!r}")
-                named = [word for word in own if _whole_word(word).search(text)]
-                if named:
-                    raise ValueError(
-                        f"the phrase {phrase.text!r} under {kind!r} names its own class ({named[0]!r}): "
-                        "describe what is seen instead"
-                    )
-        return self
-
-
-def _is_word(alias: str) -> bool:
-    return len(alias) >= SHORTEST_WORD and any(letter.isalpha() for letter in alias)
-
-
-def _whole_word(word: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
+INHERITED = {"modality", "templates", "classes"}  # what a card that is `like` another takes from it
 
 
 class DataCard(Strict):
@@ -201,6 +140,21 @@ class DataCard(Strict):
             update={"prose": self.prose, "path": self.path}
         )
 
+    def with_classes(self, names: Sequence[str]) -> "DataCard":
+        """A copy with some classes only: label i is `names[i]`, a name or an alias.
+
+        The copy has the card's name, templates and phrases, and another hash; `ImageSet.of_classes` gives its
+        images. ValueError for an unknown class, one named twice, or fewer than two.
+        """
+        labels = [self.label_of(name) for name in names]
+        if len(set(labels)) < max(2, len(labels)):
+            listed = ", ".join(map(repr, self.classnames))
+            raise ValueError(
+                f"with_classes needs two or more different classes, got {list(names)!r}; card {self.name!r} "
+                f"has {listed}."
+            )
+        return self.model_copy(update={"classes": [self.classes[label] for label in labels]})
+
     def label_of(self, alias: str) -> int:
         """Label of a class by its name or an alias, upper or lower case; ValueError for an unknown one."""
         wanted = str(alias).strip().casefold()
@@ -228,23 +182,46 @@ def load_card(name_or_path: str | Path) -> DataCard:
 
     FileNotFoundError for a path without a file; ValueError for an unknown name or a bad card.
     """
+    return _read(_card_file(name_or_path))
+
+
+def _card_file(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.suffix == ".md":
         if not path.is_file():
             known = unknown_name("packaged card", path.stem, list_cards())
             raise FileNotFoundError(f"there is no file {path}, and {known}")
-        return _read(path)
+        return path
     if str(name_or_path) not in list_cards():
         known = unknown_name("card", name_or_path, list_cards())
         raise ValueError(f"{known} Or give the path of a .md file.")
-    return _read(cards_folder() / f"{name_or_path}.md")
+    return cards_folder() / f"{name_or_path}.md"
 
 
 def _read(path: Path) -> DataCard:
     front, prose = read_front_matter(path)
+    if "like" in front:
+        front = _like(front, path)
     for key in {"prose", "path"} & front.keys():
         raise ValueError(f"{path}: {unknown_name('field', key, _fields(DataCard))}")
     return _validated(front, str(path)).model_copy(update={"prose": prose, "path": path})
+
+
+def _like(front: dict, path: Path) -> dict:
+    """The front matter of a card `like` another: it takes from that one what it has not of its own.
+
+    That is what belongs to the classes (INHERITED); source, licence and the rest are never another card's.
+    """
+    name = str(front["like"])
+    other = path.parent / name if name.endswith(".md") else name
+    try:
+        takes_too = "like" in read_front_matter(_card_file(other))[0]
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{path}, like: {error}") from None
+    if takes_too:
+        raise ValueError(f"{path}, like: card {name!r} is itself like another; name that one.")
+    theirs = load_card(other).model_dump(include=INHERITED, exclude_defaults=True)
+    return theirs | {key: value for key, value in front.items() if key != "like"}
 
 
 def _validated(front: dict, where: str) -> DataCard:

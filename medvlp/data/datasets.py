@@ -1,116 +1,25 @@
 """load_dataset: from a card's name to train, validation and test images."""
 
-import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from PIL import Image
-from torch.utils.data import Dataset
 from tqdm.contrib.concurrent import thread_map
 
 from medvlp.data.cards import DataCard, load_card
 from medvlp.data.files import sha256
 from medvlp.data.folders import SPLITS, Problems, read_csv, read_folder
+from medvlp.data.image_sets import ImageSet, PhantomSet
 from medvlp.data.medmnist import read_medmnist
-from medvlp.data.phantoms import World, get_world
+from medvlp.data.phantoms import get_world
 from medvlp.data.splits import few_shot, split
 from medvlp.data.stores import Files, Found, Rendered
 
 PHANTOM_SIZE = 64  # pixels a side, where no image_size is given
 VAL_SHOTS = 4  # most validation images a class when training has few shots, as in CoOp
-
-
-class ImageSet(Dataset):
-    """The images of one split. Item i is (image, label): PIL RGB or `transform(image)`, and an int.
-
-    Attributes:
-        card: DataCard; label order is `card.classnames`.
-        split: "train", "val" or "test".
-        ids: N stable names, such as "train/NORMAL/IM-1.jpeg".
-        groups: N names; images of one group (one patient) stay in one split.
-        labels: LongTensor (N,).
-        transform: what is done to an image, or None.
-    """
-
-    def __init__(self, card: DataCard, split: str, found: Found, transform: Callable | None = None) -> None:
-        self.card, self.split, self.transform = card, split, transform
-        self.ids, self.groups = found.ids, found.groups
-        self.labels = torch.from_numpy(found.labels)  # (N,)
-        self._found = found
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, i: int) -> tuple[Any, int]:
-        image = self.image(i)
-        return (self.transform(image) if self.transform else image), int(self.labels[i])
-
-    def __repr__(self) -> str:
-        counts = ", ".join(f"{name} {n}" for name, n in self.counts.items())
-        return f"ImageSet({self.card.name}, {self.split}: {len(self)} images; {counts})"
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Images of each class, in label order."""
-        counts = torch.bincount(self.labels, minlength=len(self.card.classes)).tolist()
-        return dict(zip(self.card.classnames, counts, strict=True))
-
-    def image(self, i: int) -> Image.Image:
-        """Image i as PIL RGB, without the transform."""
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"image {i} of {len(self)}")
-        return self._found.store.image(int(i) % len(self))
-
-    def with_transform(self, transform: Callable | None) -> "ImageSet":
-        """The same images with another transform."""
-        other = copy.copy(self)
-        other.transform = transform
-        return other
-
-    def subset(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> "ImageSet":
-        """These images only, in this order; a boolean mask (N,) will do too."""
-        rows = np.arange(len(self))[np.asarray(indices)]
-        return type(self)(self.card, self.split, self._found.take(rows), self.transform)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of ids, labels and content (for files their sizes and times, so none is read)."""
-        return sha256(*self.ids, self.labels.numpy().tobytes(), self._found.store.content())
-
-
-class PhantomSet(ImageSet):
-    """Phantoms: images that also know what they show.
-
-    They are rendered when first looked at and kept; workers of a DataLoader would each render their own,
-    so use `num_workers=0`.
-    """
-
-    @property
-    def world(self) -> World:
-        """The world that draws them."""
-        return self._found.store.world
-
-    @property
-    def latents(self) -> Any:
-        """What the images are made of; `world.render(latents.with_attribute(k, True))` draws them changed."""
-        return self._found.store.latents
-
-    @property
-    def attributes(self) -> torch.Tensor:
-        """Which attributes each image shows, (N, K) bool."""
-        return self.latents.attributes
-
-    @property
-    def attribute_names(self) -> list[str]:
-        """Names of the K attributes."""
-        return [attribute.name for attribute in self.world.attributes]
 
 
 @dataclass(repr=False)
@@ -139,6 +48,12 @@ class Data:
         table = pd.DataFrame({name: getattr(self, name).counts for name in SPLITS}).T
         table.index.name = "split"
         return table.assign(total=table.sum(axis=1))
+
+    def of_classes(self, names: Sequence[str]) -> "Data":
+        """The images of some classes only, in all splits: see `DataCard.with_classes`."""
+        card = self.card.with_classes(names)
+        parts = {name: getattr(self, name).of_classes(card) for name in SPLITS}
+        return replace(self, card=card, record=self.record | {"classes": card.classnames}, **parts)
 
     def split_table(self) -> pd.DataFrame:
         """One row an image: id, label, classname, split, group. Saved, it serves as a card's CSV table."""

@@ -10,7 +10,7 @@ the point: the plain mean over a list of symptoms is then not the best rule, and
 Nothing here is medical evidence.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib import resources
@@ -107,6 +107,29 @@ class World:
         log_likelihood = present @ self.probability.log().T + (1 - present) @ (1 - self.probability).log().T
         return log_likelihood.softmax(dim=1)
 
+    def bayes_rule(self) -> tuple[Tensor, Tensor]:
+        """Weights (K, n_cls) and bias (n_cls,) of the best rule: the posterior is softmax(a weights + bias).
+
+        `shifted.rule_accuracy(*world.bayes_rule())` is what the best rule of one world is worth in another.
+        """
+        p = self.probability  # (n_cls, K)
+        return (p.log() - (1 - p).log()).T, (1 - p).log().sum(dim=1)
+
+    def traded(self, name: str, trades: Sequence[tuple[str, str]]) -> "World":
+        """A shifted world: in each pair of attributes, each takes the probabilities of the other.
+
+        Classes, pictures and words stay. Only which signs tell the classes apart changes, so that the best
+        possible accuracy is the same, of another rule. ValueError for an unknown attribute.
+        """
+        attributes = list(self.attributes)
+        for one, other in trades:
+            i, j = self.index(one), self.index(other)
+            theirs = attributes[j].probability, attributes[i].probability
+            attributes[i], attributes[j] = (
+                replace(attributes[k], probability=p) for k, p in zip((i, j), theirs, strict=True)
+            )
+        return World(name, self.classnames, tuple(attributes), self.openings, self.draw)
+
     def _every_pattern(self) -> tuple[Tensor, Tensor]:
         """All 2^K attribute patterns (2^K, K) and P(pattern | class) (2^K, n_cls)."""
         k = len(self.attributes)
@@ -162,10 +185,12 @@ DRAWINGS = {"derm": draw_derm, "cxr": draw_cxr, "fundus": draw_fundus}
 @cache
 def get_world(name: str) -> World:
     """The world of this name, as worlds.yaml describes it. ValueError names the choices."""
-    if name not in DRAWINGS:
-        raise ValueError(unknown_name("phantom world", name, DRAWINGS))
-    text = (resources.files("medvlp.data") / "worlds.yaml").read_text(encoding="utf-8")
-    entry = yaml.safe_load(text)[name]
+    worlds = yaml.safe_load((resources.files("medvlp.data") / "worlds.yaml").read_text(encoding="utf-8"))
+    if name not in worlds:
+        raise ValueError(unknown_name("phantom world", name, worlds))
+    entry = worlds[name]
+    if "shift_of" in entry:
+        return get_world(entry["shift_of"]).traded(name, entry["trades"])
     attributes = tuple(
         Attribute(key, tuple(a["probability"]), tuple(a["present"]), tuple(a["absent"]))
         for key, a in entry["attributes"].items()

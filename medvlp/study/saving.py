@@ -149,7 +149,7 @@ def _card(path: str | Path, facts: dict[str, Any], card: DataCard | str | None) 
         raise ValueError(f"the card in {path} is read differently by this version of medvlp; train anew.")
     if isinstance(card, str):
         return saved
-    now = load_card(saved.name) if card is None and saved.name in list_cards() else card
+    now = _with_its_classes(load_card(saved.name), saved) if card is None and saved.name in list_cards() else card
     if now is None:  # a card of the user's own, which only the file holds
         return saved
     if now.hash != saved.hash:
@@ -160,6 +160,12 @@ def _card(path: str | Path, facts: dict[str, Any], card: DataCard | str | None) 
             f"Train anew, or load with card={SAVED!r} to use the card as it was."
         )
     return now
+
+
+def _with_its_classes(card: DataCard, saved: DataCard) -> DataCard:
+    """The card with the classes of the saved one, if it has them all and others too; else as it is."""
+    has_more = set(saved.classnames) < set(card.classnames)
+    return card.with_classes(saved.classnames) if has_more else card
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

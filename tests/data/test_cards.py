@@ -47,7 +47,7 @@ def phrases(card: DataCard):
                 yield info, kind, phrase
 
 
-def test_the_ten_cards_are_there():
+def test_the_packaged_cards_are_there():
     real = [
         "pneumonia",
         "derm7pt",
@@ -57,7 +57,8 @@ def test_the_ten_cards_are_there():
         "retinamnist",
         "bloodmnist",
     ]
-    assert set(CARDS) == {"phantom-derm", "phantom-cxr", "phantom-fundus", *real}
+    phantom = [f"phantom-{world}{shift}" for world in ("derm", "cxr", "fundus") for shift in ("", "-shifted")]
+    assert set(CARDS) == {*phantom, *real}
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -189,6 +190,81 @@ def test_phrases_of_another_kind_make_another_card():
 def test_phrases_that_a_card_may_not_have_are_named(kind, phrases, message):
     with pytest.raises(ValueError, match=message):
         load_card("pneumonia").with_knowledge(kind, phrases)
+
+
+LIKE = """\
+---
+name: market-fruit
+like: fruit.md
+title: Fruits from the market
+source: {kind: folder, folder: market}
+---
+"""
+
+
+def test_a_card_like_another_has_its_classes_and_other_images(tmp_path):
+    path = tmp_path / "market.md"
+    path.write_text(LIKE, encoding="utf-8")
+    fruit, market = load_card(write(tmp_path)), load_card(path)
+    assert market.classes == fruit.classes and market.templates == fruit.templates
+    assert (market.name, market.source.folder, market.path) == ("market-fruit", "market", path)
+    path.write_text(LIKE.replace("source:", "modality: a sketch\nsource:"), encoding="utf-8")
+    assert load_card(path).modality == "a sketch"
+
+
+def test_a_card_like_another_says_itself_what_concerns_its_images(tmp_path):
+    write(tmp_path, TEN_LINES.replace("source:", "licence: CC0-1.0\ncitation: Us.\nsource:"))
+    path = tmp_path / "market.md"
+    path.write_text(LIKE, encoding="utf-8")
+    assert load_card(path).licence == load_card(path).citation == "unknown"
+    path.write_text(LIKE.replace("source: {kind: folder, folder: market}\n", ""), encoding="utf-8")
+    assert "the field 'source' is missing" in message(path)
+
+
+@pytest.mark.parametrize(
+    ("like", "said"),
+    [
+        ("pneumona", "like: unknown card 'pneumona'; did you mean 'pneumonia'"),
+        ("apples.md", "like: there is no file"),
+        ("market.md", "like: card 'market.md' is itself like another"),
+        ("phantom-cxr-shifted", "like: card 'phantom-cxr-shifted' is itself like another"),
+    ],
+)
+def test_a_card_like_one_that_cannot_be_taken_is_refused(tmp_path, like, said):
+    path = tmp_path / "market.md"
+    path.write_text(LIKE.replace("fruit.md", like), encoding="utf-8")
+    with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
+        load_card(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_card_with_some_classes_has_them_in_the_order_asked_for():
+    card = load_card("phantom-fundus")
+    some = card.with_classes(["severe retinopathy", "grade 1"])
+    assert some.classnames == ["severe retinopathy", "mild retinopathy"]
+    assert some.classes == [card.classes[3], card.classes[1]]
+    assert list(some.symptoms()) == some.classnames and some.name == card.name and some.hash != card.hash
+    assert card.with_classes(card.classnames) == card
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ["mild retinopaty"],
+            "unknown class 'mild retinopaty' in card 'phantom-fundus'; did you mean 'mild retinopathy'",
+        ),
+        (
+            ["mild retinopathy"],
+            "two or more different classes, got .'mild retinopathy'.; card 'phantom-fundus'",
+        ),
+        (["mild retinopathy", "grade 1"], "two or more different classes"),
+        ([], "two or more different classes, got ..; .*'no retinopathy', 'mild retinopathy'"),
+    ],
+)
+def test_a_card_cannot_have_these_classes(names, said):
+    with pytest.raises(ValueError, match=said):
+        load_card("phantom-fundus").with_classes(names)
 
 
 def test_label_of_takes_names_and_aliases_in_any_case():

@@ -80,6 +80,73 @@ def test_bayes_accuracy_by_hand():
     assert by_hand < world.bayes_accuracy() < by_hand + 0.02
 
 
+def test_the_bayes_rule_is_the_posterior():
+    for world in WORLDS:
+        weights, bias = world.bayes_rule()
+        attributes = world.sample(50, seed=4).attributes
+        by_rule = (attributes.double() @ weights + bias).softmax(dim=1)
+        torch.testing.assert_close(by_rule, world.posterior(attributes))
+        assert world.rule_accuracy(weights, bias) == pytest.approx(world.bayes_accuracy())
+
+
+@by_name
+def test_a_shifted_world_trades_probabilities_and_nothing_else(world):
+    shifted = get_world(f"{world.name}-shifted")
+    assert (shifted.classnames, shifted.openings, shifted.draw) == (
+        world.classnames,
+        world.openings,
+        world.draw,
+    )
+    before, after = ({a.name: a.probability for a in w.attributes} for w in (world, shifted))
+    assert sorted(before.values()) == sorted(after.values()) and list(before) == list(after)
+    changed = [name for name in before if before[name] != after[name]]
+    assert len(changed) == 4
+    assert [(a.present, a.absent) for a in shifted.attributes] == [
+        (a.present, a.absent) for a in world.attributes
+    ]
+
+
+@by_name
+def test_a_shift_leaves_the_task_as_hard_and_what_is_known_as_right(world):
+    """What was learned is worth less than what is known there, although both worlds are equally hard."""
+    shifted, symptoms = get_world(f"{world.name}-shifted"), load_card(f"phantom-{world.name}").symptoms()
+    assert shifted.bayes_accuracy() == pytest.approx(world.bayes_accuracy())
+    assert shifted.plain_accuracy(symptoms) == pytest.approx(world.plain_accuracy(symptoms))
+    learned = shifted.rule_accuracy(*world.bayes_rule())
+    assert learned < shifted.plain_accuracy(symptoms) - 0.05 and learned < world.bayes_accuracy() - 0.2
+
+
+@by_name
+def test_the_shifted_card_tells_the_exact_figures(world):
+    shifted, card = get_world(f"{world.name}-shifted"), load_card(f"phantom-{world.name}-shifted")
+    learned, plain = shifted.rule_accuracy(*world.bayes_rule()), shifted.plain_accuracy(card.symptoms())
+    best = f"{world.bayes_accuracy():.3f}"
+    assert f"| the best of each world | {best} | {best} |" in card.prose
+    assert f"| the best rule of phantom-{world.name} | {best} | {learned:.3f} |" in card.prose
+    assert f"| the plain mean over the symptoms | {plain:.3f} | {plain:.3f} |" in card.prose
+
+
+@by_name
+def test_images_of_a_shifted_world_come_in_pairs_with_those_of_its_world(world):
+    one, other = (load_dataset(f"phantom-{name}").test for name in (world.name, f"{world.name}-shifted"))
+    assert torch.equal(one.labels, other.labels) and torch.equal(one.latents.seeds, other.latents.seeds)
+    same = (one.attributes == other.attributes).all(dim=1)  # (N,)
+    assert 0.05 < same.float().mean() < 0.95
+    traded = (one.attributes != other.attributes).any(dim=0)  # (K,)
+    assert traded.sum() == 4
+    for i in (int(same.nonzero()[0]), int((~same).nonzero()[0])):
+        assert (one[i][0].tobytes() == other[i][0].tobytes()) == bool(same[i])
+    assert not set(one.ids) & set(other.ids)
+
+
+def test_a_trade_is_between_attributes_that_are_there():
+    derm = get_world("derm")
+    assert derm.traded("same", []).attributes == derm.attributes
+    assert derm.traded("back", [("veil", "border"), ("border", "veil")]).attributes == derm.attributes
+    with pytest.raises(ValueError, match="unknown attribute 'vail' in the derm world; did you mean 'veil'"):
+        derm.traded("mine", [("vail", "border")])
+
+
 def test_weights_can_beat_the_plain_mean_of_symptoms():
     for world in WORLDS:
         symptoms = load_card(f"phantom-{world.name}").symptoms()

@@ -482,6 +482,21 @@ def test_shipped_representations_are_for_packaged_cards_only(card):
     assert shipped_representations(own.model_copy(update={"title": "A copy"})).dim == 576
 
 
+def test_shipped_representations_serve_some_of_a_cards_classes():
+    card = load_card("phantom-fundus")
+    some = card.with_classes(card.classnames[3:])
+    found = shipped_representations(some)
+    assert found.fingerprint == shipped_representations(card).fingerprint
+    assert torch.equal(found.for_card(some)[0], found.for_card(card)[3])
+
+
+@pytest.mark.parametrize("world", ["derm", "cxr", "fundus"])
+def test_shipped_representations_know_no_shift(world):
+    """A shifted card says the same of its classes, so that the LLM has read the same texts."""
+    one, other = (shipped_representations(f"phantom-{world}{shift}") for shift in ("", "-shifted"))
+    assert one.fingerprint == other.fingerprint
+
+
 def test_the_command_makes_what_is_out_of_date_only(folder, tmp_path, loads, capsys, monkeypatch):
     monkeypatch.setattr(representations, "list_cards", lambda: ["derm7pt", "phantom-derm"])
     arguments = ["--llm", str(folder), "--out", str(tmp_path)]

@@ -172,6 +172,19 @@ def test_a_card_that_changed_is_refused_and_the_fields_named(saved, clip, monkey
         load(saved, clip, card="lesions")
 
 
+def test_a_method_of_some_classes_of_a_card_is_loaded_with_them(clip, tmp_path, monkeypatch):
+    some = CARD.with_classes([CARD.classnames[2], CARD.classnames[0]])
+    method, path = ViP(clip, some), tmp_path / "some.safetensors"
+    save(method, path)
+    monkeypatch.setattr(saving, "list_cards", lambda: [CARD.name])
+    monkeypatch.setattr(saving, "load_card", lambda name: CARD)
+    again = load(path, clip)
+    assert again.card == some and torch.equal(again.g, method.g)
+    monkeypatch.setattr(saving, "load_card", lambda name: changed_card())
+    with pytest.raises(ValueError, match="the packaged card 'lesions' differs in"):
+        load(path, clip)
+
+
 def rewrite(path, tensors, facts) -> None:
     """As another version, or a clumsy hand, would have written it."""
     saving.write_tensors(path, tensors, facts)

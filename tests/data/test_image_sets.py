@@ -1,0 +1,50 @@
+"""Images of some classes only."""
+
+import numpy as np
+import pytest
+import torch
+
+from medvlp.data.cards import load_card
+from medvlp.data.datasets import load_dataset
+
+TWO = ["severe retinopathy", "mild retinopathy"]  # labels 3 and 1 of the whole card
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_dataset("phantom-fundus", num_shots=6)
+
+
+def test_the_images_of_some_classes_are_labelled_anew(data):
+    card = data.card.with_classes(TWO)
+    some = data.train.of_classes(card)
+    rows = [i for i, label in enumerate(data.train.labels.tolist()) if label in (3, 1)]
+    assert some.ids == [data.train.ids[i] for i in rows] and some.groups == [
+        data.train.groups[i] for i in rows
+    ]
+    assert some.labels.tolist() == [{3: 0, 1: 1}[int(data.train.labels[i])] for i in rows]
+    assert some.card is card and some.counts == dict.fromkeys(TWO, 6)
+    assert all(some[k][0].tobytes() == data.train[i][0].tobytes() for k, i in enumerate(rows))
+    assert torch.equal(some.latents.labels, data.train.labels[rows])  # the world's
+
+
+def test_all_classes_in_their_order_are_the_same_set(data):
+    assert data.train.of_classes(data.card).fingerprint == data.train.fingerprint
+    other = data.train.of_classes(data.card.with_classes(data.card.classnames[::-1]))
+    assert other.fingerprint != data.train.fingerprint and torch.equal(other.labels, 4 - data.train.labels)
+
+
+def test_data_of_some_classes_are_their_three_splits(data):
+    some = data.of_classes(TWO)
+    assert some.card.classnames == TWO and some.record["classes"] == TWO
+    for name in ("train", "val", "test"):
+        part = getattr(some, name)
+        assert part.card is some.card and part.split == name
+        assert part.counts == {c: getattr(data, name).counts[c] for c in TWO}
+    assert "classes" not in data.record
+    assert np.array_equal(some.summary().columns, [*TWO, "total"])
+
+
+def test_a_class_without_images_is_refused(data):
+    with pytest.raises(ValueError, match="unknown class 'melanoma' in card 'phantom-fundus'"):
+        data.train.of_classes(load_card("phantom-derm"))
