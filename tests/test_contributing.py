@@ -1,0 +1,64 @@
+"""The method that CONTRIBUTING.md shows works by its file and its line alone."""
+
+import ast
+import re
+import sys
+
+import pytest
+import torch
+
+import medvlp
+from medvlp.methods import registry
+from medvlp.study.config import TrainConfig
+from tests.study.small_training import CARD, small_clip, small_sets
+
+
+@pytest.fixture
+def biases(tmp_path, repository, monkeypatch):
+    """The file as it is printed, in a folder of its own, and the line as it is printed, in the registry."""
+    text = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    file, line = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    name, home = ast.literal_eval("(" + line.strip().replace(": ", ", ", 1) + ")")[:2]
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    (folder / f"{home.rsplit('.')[-1]}.py").write_text(file, encoding="utf-8")
+    import medvlp.methods as package
+
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    monkeypatch.setitem(registry.HOMES, name, home)
+    monkeypatch.setitem(medvlp._HOMES, name, home)
+    yield name
+    sys.modules.pop(home, None)
+
+
+def test_the_example_trains_saves_loads_and_predicts(biases, tmp_path):
+    clip, (train, val) = small_clip(tmp_path), small_sets()
+    method = getattr(medvlp, biases)(clip, CARD)
+    before = medvlp.evaluate(method, train, n_bootstrap=10).table()["value"]["accuracy"]
+    history = medvlp.fit(method, train, val, TrainConfig(epochs=8, lr=1.0, batch_size=6), progress=False)
+    assert len(history) == 8 and method.b.abs().max() > 0
+    medvlp.save(method, tmp_path / "biases.safetensors")
+    again = medvlp.load(tmp_path / "biases.safetensors", clip=clip, card=CARD)
+    assert type(again).__name__ == biases and torch.equal(again.b, method.b)
+    after = medvlp.evaluate(again, train, n_bootstrap=10).table()["value"]["accuracy"]
+    assert after >= before
+    shown = medvlp.predict(again, train.image(0))
+    assert shown.probabilities.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_its_recipe_is_what_fit_uses(biases):
+    config = medvlp.recipe(getattr(medvlp, biases))
+    assert (config.epochs, config.lr, config.batch_size) == (10, 0.1, 32)
+
+
+def test_the_file_keeps_the_rules_that_modules_keep(repository):
+    text = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    file = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    assert max(map(len, file.splitlines())) <= 110
+    tree = ast.parse(file)
+    missing = [
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not ast.get_docstring(node)
+    ]
+    assert missing == [] and ast.get_docstring(tree)
