@@ -34,9 +34,10 @@ class BiomedCoOp(CoOp):
     one). With both weights 0 it is `CoOp`.
 
     The authors' prompts are 50 sentences a class by GPT-4, the i-th of every class scored and left out
-    together. Here they are by default the symptoms of the card, which are fewer: among up to four none can
-    stand out by more than tau = 1.5. Where classes have different numbers, those with fewer start over in s,
-    S and q, so that every prompt counts.
+    together. Here they are by default the symptoms of the card, which are fewer: among up to four numbers
+    none lies more than 1.5 deviations off, so that all are kept. Where classes have different numbers, those
+    with fewer start over in s, S and q, so that every prompt counts. On several GPUs each scores its own part
+    of the batch.
 
     Args:
         clip: The frozen image and text towers.
