@@ -1,6 +1,7 @@
 """The linear probe: logistic regression on frozen image features."""
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -40,7 +41,10 @@ class LinearProbe(nn.Module):
             `TrainConfig.class_weight` has it for the prompts.
 
     After `fit`, `chosen_C` is that C and `search` a DataFrame of what was tried.
+    `medvlp.fit(probe, train, val)` does the same, and takes no steps.
     """
+
+    recipe: ClassVar[dict[str, Any]] = {}  # nothing is trained by steps
 
     fitted: Tensor  # () bool, saved and moved with the weights
 
@@ -73,7 +77,7 @@ class LinearProbe(nn.Module):
         present = np.unique(y_val)  # balanced accuracy is the mean recall of the classes that validation has
         models, rows = [], []
         for C in tqdm(C_GRID, desc="linear probe", unit="C", leave=False, delay=2):
-            # second order: at C = 100 lbfgs takes a hundred times as long and stops short of the minimum
+            # second order: it also ends at the minimum where C is large
             regression = LogisticRegression(
                 C=C, class_weight=self.config["class_weight"], solver="newton-cg", tol=1e-7
             )
@@ -88,6 +92,18 @@ class LinearProbe(nn.Module):
         self.chosen_C = float(self.search["C"][best])
         self._copy_weights(models[best])
         return self
+
+    def before_training(
+        self, train: ImageSet, val: ImageSet | None, cache_dir: str | Path | None = None
+    ) -> None:
+        """`fit`, for `medvlp.fit`.
+
+        Raises:
+            ValueError: no validation images, or as `fit`.
+        """
+        if val is None:
+            raise ValueError("a linear probe needs validation images to choose C; give val.")
+        self.fit(train, val, cache_dir)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the preprocessed images: (B, 3, H, W) -> (B, n_cls)."""

@@ -10,6 +10,8 @@ from sklearn.preprocessing import StandardScaler
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.features import image_features
 from medvlp.methods.linear_probe import C_GRID, LinearProbe
+from medvlp.study.config import TrainConfig
+from medvlp.study.training import fit
 from tests.backbone import small_clips
 from tests.methods.small import make_card, make_set
 
@@ -131,3 +133,20 @@ def test_errors_name_what_is_wrong(clip, train, val, message):
     card = make_card()
     with pytest.raises(ValueError, match=message):
         LinearProbe(clip, card).fit(make_set(card, train), make_set(card, val, "val"))
+
+
+def test_fit_of_the_package_is_the_probes_own(clip, tmp_path):
+    card, train, val, test = sets(3)
+    own = LinearProbe(clip, card).fit(train, val, cache_dir=tmp_path)
+    probe = LinearProbe(clip, card)
+    history = fit(probe, train, val, cache_dir=tmp_path, progress=False)
+    assert history["epoch"].tolist() == [0] and history["val_accuracy"][0] == 1
+    f = image_features(clip, test, cache_dir=tmp_path).features
+    assert torch.equal(probe.logits_from_features(f), own.logits_from_features(f))
+    assert probe.chosen_C == own.chosen_C
+
+
+def test_without_validation_images_C_cannot_be_chosen(clip):
+    card, train, _, _ = sets(2)
+    with pytest.raises(ValueError, match="needs validation images to choose C; give val"):
+        fit(LinearProbe(clip, card), train, None, TrainConfig(keep="last"))

@@ -1,0 +1,142 @@
+"""The text-informed linear probe: class weights that start at the texts and are held near them."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvlp.backbone.clip import Clip
+from medvlp.data.cards import DataCard
+from medvlp.data.datasets import ImageSet
+from medvlp.methods.parameters import factor_on_cosines
+from medvlp.methods.training_features import training_features
+from medvlp.methods.zero_shot import ZeroShot
+
+
+class TextProbe(nn.Module):
+    r"""A linear probe whose class weights start at the class's text feature and are held near it.
+
+        logits[b, c] = exp(logit_scale) * f_b . w_c / |w_c|,    w_c = t_c at the start
+        loss = cross-entropy + 1 / n_cls sum_c lambda_c |w_c - t_c|^2
+        lambda_c = mean of softmax(zero-shot logits)_c over the training images of class c
+
+    with f_b the normalised image feature and t_c the text feature, not normalised: CLAP, Silva-Rodriguez et
+    al., "A Closer Look at the Few-Shot Adaptation of Large Vision-Language Models", CVPR 2024, arXiv
+    2312.12730. A class that zero-shot already knows is held tighter. lambda is found once, before training,
+    as in the authors' code; `constraint=False` does without it (their ZS-LP). Learned are n_cls x D numbers.
+
+    LP++ (Huang et al., CVPR 2024, arXiv 2404.02285), the other text-informed probe, blends an image
+    classifier and the texts with one learned weight a class. It is not here: it takes step sizes of its own
+    in place of a recipe, and starts at the class means of the images, not at zero-shot.
+
+    Args:
+        clip: The frozen image and text towers.
+        card: Gives the classes in label order, and their texts.
+        constraint: Whether the weights are held near the texts.
+        multiplier_views: Random views an image that lambda is found from, 20 as the authors have;
+            0: the view of evaluation.
+        knowledge: The texts that t_c points to, as `ZeroShot` has it. Its length is that of the feature of
+            the class name in the first template, as the tower gives it: "classnames" are the authors' t_c.
+        logit_scale: The factor on cosines, exp(logit_scale) above; by default the CLIP's own.
+
+    Attributes:
+        w: (n_cls, D), the class weights.
+        multipliers: (n_cls,), lambda; 1 before training, and for a class without a training image.
+        config: the arguments by name, fit for JSON; `TextProbe(clip, card, **config)` builds the same again.
+
+    Raises:
+        ValueError: fewer than 0 views, unknown knowledge.
+    """
+
+    # SGD_lr1e-1_B256_ep300.yaml of github.com/jusiro/CLAP, with Dassl's momentum. The authors too train on 20
+    # cached random views, and take the last epoch.
+    recipe: ClassVar[dict[str, Any]] = {
+        "epochs": 300,
+        "batch_size": 256,
+        "lr": 0.1,
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "warmup_lr": 1e-5,
+        "views": 20,
+        "keep": "last",
+    }
+
+    text_features: Tensor  # (n_cls, D), t_c, not normalised
+    multipliers: Tensor
+
+    def __init__(
+        self,
+        clip: Clip,
+        card: DataCard,
+        *,
+        constraint: bool = True,
+        multiplier_views: int = 20,
+        knowledge: str = "classnames",
+        logit_scale: float | None = None,
+    ) -> None:
+        """Encode the texts; see the class."""
+        super().__init__()
+        if multiplier_views < 0:
+            raise ValueError(f"multiplier_views must be 0 or more, got {multiplier_views}.")
+        self.clip, self.card, self.constraint = clip, card, constraint
+        self.logit_scale = factor_on_cosines(clip, logit_scale)
+        self.config: dict[str, Any] = {
+            "constraint": constraint,
+            "multiplier_views": multiplier_views,
+            "knowledge": knowledge,
+            "logit_scale": logit_scale,
+        }
+        direction = F.normalize(ZeroShot(clip, card, knowledge).text_features, dim=-1)  # (n_cls, D)
+        t = _lengths(clip, card) * direction  # (n_cls, D)
+        self.register_buffer("text_features", t, persistent=False)
+        self.register_buffer("multipliers", torch.ones(len(t), device=t.device))
+        self.w = nn.Parameter(t.clone())
+
+    @torch.no_grad()
+    def before_training(
+        self, train: ImageSet, val: ImageSet | None = None, cache_dir: str | Path | None = None
+    ) -> None:
+        """Find lambda from the training images."""
+        if not self.constraint:
+            return
+        f = training_features(self.clip, train, self.config["multiplier_views"], cache_dir)  # (K, N, D)
+        labels = train.labels.to(f.device)  # (N,)
+        t = F.normalize(self.text_features, dim=-1)  # (n_cls, D)
+        p = (self.logit_scale * f @ t.T).softmax(dim=-1)  # (K, N, n_cls)
+        own = p.mean(dim=0).gather(1, labels[:, None])[:, 0]  # (N,), of the image's own class
+        for c in labels.unique().tolist():
+            self.multipliers[c] = own[labels == c].mean()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
+        return self.logits_from_features(self.clip.encode_images(images))
+
+    def logits_from_features(self, image_features: Tensor) -> Tensor:
+        """Logits of normalised image features: (B, D) -> (B, n_cls)."""
+        return self.logit_scale * image_features.to(self.w) @ F.normalize(self.w, dim=-1).T
+
+    def training_logits(self, image_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, n_cls) of normalised image features (B, D), and the penalty, the same for each (B,)."""
+        logits = self.logits_from_features(image_features)
+        penalty = self.penalty() if self.constraint else logits.new_zeros(())
+        return logits, penalty.expand(len(logits))
+
+    def penalty(self) -> Tensor:
+        """1 / n_cls sum_c lambda_c |w_c - t_c|^2, ()."""
+        distance = (self.w - self.text_features).pow(2).sum(dim=-1)  # (n_cls,)
+        return (self.multipliers * distance).mean()
+
+    def extra_repr(self) -> str:
+        """What distinguishes this method from another, for `print`."""
+        return ", ".join([f"card={self.card.name!r}", *(f"{k}={v!r}" for k, v in self.config.items())])
+
+
+def _lengths(clip: Clip, card: DataCard) -> Tensor:
+    """Lengths of the class names' features as the tower gives them, (n_cls, 1)."""
+    texts = [card.templates[0].replace("{}", name) for name in card.classnames]
+    with torch.no_grad():
+        features = clip.model.encode_text(clip.tokenize(texts).to(clip.device), normalize=False)  # (n_cls, D)
+    return features.float().norm(dim=-1, keepdim=True)

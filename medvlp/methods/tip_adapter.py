@@ -1,0 +1,201 @@
+"""Tip-Adapter and Tip-Adapter-F: training images as a cache that is asked beside the texts."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from medvlp.backbone.clip import Clip
+from medvlp.backbone.features import image_features
+from medvlp.data.cards import DataCard
+from medvlp.data.datasets import ImageSet
+from medvlp.methods.parameters import factor_on_cosines
+from medvlp.methods.training_features import training_features
+from medvlp.methods.zero_shot import ZeroShot
+
+N_BETA, N_ALPHA = 200, 20  # steps of the search, as the authors' configurations have them
+LEAST = 0.1  # the smallest beta and alpha searched
+
+
+class TipAdapter(nn.Module):
+    r"""Zero-shot logits, and votes of the training images that are alike.
+
+        logits[b, c] = exp(logit_scale) f_b . t_c + alpha (exp(-beta (1 - f_b F^T)) L)_c
+
+    with f_b the normalised image feature, t_c the zero-shot feature of class c, F (N, D) the normalised
+    features of the N training images (`keys`) and L (N, n_cls) their one-hot labels (`values`): Zhang et al.,
+    "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022, arXiv 2207.09519.
+    Tip-Adapter trains nothing; Tip-Adapter-F (`trained=True`) trains the keys, N x D numbers, 16,384,000 for
+    ImageNet with 16 shots and ResNet-50.
+
+    `medvlp.fit` fills the cache. Afterwards alpha and beta are those with the best accuracy on the validation
+    images, on the authors' grid: 200 values of beta from 0.1 up to `beta_max` and 20 of alpha from 0.1 up to
+    `alpha_max`, both ends' upper one left out; of equals the smallest beta, then the smallest alpha. The
+    authors choose the epoch of Tip-Adapter-F on the test images; here it is chosen on the validation images.
+
+    An image's key is the mean over its random views. The authors' crops keep at least half of the image's
+    area, and theirs is the mean of features not normalised; here the views are those of `image_features`,
+    and normalised.
+
+    Args:
+        clip: The frozen image and text towers.
+        card: Gives the classes in label order, and their texts.
+        trained: Tip-Adapter-F.
+        alpha: Weight of the cache before the search, so in training; the authors' for ImageNet.
+        beta: Sharpness of the cache, likewise.
+        tune: Search alpha and beta. False: they stay as given.
+        alpha_max: Upper end of the search; the authors take 3 for ImageNet and up to 30 elsewhere.
+        beta_max: Likewise; 7 for ImageNet.
+        cache_views: Random views an image whose mean is its key; 0: the view of evaluation.
+        knowledge: The texts of t_c, as `ZeroShot` has it.
+        n_cache: N; `fit` sets it. It is here so that a saved cache can be loaded.
+        logit_scale: The factor on cosines, exp(logit_scale) above; by default the CLIP's own.
+
+    Attributes:
+        keys: (N, D), F.
+        values: (N, n_cls), L.
+        alpha: () as found by the search; with `beta` saved with the cache.
+        beta: ().
+        search: DataFrame of beta, alpha and val_accuracy, after a search.
+        config: the arguments by name, fit for JSON; `TipAdapter(clip, card, **config)` builds the same again.
+
+    Raises:
+        ValueError: a number that makes no sense, unknown knowledge.
+    """
+
+    # configs/imagenet.yaml and main.py of github.com/gaopengcuhk/Tip-Adapter. Theirs is AdamW with torch's
+    # weight decay, eps 1e-4 (not to be set here) and a cosine over steps. A number of cached `views`
+    # approximates "fresh".
+    recipe: ClassVar[dict[str, Any]] = {
+        "epochs": 20,
+        "batch_size": 256,
+        "lr": 0.001,
+        "optimizer": "adamw",
+        "weight_decay": 0.01,
+        "warmup_lr": None,
+        "views": "fresh",
+        "keep": "best",
+    }
+
+    keys: Tensor
+    values: Tensor
+    text_features: Tensor  # (n_cls, D), t_c
+
+    def __init__(
+        self,
+        clip: Clip,
+        card: DataCard,
+        *,
+        trained: bool = False,
+        alpha: float = 1.17,
+        beta: float = 1.0,
+        tune: bool = True,
+        alpha_max: float = 3.0,
+        beta_max: float = 7.0,
+        cache_views: int = 10,
+        knowledge: str = "templates",
+        n_cache: int = 0,
+        logit_scale: float | None = None,
+    ) -> None:
+        """Encode the texts; the cache is empty yet. See the class."""
+        super().__init__()
+        if alpha < 0 or beta < 0 or not min(alpha_max, beta_max) > LEAST:
+            raise ValueError(
+                f"alpha and beta must be 0 or more and alpha_max and beta_max above {LEAST}, "
+                f"got {alpha}, {beta}, {alpha_max} and {beta_max}."
+            )
+        if cache_views < 0 or n_cache < 0:
+            raise ValueError(f"cache_views and n_cache are 0 or more, got {cache_views} and {n_cache}.")
+        self.clip, self.card = clip, card
+        self.logit_scale = factor_on_cosines(clip, logit_scale)
+        self.config: dict[str, Any] = {
+            "trained": trained,
+            "alpha": alpha,
+            "beta": beta,
+            "tune": tune,
+            "alpha_max": alpha_max,
+            "beta_max": beta_max,
+            "cache_views": cache_views,
+            "knowledge": knowledge,
+            "n_cache": n_cache,
+            "logit_scale": logit_scale,
+        }
+        self.search: pd.DataFrame | None = None
+        t = ZeroShot(clip, card, knowledge).text_features
+        self.register_buffer("text_features", t, persistent=False)
+        self._fill(torch.zeros(n_cache, clip.embed_dim), torch.zeros(n_cache, len(card.classnames)))
+
+    def _fill(self, keys: Tensor, values: Tensor) -> None:
+        """Take this cache, (N, D) and (N, n_cls), and start from the alpha and beta of the configuration."""
+        device = self.clip.device
+        self.config["n_cache"], self.search = len(keys), None
+        if self.config["trained"]:
+            self.keys = nn.Parameter(keys.to(device))
+        else:
+            self.register_buffer("keys", keys.to(device))
+        self.register_buffer("values", values.to(device))
+        for name in ("alpha", "beta"):
+            self.register_buffer(name, torch.tensor(float(self.config[name]), device=device))
+
+    def before_training(
+        self, train: ImageSet, val: ImageSet | None = None, cache_dir: str | Path | None = None
+    ) -> None:
+        """Fill the cache with the training images, and forget any other."""
+        f = training_features(self.clip, train, self.config["cache_views"], cache_dir)  # (K, N, D)
+        values = F.one_hot(train.labels, len(self.card.classnames)).float()  # (N, n_cls)
+        self._fill(F.normalize(f.mean(dim=0), dim=-1), values)
+
+    @torch.no_grad()
+    def after_training(self, val: ImageSet | None, cache_dir: str | Path | None = None) -> None:
+        """Choose alpha and beta on the validation images; without them both stay as they are."""
+        if val is None or not self.config["tune"]:
+            return
+        f = image_features(self.clip, val, cache_dir=cache_dir).features.to(self.keys)  # (N_val, D)
+        labels = val.labels.to(f.device)  # (N_val,)
+        text_logits, affinity = self._text_logits(f), f @ self.keys.T  # (N_val, n_cls), (N_val, N)
+        alphas = _steps(self.config["alpha_max"], N_ALPHA)
+        weights = torch.tensor(alphas, device=f.device)[:, None, None]  # (N_ALPHA, 1, 1)
+        rows = []
+        for beta in tqdm(_steps(self.config["beta_max"], N_BETA), desc="alpha and beta", delay=2):
+            logits = text_logits + weights * self._votes(affinity, beta)  # (N_ALPHA, N_val, n_cls)
+            accuracy = (logits.argmax(dim=-1) == labels).float().mean(dim=-1).tolist()  # N_ALPHA
+            rows += [(beta, alpha, right) for alpha, right in zip(alphas, accuracy, strict=True)]
+        self.search = pd.DataFrame(rows, columns=["beta", "alpha", "val_accuracy"])
+        best = self.search.loc[self.search["val_accuracy"].idxmax()]  # the first of equals
+        self.alpha.fill_(best["alpha"])
+        self.beta.fill_(best["beta"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
+        return self.logits_from_features(self.clip.encode_images(images))
+
+    def logits_from_features(self, image_features: Tensor) -> Tensor:
+        """Logits of normalised image features: (B, D) -> (B, n_cls).
+
+        Raises:
+            RuntimeError: the cache is empty.
+        """
+        if not len(self.keys):
+            raise RuntimeError("the cache is empty; call medvlp.fit(method, data.train, data.val) first.")
+        f = image_features.to(self.keys)  # (B, D)
+        return self._text_logits(f) + self.alpha * self._votes(f @ self.keys.T, self.beta)
+
+    def _text_logits(self, f: Tensor) -> Tensor:
+        return self.logit_scale * f @ self.text_features.T  # (B, n_cls)
+
+    def _votes(self, affinity: Tensor, beta: float | Tensor) -> Tensor:
+        """What the cache says, (B, n_cls), from cosines with the keys, (B, N)."""
+        return torch.exp(-beta * (1 - affinity)) @ self.values
+
+    def extra_repr(self) -> str:
+        """What distinguishes this method from another, for `print`."""
+        return ", ".join([f"card={self.card.name!r}", *(f"{k}={v!r}" for k, v in self.config.items())])
+
+
+def _steps(upper: float, n: int) -> list[float]:
+    """n numbers from LEAST up to `upper`, which is left out."""
+    return [LEAST + i * (upper - LEAST) / n for i in range(n)]

@@ -1,0 +1,130 @@
+"""TextProbe: zero-shot at the start, and held near it by CLAP's penalty."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.features import image_features
+from medvlp.methods.text_probe import TextProbe
+from medvlp.methods.zero_shot import ZeroShot
+from medvlp.study.config import TrainConfig, recipe
+from medvlp.study.training import fit
+from tests.backbone import small_clips
+from tests.methods.small import SYMPTOMS, make_card, make_set
+
+CARD = make_card()
+TRAIN = make_set(CARD, [0, 1, 2, 1, 1, 0])
+RUN = TrainConfig(epochs=5, lr=0.5, weight_decay=0.0, views=0, keep="last", warmup_lr=None)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Clip:
+    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def x(clip, cache) -> torch.Tensor:
+    return image_features(clip, TRAIN, cache_dir=cache).features
+
+
+def raw_names(clip: Clip) -> torch.Tensor:
+    """The class names' features (n_cls, D) as the tower gives them."""
+    texts = clip.tokenizer([f"a dermoscopy image of {name}." for name in CARD.classnames])
+    return clip.model.encode_text(texts)
+
+
+@pytest.mark.parametrize("knowledge", ["classnames", "templates"])
+def test_before_the_first_step_it_is_zero_shot(clip, x, knowledge):
+    probe = TextProbe(clip, CARD, knowledge=knowledge)
+    assert torch.allclose(
+        probe.logits_from_features(x), ZeroShot(clip, CARD, knowledge).logits_from_features(x), atol=1e-4
+    )
+    assert probe.penalty() == 0
+
+
+def test_the_start_has_the_lengths_of_the_towers_features(clip):
+    raw = raw_names(clip)
+    assert (raw.norm(dim=1) - 1).abs().min() > 0.05
+    assert torch.allclose(TextProbe(clip, CARD).w, raw, atol=1e-4)
+    symptoms = TextProbe(clip, CARD, knowledge="symptoms")
+    assert torch.allclose(symptoms.w.norm(dim=1), raw.norm(dim=1), atol=1e-4)
+    means = torch.stack(
+        [clip.encode_texts([f"{s}." for s in phrases]).mean(0) for phrases in SYMPTOMS.values()]
+    )
+    assert torch.allclose(F.cosine_similarity(symptoms.w, means), torch.ones(3), atol=1e-5)
+
+
+def test_multipliers_are_the_mean_probability_of_the_own_class(clip, cache):
+    probe = TextProbe(clip, CARD, multiplier_views=2)
+    probe.before_training(TRAIN, None, cache)
+    zero, expected = ZeroShot(clip, CARD, "classnames"), [[], [], []]
+    for view in range(2):
+        p = zero.logits_from_features(image_features(clip, TRAIN, view, cache).features).softmax(1)
+        for i, label in enumerate(TRAIN.labels.tolist()):
+            expected[label].append(p[i, label].item())
+    assert probe.multipliers.tolist() == pytest.approx([sum(e) / len(e) for e in expected], abs=1e-5)
+
+
+def test_a_class_without_training_images_keeps_one(clip, cache):
+    probe = TextProbe(clip, CARD, multiplier_views=0)
+    probe.before_training(TRAIN.subset([0, 1, 3]), None, cache)
+    assert probe.multipliers[2] == 1 and (probe.multipliers[:2] < 1).all()
+
+
+@pytest.mark.parametrize("constraint", [True, False])
+def test_it_is_trained_as_plain_sgd_trains_the_formula(clip, cache, x, constraint):
+    probe = TextProbe(clip, CARD, constraint=constraint, multiplier_views=0)
+    history = fit(probe, TRAIN, None, RUN, cache_dir=cache, progress=False)
+
+    t = raw_names(clip)
+    p = (clip.logit_scale * x @ F.normalize(t, dim=1).T).softmax(1)
+    lam = torch.stack([p[TRAIN.labels == c, c].mean() for c in range(3)]) if constraint else torch.zeros(3)
+    w, losses = t.clone().requires_grad_(), []
+    sgd = torch.optim.SGD([w], lr=0.5, momentum=0.9)
+    for epoch in range(1, 6):
+        sgd.param_groups[0]["lr"] = RUN.learning_rate(epoch)
+        cosines = (x[:, None] * w).sum(-1) / w.square().sum(-1).sqrt()  # (6, 3)
+        pull = sum(lam[c] * (w[c] - t[c]).square().sum() for c in range(3)) / 3
+        loss = F.cross_entropy(clip.logit_scale * cosines, TRAIN.labels) + pull
+        losses.append(loss.item())
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+    assert torch.allclose(probe.w, w, atol=1e-4)
+    assert history["loss"].tolist() == pytest.approx(losses, abs=1e-4)
+
+
+def test_the_penalty_holds_the_weights_near_the_texts(clip, cache):
+    def moved(**options) -> float:
+        probe = TextProbe(clip, CARD, multiplier_views=0, **options)
+        fit(probe, TRAIN, None, replace(RUN, epochs=50), cache_dir=cache, progress=False)
+        return (probe.w - probe.text_features).norm().item()
+
+    assert 0 < moved() < 0.7 * moved(constraint=False)
+
+
+def test_the_published_recipe():
+    config = recipe(TextProbe)
+    assert (config.epochs, config.batch_size, config.lr, config.optimizer) == (300, 256, 0.1, "sgd")
+    assert (config.weight_decay, config.warmup_lr, config.views, config.keep) == (0, 1e-5, 20, "last")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"multiplier_views": -1}, "multiplier_views must be 0 or more, got -1"),
+        ({"knowledge": "names"}, "unknown knowledge 'names'"),
+        ({"logit_scale": -1.0}, "logit_scale must be above 0"),
+    ],
+)
+def test_errors_name_what_is_wrong(clip, options, message):
+    with pytest.raises(ValueError, match=message):
+        TextProbe(clip, CARD, **options)

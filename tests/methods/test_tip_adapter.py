@@ -1,0 +1,183 @@
+"""TipAdapter: its formula, its cache and its search, each against a plain computation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.features import image_features
+from medvlp.methods.tip_adapter import TipAdapter
+from medvlp.methods.zero_shot import ZeroShot
+from medvlp.study.config import TrainConfig, recipe
+from medvlp.study.training import fit
+from tests.backbone import small_clips
+from tests.methods.small import make_card, make_set
+
+CARD = make_card()
+TRAIN = make_set(CARD, [0, 1, 2, 1, 1, 0])
+VAL = make_set(CARD, [0, 1, 2] * 5, "val", seed=1)
+TEST = make_set(CARD, [0, 1, 2] * 3, "test", seed=2)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Clip:
+    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def f(clip, cache) -> torch.Tensor:
+    return image_features(clip, TEST, cache_dir=cache).features
+
+
+def filled(clip: Clip, cache, **options) -> TipAdapter:
+    tip = TipAdapter(clip, CARD, **options)
+    tip.before_training(TRAIN, None, cache)
+    return tip
+
+
+def plain_logits(clip: Clip, f: torch.Tensor, keys: torch.Tensor, alpha: float, beta: float) -> np.ndarray:
+    """The formula, image by image and key by key."""
+    t = ZeroShot(clip, CARD, "templates").text_features
+    logits = np.zeros((len(f), 3))
+    for b in range(len(f)):
+        for c in range(3):
+            logits[b, c] = clip.logit_scale * float(f[b] @ t[c])
+        for key, label in zip(keys, TRAIN.labels.tolist(), strict=True):
+            logits[b, label] += alpha * math.exp(-beta * (1 - float(f[b] @ key)))
+    return logits
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_logits_are_the_formula(clip, cache, f, trained):
+    tip = filled(clip, cache, trained=trained, alpha=1.7, beta=4.0, cache_views=2)
+    expected = plain_logits(clip, f, tip.keys.detach(), 1.7, 4.0)
+    assert tip.logits_from_features(f).detach().numpy() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("knowledge", ["templates", "classnames", "symptoms"])
+def test_without_the_cache_it_is_zero_shot(clip, cache, f, knowledge):
+    tip = filled(clip, cache, alpha=0.0, knowledge=knowledge, cache_views=0)
+    zero = ZeroShot(clip, CARD, knowledge).logits_from_features(f)
+    assert torch.allclose(tip.logits_from_features(f), zero, atol=1e-5)
+    assert not torch.allclose(
+        filled(clip, cache, knowledge=knowledge, cache_views=0).logits_from_features(f), zero, atol=0.1
+    )
+
+
+def test_a_sharp_cache_alone_is_the_nearest_training_image(clip, cache, f):
+    tip = filled(clip, cache, alpha=1e6, beta=500.0, cache_views=0)
+    keys = image_features(clip, TRAIN, cache_dir=cache).features
+    nearest = TRAIN.labels[(f @ keys.T).argmax(dim=1)]
+    votes = tip.logits_from_features(f) - filled(clip, cache, alpha=0.0, cache_views=0).logits_from_features(
+        f
+    )
+    assert torch.equal(votes.argmax(dim=1), nearest)
+
+
+def test_keys_are_the_means_of_views_and_values_the_labels(clip, cache):
+    tip = filled(clip, cache, cache_views=3)
+    views = [image_features(clip, TRAIN, view, cache).features for view in range(3)]
+    assert torch.allclose(tip.keys, F.normalize(sum(views), dim=1), atol=1e-6)
+    assert tip.values.tolist() == np.eye(3)[[0, 1, 2, 1, 1, 0]].tolist()
+    assert tip.config["n_cache"] == 6
+    evaluation = filled(clip, cache, cache_views=0).keys
+    assert torch.allclose(evaluation, image_features(clip, TRAIN, cache_dir=cache).features, atol=1e-6)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2] * 5, [2, 2, 0] * 5])
+def test_the_search_takes_the_first_best_of_the_authors_grid(clip, cache, labels):
+    val = make_set(CARD, [0, 1, 2] * 5, "val", seed=1)
+    val.labels = torch.tensor(labels)
+    tip = filled(clip, cache, cache_views=0, alpha_max=30, beta_max=13)
+    tip.after_training(val, cache)
+
+    f_val = image_features(clip, val, cache_dir=cache).features
+    zero, votes = plain_logits(clip, f_val, tip.keys, 0, 0), {}
+    best, chosen = -1, None
+    for i in range(200):
+        beta = 0.1 + i * (13 - 0.1) / 200
+        votes = plain_logits(clip, f_val, tip.keys, 1, beta) - zero if i % 40 == 0 or i < 3 else None
+        for j in range(20):
+            alpha = 0.1 + j * (30 - 0.1) / 20
+            row = tip.search.iloc[20 * i + j]
+            assert (row["beta"], row["alpha"]) == pytest.approx((beta, alpha))
+            if votes is not None:
+                right = np.mean((zero + alpha * votes).argmax(axis=1) == np.array(labels))
+                assert row["val_accuracy"] == pytest.approx(right, abs=1e-6)
+            if row["val_accuracy"] > best:
+                best, chosen = row["val_accuracy"], (beta, alpha)
+    assert (tip.beta.item(), tip.alpha.item()) == pytest.approx(chosen, rel=1e-6)
+    predicted = tip.logits_from_features(f_val).argmax(dim=1)
+    assert (predicted == val.labels).float().mean().item() == pytest.approx(best)
+
+
+def test_fit_fills_the_cache_searches_on_validation_and_takes_no_step(clip, cache):
+    tip = TipAdapter(clip, CARD, cache_views=2)
+    history = fit(tip, TRAIN, VAL, cache_dir=cache, progress=False)
+    assert history["epoch"].tolist() == [0] and len(tip.search) == 4000
+    assert history["val_accuracy"][0] == pytest.approx(tip.search["val_accuracy"].max())
+    keys = tip.keys.clone()
+    fit(tip, TRAIN, VAL, cache_dir=cache, progress=False)  # anew, from the start
+    assert torch.equal(tip.keys, keys)
+
+
+def test_without_validation_or_search_alpha_and_beta_stay(clip, cache):
+    plain = TipAdapter(clip, CARD, alpha=2.5, beta=3.5, cache_views=0)
+    fit(plain, TRAIN, None, TrainConfig(keep="last"), cache_dir=cache, progress=False)
+    untuned = TipAdapter(clip, CARD, alpha=2.5, beta=3.5, cache_views=0, tune=False)
+    fit(untuned, TRAIN, VAL, cache_dir=cache, progress=False)
+    for tip in (plain, untuned):
+        assert (tip.alpha.item(), tip.beta.item(), tip.search) == (2.5, 3.5, None)
+
+
+def test_the_keys_are_trained_as_plain_adamw_trains_them(clip, cache):
+    config = TrainConfig(**TipAdapter.recipe | {"epochs": 4, "views": 0, "lr": 0.01, "keep": "last"})
+    tip = TipAdapter(clip, CARD, trained=True, cache_views=0, tune=False)
+    fit(tip, TRAIN, None, config, cache_dir=cache, progress=False)
+
+    x, L = image_features(clip, TRAIN, cache_dir=cache).features, F.one_hot(TRAIN.labels, 3).float()
+    t = ZeroShot(clip, CARD, "templates").text_features
+    keys = x.clone().requires_grad_()
+    adamw = torch.optim.AdamW([keys], weight_decay=0.01)
+    for epoch in range(4):
+        adamw.param_groups[0]["lr"] = 0.005 * (1 + math.cos(math.pi * epoch / 4))
+        logits = clip.logit_scale * x @ t.T + 1.17 * (x @ keys.T - 1).exp() @ L
+        adamw.zero_grad()
+        F.cross_entropy(logits, TRAIN.labels).backward()
+        adamw.step()
+    assert torch.allclose(tip.keys, keys, atol=1e-5)
+    assert (tip.keys - x).abs().max() > 0.01
+
+
+def test_the_published_recipe(clip):
+    config = recipe(TipAdapter)
+    assert (config.epochs, config.batch_size, config.lr, config.optimizer) == (20, 256, 0.001, "adamw")
+    assert (config.warmup_lr, config.views, config.keep) == (None, "fresh", "best")
+
+
+def test_an_empty_cache_says_so(clip):
+    with pytest.raises(RuntimeError, match=r"the cache is empty; call medvlp\.fit"):
+        TipAdapter(clip, CARD)(torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": -1.0}, "alpha and beta must be 0 or more"),
+        ({"beta_max": 0.1}, "alpha_max and beta_max above 0.1"),
+        ({"cache_views": -1}, "cache_views and n_cache are 0 or more, got -1 and 0"),
+        ({"knowledge": "symptom"}, "unknown knowledge 'symptom'"),
+        ({"logit_scale": 0.0}, "logit_scale must be above 0"),
+    ],
+)
+def test_errors_name_what_is_wrong(clip, options, message):
+    with pytest.raises(ValueError, match=message):
+        TipAdapter(clip, CARD, **options)
