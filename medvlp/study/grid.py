@@ -1,0 +1,144 @@
+"""Grids: the settings of each run of a study, whose setting it is, and what a value is."""
+
+import inspect
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from medvlp.data.files import sha256
+from medvlp.data.names import unknown_name
+from medvlp.study.config import TrainConfig
+
+PROTOCOL_KEYS = ("method", "data", "test", "shots", "seed", "clip", "average", "base_to_new")
+CONFIG_KEYS = tuple(field.name for field in fields(TrainConfig))
+IN_TABLES = (bool, int, float, str)  # values that stand in tables as they are
+
+
+@dataclass(frozen=True)
+class Named:
+    """A value of a grid with a name for tables, such as `Named("four symptoms", symptoms)`."""
+
+    name: str
+    value: Any
+
+
+def combinations(grid: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The settings of each run: the product of a grid's lists; of several grids one after another.
+
+    A value that is no list, tuple or range counts as one.
+    """
+    grids = [grid] if isinstance(grid, Mapping) else list(grid)
+    found = []
+    for one in grids:
+        several = [list(v) if isinstance(v, list | tuple | range) else [v] for v in one.values()]
+        for key, values in zip(one, several, strict=True):
+            if not values:
+                raise ValueError(f"the grid has no value for {key!r}.")
+        found += [dict(zip(one, values, strict=True)) for values in product(*several)]
+    if not found:
+        raise ValueError("there is no grid; give at least {'method': ['ViP']}.")
+    return found
+
+
+def plain(value: Any) -> Any:
+    """A grid's value without its name, NumPy numbers as Python's."""
+    value = value.value if isinstance(value, Named) else value
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def content(value: Any) -> Any:
+    """What a value is, as JSON: two values with equal contents make the same run.
+
+    Raises:
+        TypeError: something whose content is unknown.
+    """
+    value = plain(value)
+    if value is None or isinstance(value, IN_TABLES):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): content(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [content(one) for one in value]
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        return {"array": sha256(str(value.dtype), str(value.shape), np.ascontiguousarray(value).tobytes())}
+    if hasattr(value, "fingerprint"):
+        return {"fingerprint": value.fingerprint}
+    raise TypeError(
+        f"a grid cannot hold a {type(value).__name__}: give numbers, names, lists of them, mappings, tensors "
+        "or something with a fingerprint."
+    )
+
+
+def label(value: Any) -> Any:
+    """What stands for a value in tables."""
+    if isinstance(value, Named):
+        return value.name
+    value = plain(value)
+    if isinstance(value, IN_TABLES):
+        return value
+    if value is None:
+        return "None"
+    if isinstance(value, list | tuple) and all(isinstance(one, IN_TABLES) for one in value):
+        return ", ".join(map(str, value))
+    return f"{type(value).__name__} {sha256(json.dumps(content(value), sort_keys=True))[:8]}"
+
+
+def arguments_of(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """A method's arguments after clip and card."""
+    parameters = list(inspect.signature(kind).parameters.values())[2:]
+    return {parameter.name: parameter for parameter in parameters}
+
+
+def sort_keys(
+    settings: Mapping[str, Any],
+    method: str,
+    kind: type[nn.Module],
+    others: Mapping[str, type[nn.Module]],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The grid's values for the recipe and those for the method's constructor, by name.
+
+    Args:
+        settings: One run's, by key.
+        method: Name of its method.
+        kind: The method's class.
+        others: The grid's methods by name, for the error message.
+
+    Raises:
+        ValueError: a key that nothing takes, that this method does not have, or that could mean two things.
+    """
+    own = arguments_of(kind)
+    config, arguments = {}, {}
+    for key, value in settings.items():
+        if key in PROTOCOL_KEYS:
+            continue
+        where, _, name = key.rpartition(".")
+        in_config = name in CONFIG_KEYS and where in ("", "config")
+        in_method = name in own and where in ("", "method")
+        if in_config and in_method:
+            raise ValueError(
+                f"{key!r} is a field of TrainConfig and an argument of {method}: write 'config.{key}' or "
+                f"'method.{key}'."
+            )
+        if not in_config and not in_method:
+            raise ValueError(_nobody_takes(key, method, own, others))
+        (config if in_config else arguments)[name] = value
+    return config, arguments
+
+
+def _nobody_takes(key: str, method: str, own: Iterable[str], others: Mapping[str, type[nn.Module]]) -> str:
+    name = key.removeprefix("method.")
+    having = [other for other, kind in others.items() if name in arguments_of(kind)]
+    if having:
+        return (
+            f"{method} has no {name!r}, but {' and '.join(having)} have: write two grids in a list, one with "
+            f"{key!r} and one without."
+        )
+    return unknown_name("key", key, [*PROTOCOL_KEYS, *own, *CONFIG_KEYS], "the grid")
