@@ -34,12 +34,12 @@ class TipAdapter(nn.Module):
 
     `medvlp.fit` fills the cache. Afterwards alpha and beta are those with the best accuracy on the validation
     images, on the authors' grid: 200 values of beta from 0.1 up to `beta_max` and 20 of alpha from 0.1 up to
-    `alpha_max`, both ends' upper one left out; of equals the smallest beta, then the smallest alpha. The
-    authors choose the epoch of Tip-Adapter-F on the test images; here it is chosen on the validation images.
+    `alpha_max`, upper ends left out; of equals the smallest beta, then the smallest alpha. The authors choose
+    the epoch of Tip-Adapter-F on the test images; here it is chosen on the validation images.
 
-    An image's key is the mean over its random views. The authors' crops keep at least half of the image's
-    area, and theirs is the mean of features not normalised; here the views are those of `image_features`,
-    and normalised.
+    An image's key is the mean over its random views, normalised. The authors' crops keep at least half of the
+    image's area and their mean is of features not yet normalised; here the views are those of
+    `image_features`, whose crops may be smaller, and normalised before the mean.
 
     Args:
         clip: The frozen image and text towers.
@@ -160,7 +160,8 @@ class TipAdapter(nn.Module):
         alphas = _steps(self.config["alpha_max"], N_ALPHA)
         weights = torch.tensor(alphas, device=f.device)[:, None, None]  # (N_ALPHA, 1, 1)
         rows = []
-        for beta in tqdm(_steps(self.config["beta_max"], N_BETA), desc="alpha and beta", delay=2):
+        betas = _steps(self.config["beta_max"], N_BETA)
+        for beta in tqdm(betas, desc="alpha and beta", unit="beta", leave=False, delay=2):
             logits = text_logits + weights * self._votes(affinity, beta)  # (N_ALPHA, N_val, n_cls)
             accuracy = (logits.argmax(dim=-1) == labels).float().mean(dim=-1).tolist()  # N_ALPHA
             rows += [(beta, alpha, right) for alpha, right in zip(alphas, accuracy, strict=True)]

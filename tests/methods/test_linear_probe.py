@@ -86,6 +86,13 @@ def test_C_is_the_best_on_validation_and_the_search_is_kept(clip, tmp_path):
     )  # classes are equal
 
 
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_every_C_of_the_search_ends_at_the_minimum(clip, tmp_path, shuffled):
+    card, train, val, _ = sets(3, shuffled)
+    assert len(LinearProbe(clip, card).fit(train, val, cache_dir=tmp_path).search) == len(C_GRID)
+
+
 def test_validation_may_lack_a_class(clip, tmp_path):
     card, train, val, _ = sets(3)
     probe = LinearProbe(clip, card).fit(train, val.subset([0, 1, 3, 4]), cache_dir=tmp_path)
