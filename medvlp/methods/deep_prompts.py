@@ -1,0 +1,103 @@
+"""Learned prompts in the first blocks of both towers: what VPT, IVLP, MaPLe and PromptSRC share."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvlp.backbone.clip import Clip
+from medvlp.backbone.deep import encode_deep_text
+from medvlp.backbone.image_walk import encode_image_prompts
+from medvlp.backbone.inject import SLOT, find_slots
+
+CTX_INIT = "a photo of a"  # the words that the authors of MaPLe and PromptSRC start from
+DEPTH = 9  # of their prompts, in towers of 12 blocks
+STD = 0.02  # of what is drawn
+
+
+class ClassTexts(nn.Module):
+    """The texts of all classes, whose first n_ctx tokens learned vectors replace, block by block.
+
+    With the words "a photo of a" and n_ctx 2 a text is `[SOS] v1 v2 of a name . [EOS]`, as in the code of
+    MaPLe's authors: what the vectors do not replace stays. Words of fewer than n_ctx tokens are left out,
+    so that it is `[SOS] v1 .. vn name . [EOS]`. Positions are added to the vectors of block 0 alone.
+
+    Args:
+        clip: The frozen model. Each call is given it again: it is no part of this module.
+        classnames: In label order; an underscore is read as a space.
+        n_ctx: Vectors before a block, the same for all classes.
+        words: Before the name; "" for none.
+
+    Attributes:
+        first: (n_ctx, w), the embeddings of the tokens that are replaced, or None without words.
+
+    Raises:
+        ValueError: n_ctx below 1, or a text with more tokens than the tower takes.
+    """
+
+    def __init__(self, clip: Clip, classnames: Sequence[str], n_ctx: int, words: str = CTX_INIT) -> None:
+        """Tokenize the texts; see the class."""
+        super().__init__()
+        if n_ctx < 1:
+            raise ValueError(f"n_ctx must be at least 1, got {n_ctx}.")
+        names = [f"{name.replace('_', ' ')}." for name in classnames]
+        start, known = _tokens_of(clip, words)  # known (m,)
+        self.first: Tensor | None = None
+        if len(known) < n_ctx:
+            texts = [" ".join([*[SLOT] * n_ctx, name]) for name in names]
+            tokens, slots = find_slots(clip, texts, [n_ctx] * len(texts))  # (n_cls, L) each
+        else:
+            tokens = clip.tokenize([f"{words} {name}" for name in names])  # (n_cls, L)
+            slots = torch.zeros_like(tokens, dtype=torch.bool)
+            slots[:, start : start + n_ctx] = True
+            self.first = clip.token_embedding(known[:n_ctx].to(clip.device)).detach().float()
+        self.register_buffer("tokens", tokens.to(clip.device), persistent=False)
+        self.register_buffer("slots", slots.to(clip.device), persistent=False)
+
+    def forward(self, clip: Clip, ctx: Tensor) -> Tensor:
+        """Text features (n_cls, D), L2-normalised, with ctx[i] before block i; ctx is (depth, n_ctx, w)."""
+        vectors = [v.repeat(len(self.tokens), 1)[None] for v in ctx]  # (1, n_cls * n_ctx, w) each
+        t = encode_deep_text(clip, self.tokens, self.slots, vectors)  # (1, n_cls, D)
+        return F.normalize(t[0].to(ctx), dim=-1)
+
+
+def in_template(template: str, classnames: Sequence[str]) -> list[str]:
+    """The template with each class name in it, an underscore read as a space; ValueError without `{}`."""
+    if "{}" not in template:
+        raise ValueError(
+            f"template {template!r} has no {{}} for the class name, as 'a photo of a {{}}.' has."
+        )
+    return [template.replace("{}", name.replace("_", " ")) for name in classnames]
+
+
+def drawn(shape: Sequence[int], generator: torch.Generator, first: Tensor | None = None) -> Tensor:
+    """Prompts (depth, n, width) of standard deviation 0.02; those before block 0 are `first`, if given."""
+    prompts = nn.init.normal_(torch.empty(*shape), std=STD, generator=generator)
+    if first is not None:
+        prompts[0] = first
+    return prompts
+
+
+def prompted_image_features(clip: Clip, images: Tensor, prompts: Tensor | None) -> Tensor:
+    """Features (B, D), L2-normalised, of preprocessed images with prompts (depth, n, width) in the tower."""
+    if prompts is None:
+        return clip.encode_images(images)
+    return F.normalize(encode_image_prompts(clip, images, prompts).to(prompts), dim=-1)
+
+
+def depth_in(blocks: Sequence[nn.Module], name: str, depth: int | None, least: int, default: int) -> int:
+    """`depth`, or by default at most `default`; ValueError, with its name, if the tower has fewer blocks."""
+    if depth is None:
+        return min(default, len(blocks))
+    if not least <= depth <= len(blocks):
+        raise ValueError(f"{name} must be from {least} to {len(blocks)}, the tower's blocks, got {depth}.")
+    return depth
+
+
+def _tokens_of(clip: Clip, words: str) -> tuple[int, Tensor]:
+    """Where a text's tokens start, and the token ids (m,) of `words`."""
+    tokens, slot = find_slots(clip, [f"{words} {SLOT}"], [1])  # (1, L) each
+    _, alone = find_slots(clip, [SLOT], [1])
+    start, stop = (int(where[0].int().argmax()) for where in (alone, slot))
+    return start, tokens[0, start:stop]

@@ -1,0 +1,115 @@
+"""VPT: learned prompts in the image tower, classified by the texts of the class names."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from medvlp.backbone.clip import Clip
+from medvlp.backbone.deep import image_blocks, image_width
+from medvlp.data.cards import DataCard
+from medvlp.methods.deep_prompts import depth_in, drawn, in_template, prompted_image_features
+from medvlp.methods.parameters import factor_on_cosines
+
+
+class VPT(nn.Module):
+    r"""Visual prompt tuning.
+
+        [x_i, E_i, _] = V_i([x_{i-1}, E_{i-1}, P_{i-1}])        i = 1..depth: VPT-deep
+        [x_i, E_i, Z] = V_i([x_{i-1}, E_{i-1}, Z])              after that; from i = 2 on: VPT-shallow
+        logits[b, c]  = exp(logit_scale) * f_b . t_c            f_b, t_c normalised
+
+    with V_i the image tower's blocks, x the class token and E the patches: Jia et al., "Visual Prompt
+    Tuning", ECCV 2022, arXiv 2203.12119. Learned is P (`image_prompts`). In place of their linear head the
+    frozen text features t_c of the class names classify, as where MaPLe's authors compare with it (CVPR 2023,
+    arXiv 2210.03117), in the template "a photo of a {}." for all data sets. Sizes, start and recipe are
+    theirs too; Jia et al. search learning rate and weight decay anew for each data set, and draw P uniformly.
+    Where among the tokens P stands makes no difference.
+
+    Args:
+        clip: The frozen image and text towers.
+        card: Gives the classes in label order.
+        n_ctx: Vectors before a block.
+        depth: Blocks with vectors of their own: None for all (deep), 1 for the first alone (shallow), 0 for
+            none, which is zero-shot.
+        template: With a `{}` for the class name, in which an underscore is read as a space. None: the card's
+            first.
+        logit_scale: The factor on cosines, exp(logit_scale) above; by default the CLIP's own.
+        seed: Of the learned tensors' start, drawn with standard deviation 0.02.
+
+    Attributes:
+        image_prompts: (depth, n_ctx, width of the image tower), P, or None.
+        text_features: (n_cls, D), t_c.
+        config: the arguments by name, fit for JSON; `VPT(clip, card, **config)` builds the same again.
+
+    Raises:
+        ValueError: a number out of its range, a template without `{}`, an image tower without tokens.
+    """
+
+    # configs/trainers/VPT/vit_b16_c2_ep5_batch4_4.yaml of muzairkhattak/multimodal-prompt-learning; the rest
+    # is Dassl's
+    recipe: ClassVar[dict[str, Any]] = {
+        "epochs": 5,
+        "batch_size": 4,
+        "lr": 0.0025,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "warmup_lr": 1e-5,
+        "views": "fresh",
+        "keep": "last",
+    }
+    text_features: Tensor  # (n_cls, D)
+
+    def __init__(
+        self,
+        clip: Clip,
+        card: DataCard,
+        *,
+        n_ctx: int = 8,
+        depth: int | None = None,
+        template: str | None = None,
+        logit_scale: float | None = None,
+        seed: int = 1,
+    ) -> None:
+        """Encode the class names and draw the prompts; see the class."""
+        super().__init__()
+        if n_ctx < 1:
+            raise ValueError(f"n_ctx must be at least 1, got {n_ctx}; depth=0 has none.")
+        self.clip, self.card = clip, card
+        self.logit_scale = factor_on_cosines(clip, logit_scale)
+        self.config: dict[str, Any] = {
+            "n_ctx": n_ctx,
+            "depth": depth,
+            "template": template,
+            "logit_scale": logit_scale,
+            "seed": seed,
+        }
+        with torch.no_grad():
+            features = clip.encode_texts(
+                in_template(template or card.templates[0], card.classnames)
+            )  # (n_cls, D)
+        self.register_buffer("text_features", features, persistent=False)
+        self.image_prompts: nn.Parameter | None = None
+        if depth == 0:
+            self.logits_from_features = self._logits
+        else:
+            blocks = image_blocks(clip)
+            shape = (depth_in(blocks, "depth", depth, 0, len(blocks)), n_ctx, image_width(clip))
+            self.image_prompts = nn.Parameter(drawn(shape, torch.Generator().manual_seed(seed)))
+        self.to(clip.device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
+        return self._logits(self.image_features(images))
+
+    def _logits(self, image_features: Tensor) -> Tensor:
+        """Logits of normalised image features: (B, D) -> (B, n_cls)."""
+        return self.logit_scale * image_features.to(self.text_features) @ self.text_features.T
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """f: features of preprocessed images as the prompted tower sees them, (B, D), L2-normalised."""
+        return prompted_image_features(self.clip, images, self.image_prompts)
+
+    def extra_repr(self) -> str:
+        """What distinguishes this method from another, for `print`."""
+        return ", ".join([f"card={self.card.name!r}", *(f"{k}={v!r}" for k, v in self.config.items())])

@@ -1,0 +1,229 @@
+"""VPT, IVLP, MaPLe, PromptSRC: what holds for all of them, and the texts that they share."""
+
+import json
+from dataclasses import replace
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from medvlp.backbone.clip import Clip, load_clip
+from medvlp.data.datasets import load_dataset
+from medvlp.data.image_sets import ImageSet
+from medvlp.methods.deep_prompts import ClassTexts
+from medvlp.methods.ivlp import IVLP
+from medvlp.methods.maple import MaPLe
+from medvlp.methods.parameters import own_tensors, trainable_parameters
+from medvlp.methods.promptsrc import PromptSRC
+from medvlp.methods.vpt import VPT
+from medvlp.study.averaging import EpochAverage
+from medvlp.study.config import recipe
+from medvlp.study.evaluation import predict_logits
+from medvlp.study.saving import load, save
+from medvlp.study.training import fit
+from tests.backbone import small_clips
+from tests.methods.small import make_card
+
+KINDS = [VPT, IVLP, MaPLe, PromptSRC]
+TOWERS = ["openai_kind", "siglip_kind", "eos_kind", "coca_kind", "biomedclip_kind"]
+CARD = make_card()
+LABELS = torch.tensor([0, 1, 2, 0])
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Clip:
+    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
+
+
+def draw_images(clip: Clip, n: int = 4) -> torch.Tensor:
+    shape = n, 3, clip.image_size, clip.image_size
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def trained(method: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in method.named_parameters() if p.requires_grad}
+
+
+# --- all methods ---
+
+
+@pytest.fixture(scope="module")
+def vit_b_16() -> Clip:
+    """Of the shape of ViT-B/16, with no values: what memory holds is zeros."""
+    cfg = open_clip.get_model_config("ViT-B-16")
+    with torch.device("meta"):
+        model = open_clip.CustomTextCLIP(**cfg)
+    model = model.to_empty(device="cpu").eval()
+    model.visual.preprocess_cfg = {"size": 224, "mean": small_clips.MEAN, "std": small_clips.STD}
+    return Clip("ViT-B/16", model, open_clip.get_tokenizer("ViT-B-16"), cfg)
+
+
+@pytest.mark.parametrize(
+    ("kind", "switches", "count"),
+    [
+        (MaPLe, {}, 3_555_072),
+        (IVLP, {}, 46_080),
+        (PromptSRC, {}, 46_080),
+        (VPT, {}, 12 * 8 * 768),
+        (VPT, {"depth": 1}, 8 * 768),
+        (IVLP, {"depth": 12, "image_depth": 12, "n_ctx": 2, "n_image_ctx": 2}, 12 * 2 * (512 + 768)),
+        (IVLP, {"image_depth": 0}, 9 * 4 * 512),
+    ],
+)
+def test_vit_b_16_has_as_many_learned_numbers_as_the_authors_have(vit_b_16, kind, switches, count):
+    table = trainable_parameters(kind(vit_b_16, CARD, **switches))
+    assert table.loc["total", "count"] == count
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_methods_own_tensors_learn(clip, kind):
+    method = kind(clip, CARD).train()
+    assert set(own_tensors(method)) == set(trained(method)) != set()
+    F.cross_entropy(method(draw_images(clip)), LABELS).backward()
+    assert all(p.grad.norm() > 0 for p in trained(method).values())
+    assert all(p.grad is None for p in clip.parameters())
+    assert not hasattr(method, "logits_from_features")  # its image tower is prompted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_seed_decides_the_start_and_leaves_other_random_numbers_alone(clip, kind):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    a, b, c = (trained(kind(clip, CARD, seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(1), expected)
+    for name in a:
+        assert torch.equal(a[name], b[name])
+        assert not torch.equal(a[name], c[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_configuration_and_the_file_build_the_same_again(clip, kind, tmp_path):
+    method = kind(clip, CARD, n_ctx=3, depth=1, logit_scale=20.0, seed=5)
+    images = draw_images(clip)
+    again = kind(clip, CARD, **json.loads(json.dumps(method.config)))
+    assert again.config == method.config
+    assert torch.equal(again(images), method(images))
+    with torch.no_grad():
+        for p in trained(method).values():
+            p.add_(0.1)
+    assert not torch.equal(again(images), method(images))
+    save(method, tmp_path / "method.safetensors")
+    loaded = load(tmp_path / "method.safetensors", clip, CARD, method=kind)
+    assert torch.equal(loaded(images), method.eval()(images))
+    assert "depth=1" in repr(method)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_scaled_cosines(clip, kind):
+    images = draw_images(clip)
+    plain, scaled = kind(clip, CARD), kind(clip, CARD, logit_scale=7.0)
+    assert torch.allclose(scaled(images), 7 / clip.logit_scale * plain(images), rtol=1e-4)
+    assert scaled(images).abs().max() <= 7
+    f = plain.image_features(images)
+    assert torch.allclose(f.norm(dim=1), torch.ones(4))
+    with pytest.raises(ValueError, match="logit_scale must be above 0, got -1"):
+        kind(clip, CARD, logit_scale=-1)
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_any_tower(tmp_path, tower):
+    clip = load_clip(getattr(small_clips, tower)(tmp_path), device="cpu")
+    images = draw_images(clip, 2)
+    for kind in KINDS:
+        method = kind(clip, CARD)
+        logits = method(images)
+        assert logits.shape == (2, 3)
+        F.cross_entropy(logits, LABELS[:2]).backward()
+        assert all(p.grad.norm() > 0 for p in trained(method).values())
+    words = [f"a photo of a {name}." for name in CARD.classnames]
+    t = IVLP(clip, CARD, depth=1, image_depth=0).class_features()
+    assert torch.allclose(t, clip.encode_texts(words), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tower_of_few_blocks_has_prompts_in_all_and_no_more(clip, kind):
+    method = kind(clip, CARD)
+    assert len(method.image_prompts) == 2
+    if kind is not VPT:
+        assert len(method.ctx) == (2 if kind is MaPLe else 3)
+    with pytest.raises(ValueError, match="depth must be from [01] to [23], the tower's blocks, got 4"):
+        kind(clip, CARD, depth=4)
+    with pytest.raises(ValueError, match="n_ctx must be at least 1, got 0"):
+        kind(clip, CARD, n_ctx=0)
+
+
+def test_the_recipes_are_the_published_ones():
+    found = {kind: recipe(kind) for kind in KINDS}
+    assert found[IVLP] == found[PromptSRC]
+    assert [(r.epochs, r.batch_size, r.lr) for r in map(found.get, (VPT, IVLP, MaPLe))] == [
+        (5, 4, 0.0025),
+        (20, 4, 0.0025),
+        (5, 4, 0.0035),
+    ]
+    for r in found.values():
+        assert (r.momentum, r.weight_decay, r.warmup_lr) == (0.9, 5e-4, 1e-5)
+        assert (r.optimizer, r.views, r.keep) == ("sgd", "fresh", "last")
+
+
+# --- texts ---
+
+
+def features(clip: Clip, texts: list[str]) -> torch.Tensor:
+    """(N, D), normalised, from all 77 tokens."""
+    return F.normalize(clip.model.encode_text(clip.tokenizer(texts)), dim=-1)
+
+
+@pytest.mark.parametrize("n_ctx", [1, 2, 3, 4])
+def test_what_the_vectors_do_not_replace_of_the_words_stays(clip, n_ctx):
+    texts = ClassTexts(clip, ["seborrheic_keratosis", "nevus"], n_ctx)
+    assert texts.first.shape == (n_ctx, clip.text_width)
+    expected = features(clip, ["a photo of a seborrheic keratosis.", "a photo of a nevus."])
+    assert torch.allclose(texts(clip, texts.first[None]), expected, atol=1e-5)
+    other = clip.token_embedding(clip.tokenize(["the scan in one"])[0, 1 : 1 + n_ctx])
+    words = " ".join(["the", "scan", "in", "one"][:n_ctx] + ["a", "photo", "of", "a"][n_ctx:])
+    expected = features(clip, [f"{words} seborrheic keratosis.", f"{words} nevus."])
+    assert torch.allclose(texts(clip, other[None]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("words", ["", "a photo"])
+def test_words_of_fewer_tokens_are_left_out(clip, words):
+    texts = ClassTexts(clip, ["nevus", "melanoma"], 4, words)
+    assert texts.first is None
+    ctx = clip.token_embedding(clip.tokenize(["the scan in one"])[0, 1:5])
+    expected = features(clip, ["the scan in one nevus.", "the scan in one melanoma."])
+    assert torch.allclose(texts(clip, ctx[None]), expected, atol=1e-5)
+    drawn = IVLP(clip, CARD, ctx_init=words, n_ctx=40).ctx
+    assert drawn.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_a_class_name_that_is_too_long_is_shown(clip):
+    with pytest.raises(ValueError, match=r"text 'a photo of a (very )+nevus\.' has 8\d tokens"):
+        ClassTexts(clip, ["very " * 75 + "nevus"], 2)
+
+
+# --- phantoms ---
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> tuple[Clip, ImageSet, ImageSet]:
+    data = load_dataset("phantom-derm", num_shots=16)
+    return load_clip("tiny", device="cpu"), data.train, data.test.subset(range(200))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_phantoms(phantoms, kind):
+    clip, train, test = phantoms
+    method = kind(clip, train.card, **({"template": "a photo of a {}."} if kind is VPT else {}))
+
+    def accuracy() -> float:
+        return (predict_logits(method, test).argmax(dim=1) == test.labels).double().mean().item()
+
+    assert accuracy() < 0.6  # these words tell the embedded CLIP little
+    config = replace(recipe(kind), epochs=5, views=0, lr=0.02, warmup_lr=None)
+    average = EpochAverage.published(method, config.epochs)
+    history = fit(method, train, None, config, progress=False, callbacks=[average] if average else [])
+    assert history.loss.iloc[-1] < 0.95 * history.loss.iloc[0]
+    assert accuracy() > 0.7

@@ -1,0 +1,170 @@
+"""PromptSRC: its three constraints computed by hand, and without them IVLP."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from medvlp.backbone.clip import Clip, load_clip
+from medvlp.methods.ivlp import IVLP
+from medvlp.methods.parameters import own_tensors
+from medvlp.methods.promptsrc import PromptSRC
+from medvlp.study.averaging import EpochAverage
+from medvlp.study.config import TrainConfig
+from medvlp.study.training import fit
+from tests.backbone import small_clips
+from tests.methods import deep_oracle
+from tests.methods.small import make_card, make_set
+
+CARD = make_card()
+TEXTS = [f"a photo of a {name}." for name in CARD.classnames]
+LABELS = torch.tensor([0, 1, 2, 0])
+OFF = {"text_weight": 0.0, "image_weight": 0.0, "logits_weight": 0.0}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Clip:
+    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def images(clip) -> torch.Tensor:
+    return torch.randn(4, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
+
+
+class ImagesSeen:
+    """How many images the image tower is given, prompted or not, while inside."""
+
+    def __init__(self, clip: Clip) -> None:
+        self.conv1, self.counts = clip.model.visual.conv1, []
+
+    def __enter__(self) -> list[int]:
+        self.hook = self.conv1.register_forward_pre_hook(lambda _, args: self.counts.append(len(args[0])))
+        return self.counts
+
+    def __exit__(self, *error) -> None:
+        self.hook.remove()
+
+
+def test_the_frozen_texts_are_the_mean_over_templates_before_it_is_normalised(clip):
+    src = PromptSRC(clip, CARD)
+    for c, name in enumerate(CARD.classnames):
+        ids = clip.tokenizer([template.replace("{}", name) for template in CARD.templates])
+        mean = clip.model.encode_text(ids, normalize=False).mean(dim=0)
+        assert torch.allclose(src.frozen_text_features[c], F.normalize(mean, dim=-1), atol=1e-5)
+    own = PromptSRC(clip, CARD, templates=["a photo of a {}."])
+    assert torch.allclose(own.frozen_text_features, clip.encode_texts(TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [(25, 10, 1), (2, 0, 0), (0, 3, 0), (0, 0, 4)])
+def test_the_penalty_is_the_three_constraints(clip, images, weights):
+    names = "text_weight", "image_weight", "logits_weight"
+    src = PromptSRC(clip, CARD, **dict(zip(names, weights, strict=True)))
+    logits, penalty = src.training_logits(images)
+    assert torch.equal(logits, src(images))
+    t, t0 = src.class_features().tolist(), src.frozen_text_features.tolist()
+    f, f0 = src.image_features(images).tolist(), clip.encode_images(images).tolist()
+    q = src(images).double().softmax(dim=1).tolist()
+    D, n_cls = 40, 3
+
+    def kl(b: int) -> float:
+        cosines = [sum(x * y for x, y in zip(f0[b], t0[c], strict=True)) for c in range(n_cls)]
+        q0 = torch.tensor(cosines, dtype=torch.float64).mul(clip.logit_scale).softmax(dim=0).tolist()
+        return sum(q0[c] * math.log(q0[c] / q[b][c]) for c in range(n_cls))
+
+    for b in range(4):
+        text = sum(abs(t[c][d] - t0[c][d]) for c in range(n_cls) for d in range(D)) / (n_cls * D)
+        image = sum(abs(f[b][d] - f0[b][d]) for d in range(D)) / D
+        expected = weights[0] * text + weights[1] * image + weights[2] * kl(b) / n_cls
+        assert penalty[b].item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_gradients_are_those_of_the_authors_loss_written_out(clip, images):
+    src = PromptSRC(clip, CARD)
+    logits, penalty = src.training_logits(images)
+    f = deep_oracle.image_features(clip, images, src.image_prompts)
+    t = deep_oracle.text_features(clip, TEXTS, src.ctx)
+    f0, t0 = clip.encode_images(images), src.frozen_text_features
+    q, q0 = (clip.logit_scale * f @ t.T).log_softmax(1), (clip.logit_scale * f0 @ t0.T).log_softmax(1)
+    theirs = F.nll_loss(q, LABELS) + 25 * F.l1_loss(t, t0) + 10 * F.l1_loss(f, f0)
+    theirs = theirs + F.kl_div(q, q0, reduction="sum", log_target=True) / q.numel()
+    ours = (F.cross_entropy(logits, LABELS, reduction="none") + penalty).mean()
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    learned = src.ctx, src.image_prompts
+    for a, b in zip(*(torch.autograd.grad(loss, learned) for loss in (ours, theirs)), strict=True):
+        assert (a - b).norm() <= 1e-3 * b.norm()
+
+
+def test_at_the_frozen_towers_nothing_is_added(clip, images):
+    src = PromptSRC(clip, CARD, templates=["a photo of a {}."], depth=1, image_depth=0)
+    f = clip.encode_images(images)
+    logits, penalty = src.training_logits(f)
+    assert torch.equal(logits, src.logits_from_features(f))
+    assert torch.allclose(penalty, torch.zeros(4), atol=1e-5)
+    with torch.no_grad():
+        src.ctx.mul_(-3)
+    assert (src.training_logits(f)[1] > 0.01).all()
+
+
+def test_without_weights_it_trains_as_ivlp_and_reads_each_image_once(clip, images):
+    src = PromptSRC(clip, CARD, **OFF)
+    with ImagesSeen(clip) as counts:
+        penalty = src.training_logits(images)[1]
+    assert counts == [4] and penalty.abs().max() == 0
+    train = make_set(CARD, [0, 1, 2] * 4)
+    config = TrainConfig(epochs=3, batch_size=4, lr=0.01, views=0, num_workers=0, keep="last")
+    ivlp, constrained = IVLP(clip, CARD), PromptSRC(clip, CARD)
+    losses = [fit(m, train, None, config, progress=False).loss.tolist() for m in (src, ivlp, constrained)]
+    assert losses[0] == losses[1]
+    for name, tensor in own_tensors(ivlp).items():
+        assert torch.equal(tensor, own_tensors(src)[name])
+        assert not torch.equal(tensor, own_tensors(constrained)[name])
+
+
+def test_the_constraints_hold_it_near_the_frozen_towers(clip, images):
+    train = make_set(CARD, [0, 1, 2] * 4)
+    config = TrainConfig(epochs=6, batch_size=4, lr=0.01, views=0, num_workers=0, keep="last")
+    f0, distances = clip.encode_images(images), {}
+    for name, weights in (("free", OFF), ("held", {})):
+        src = PromptSRC(clip, CARD, **weights)
+        fit(src, train, None, config, progress=False)
+        t = src.class_features()
+        distances[name] = (
+            (t - src.frozen_text_features).abs().mean(),
+            (src.image_features(images) - f0).abs().mean(),
+        )
+    assert all(held < free for held, free in zip(distances["held"], distances["free"], strict=True))
+
+
+def test_the_frozen_tower_reads_training_images_only(clip, images):
+    src = PromptSRC(clip, CARD)
+    with ImagesSeen(clip) as counts:
+        src.training_logits(images)
+    assert counts == [4, 4]
+    with ImagesSeen(clip) as counts:
+        src(images)
+    assert counts == [4]
+
+
+def test_with_cached_features_only_texts_learn(clip, tmp_path):
+    src = PromptSRC(clip, CARD, image_depth=0, logit_scale=50.0)
+    assert set(own_tensors(src)) == {"ctx"}
+    config = TrainConfig(epochs=4, batch_size=6, lr=0.01, views=2, keep="last", warmup_lr=None)
+    history = fit(src, make_set(CARD, [0, 1, 2] * 6), None, config, cache_dir=tmp_path, progress=False)
+    assert history.loss.iloc[-1] < history.loss.iloc[0]
+
+
+def test_the_average_is_the_authors_gaussian(clip):
+    average = EpochAverage.published(PromptSRC(clip, CARD), 20)
+    assert (average.mean, average.std, average.tensors) == (15.0, 1.0, None)
+    assert EpochAverage.published(IVLP(clip, CARD), 20) is None
+
+
+def test_what_makes_no_sense_is_refused(clip):
+    with pytest.raises(ValueError, match="image_weight must be 0 or more, got -1"):
+        PromptSRC(clip, CARD, image_weight=-1)
+    with pytest.raises(ValueError, match="template 'skin' has no {} for the class name"):
+        PromptSRC(clip, CARD, templates=["skin"])
+    with pytest.raises(ValueError, match="the list of templates is empty"):
+        PromptSRC(clip, CARD, templates=[])

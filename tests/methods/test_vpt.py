@@ -1,0 +1,81 @@
+"""VPT: equal to its equations written out, and without prompts to zero-shot."""
+
+import pytest
+import torch
+
+from medvlp.backbone.clip import Clip, load_clip
+from medvlp.methods.vpt import VPT
+from medvlp.methods.zero_shot import ZeroShot
+from tests.backbone import small_clips
+from tests.methods import deep_oracle
+from tests.methods.small import make_card
+
+CARD = make_card()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Clip:
+    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def images(clip) -> torch.Tensor:
+    return torch.randn(4, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
+
+
+def shaken(clip: Clip, **switches) -> VPT:
+    """With prompts away from their start."""
+    vpt, random = VPT(clip, CARD, **switches), torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        vpt.image_prompts.add_(torch.randn(vpt.image_prompts.shape, generator=random) * 0.3)
+    return vpt
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("before_patches", [False, True])
+def test_logits_and_gradients_are_those_of_the_equations(clip, images, depth, before_patches):
+    """Wherever the prompts stand: the papers have them before and after the patches."""
+    vpt = shaken(clip, n_ctx=3, depth=depth, template="skin with {}.")
+    assert vpt.image_prompts.shape == (depth, 3, 64)
+    t = clip.encode_texts([f"skin with {name}." for name in CARD.classnames])
+    f = deep_oracle.image_features(clip, images, vpt.image_prompts, before_patches)
+    expected, logits = clip.logit_scale * f @ t.T, vpt(images)
+    assert torch.allclose(logits, expected, atol=1e-4)
+    weights = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    ours, theirs = (
+        torch.autograd.grad((x * weights).sum(), vpt.image_prompts)[0] for x in (logits, expected)
+    )
+    assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+def test_deep_is_in_all_blocks_and_shallow_in_the_first(clip, images):
+    deep, shallow = VPT(clip, CARD), VPT(clip, CARD, depth=1)
+    assert len(deep.image_prompts) == 2
+    assert torch.equal(deep.image_prompts[:1], shallow.image_prompts)
+    assert (deep(images) - shallow(images)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("template", [None, "a photo of a {}."])
+def test_without_prompts_it_is_zero_shot(clip, images, template):
+    vpt = VPT(clip, CARD, depth=0, template=template)
+    zero_shot = ZeroShot(clip, CARD, "classnames", templates=template and [template])
+    assert torch.allclose(vpt(images), zero_shot(images), atol=1e-4)
+    assert torch.equal(vpt.logits_from_features(clip.encode_images(images)), vpt(images))
+    assert not any(p.requires_grad for p in vpt.parameters())
+
+
+def test_texts_are_encoded_before_training_and_not_again(clip, images):
+    vpt, calls = VPT(clip, CARD), []
+    hook = clip.model.text.register_forward_pre_hook(lambda *_: calls.append(1))
+    vpt(images)
+    hook.remove()
+    assert not calls and not vpt.text_features.requires_grad
+
+
+def test_prompts_that_cannot_be_are_refused(clip):
+    with pytest.raises(ValueError, match="n_ctx must be at least 1, got 0; depth=0 has none"):
+        VPT(clip, CARD, n_ctx=0)
+    with pytest.raises(ValueError, match="depth must be from 0 to 2, the tower's blocks, got 3"):
+        VPT(clip, CARD, depth=3)
+    with pytest.raises(ValueError, match="template 'skin' has no {} for the class name"):
+        VPT(clip, CARD, template="skin")
