@@ -51,6 +51,14 @@ def find_slots(clip: Clip, texts: Sequence[str], counts: Sequence[int]) -> tuple
     return tokens, slots
 
 
+def word_tokens(clip: Clip, words: str) -> tuple[int, Tensor]:
+    """Where the words of a text begin, and the token ids (m,) of these words; none for ""."""
+    _, begin = find_slots(clip, [SLOT], [1])  # (1, L)
+    tokens, end = find_slots(clip, [f"{words} {SLOT}"], [1])
+    start, stop = (int(slots[0].nonzero()) for slots in (begin, end))
+    return start, tokens[0, start:stop].to(clip.device)
+
+
 def encode_prompts(clip: Clip, tokens: Tensor, prompts: Tensor, positions: Tensor) -> Tensor:
     """Text features (N, D) of texts with learned vectors in them: float32, not normalised.
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
-from medvlp.methods.context import FIRST_CTX, TRAINER
+from medvlp.methods.context import TRAINER
 from medvlp.methods.coop import CoOp
+from medvlp.methods.prompt_texts import FIRST_CTX
 from medvlp.methods.zero_shot import checked_symptoms, symptom_text
 
 

@@ -11,17 +11,16 @@ from torch.nn.utils import parametrize
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.deep import encode_deep_text, image_blocks, image_width, text_blocks
 from medvlp.backbone.image_walk import encode_image_prompts
-from medvlp.backbone.inject import SLOT, find_slots
+from medvlp.backbone.inject import SLOT, find_slots, word_tokens
 from medvlp.backbone.text_walk import SlotVectors, TextWalk, can_walk_text
 from medvlp.data.cards import DataCard
 from medvlp.data.names import unknown_name
 from medvlp.knowledge.representations import Representations, shipped_representations
 from medvlp.methods.interventions import ConditionalLoReFT, EditedRows, LoReFT
 from medvlp.methods.parameters import factor_on_cosines
+from medvlp.methods.prompt_texts import FIRST_CTX, STD, plain_name
 
 INTERVENTIONS = ("conditional", "unconditional", "none")
-FIRST_CTX = "a photo of a"  # whose embedding the context starts from, if it has as many tokens
-STD = 0.02  # of the other learned vectors at the start
 
 
 class CILMP(nn.Module):
@@ -175,7 +174,7 @@ class CILMP(nn.Module):
         random = torch.Generator().manual_seed(seed)
         w, d = clip.text_width, given.dim
         ctx = nn.init.normal_(torch.empty(depth, n_ctx, w), std=STD, generator=random)
-        words = _first_words(clip)
+        _, words = word_tokens(clip, FIRST_CTX)  # (m,)
         if len(words) == n_ctx:
             ctx[0] = clip.token_embedding(words).detach().float()
         self.ctx = nn.Parameter(ctx)
@@ -290,7 +289,7 @@ def _tokenize(clip: Clip, lengths: dict[str, int], n_ctx: int) -> tuple[Tensor, 
     """Token ids of the classes' texts (n_cls, L), and True at their n_ctx + L_c slots, (n_cls, L)."""
     texts = []
     for name, length in lengths.items():
-        words = name.replace("_", " ") + "."
+        words = plain_name(name) + "."
         plain, _ = find_slots(clip, [" ".join([SLOT] * n_ctx + [words])], [n_ctx])  # (1, at most L)
         tokenizer = getattr(clip.tokenizer, "tokenizer", None)  # a Hugging Face tokenizer, where there is one
         pad = 0 if tokenizer is None else tokenizer.pad_token_id
@@ -302,10 +301,3 @@ def _tokenize(clip: Clip, lengths: dict[str, int], n_ctx: int) -> tuple[Tensor, 
             )
         texts.append(" ".join([SLOT] * (n_ctx + length) + [words]))
     return find_slots(clip, texts, [n_ctx + length for length in lengths.values()])
-
-
-def _first_words(clip: Clip) -> Tensor:
-    """Token ids of FIRST_CTX alone."""
-    _, start = find_slots(clip, [SLOT], [1])
-    tokens, stop = find_slots(clip, [f"{FIRST_CTX} {SLOT}"], [1])
-    return tokens[0, int(start[0].nonzero()) : int(stop[0].nonzero())].to(clip.device)

@@ -51,7 +51,7 @@ class CLIPAdapter(nn.Module):
 
     # The authors' code (github.com/gaopengcuhk/CLIP-Adapter) has no configuration: it asks for CoOp's command
     # for ImageNet, whose rn50_ep50.yaml this is, with Dassl's momentum and weight decay and the last epoch.
-    # A number of cached `views` approximates "fresh".
+    # Views are new ones in every epoch there.
     recipe: ClassVar[dict[str, Any]] = {
         "epochs": 50,
         "batch_size": 32,
@@ -60,7 +60,6 @@ class CLIPAdapter(nn.Module):
         "momentum": 0.9,
         "weight_decay": 5e-4,
         "warmup_lr": 1e-5,
-        "views": "fresh",
         "keep": "last",
     }
 

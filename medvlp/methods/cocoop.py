@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from medvlp.backbone.clip import TEXTS_AT_ONCE, Clip
 from medvlp.backbone.inject import encode_prompts
 from medvlp.data.cards import DataCard
-from medvlp.methods.context import FIRST_CTX, TRAINER, ContextPrompts
+from medvlp.methods.context import TRAINER, ContextPrompts
+from medvlp.methods.prompt_texts import FIRST_CTX
 
 REDUCTION = 16  # the meta-net's hidden width is D over this
 

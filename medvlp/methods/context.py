@@ -6,20 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.inject import SLOT, tokenize_slots
+from medvlp.backbone.inject import tokenize_slots, word_tokens
 from medvlp.data.cards import DataCard
 from medvlp.data.names import unknown_name
 from medvlp.methods.parameters import factor_on_cosines
-from medvlp.methods.vip import POSITIONS, STD, prompt_text
+from medvlp.methods.prompt_texts import FIRST_CTX, POSITIONS, STD, plain_name, slotted  # noqa: F401
 
-FIRST_CTX = "a photo of a"  # what the authors of CoCoOp, KgCoOp and BiomedCoOp start from
 N_CTX = 16  # context vectors where neither a number nor words say how many: CoOp's
-TRAINER: dict[str, Any] = {  # what the authors' recipes have in common
+TRAINER: dict[str, Any] = {  # what the authors' recipes share, but for new crops and flips in every epoch
     "optimizer": "sgd",
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "warmup_lr": 1e-5,
-    "views": "fresh",  # new crops and flips in every epoch; a number of cached views approximates them
     "keep": "last",
 }
 
@@ -106,22 +104,15 @@ class ContextPrompts(nn.Module):
 
 def word_embeddings(clip: Clip, words: str) -> Tensor:
     """The token embeddings of words at the beginning of a text, (M, w), float32."""
-    _, start = tokenize_slots(clip, [SLOT])  # (1, 1)
-    tokens, stop = tokenize_slots(clip, [f"{words} {SLOT}"])
-    ids = tokens[0, int(start) : int(stop)]  # (M,)
-    return clip.token_embedding(ids.to(clip.device)).detach().float()
-
-
-def plain_name(classname: str) -> str:
-    """A class name as the text tower reads it: underscores are spaces."""
-    return classname.replace("_", " ")
+    _, ids = word_tokens(clip, words)  # (M,)
+    return clip.token_embedding(ids).detach().float()
 
 
 def _tokenize(clip: Clip, card: DataCard, n_ctx: int, position: str) -> tuple[Tensor, Tensor]:
     """Token ids (n_cls, L) and positions of the context (n_cls, n_ctx) of all classes."""
     texts = []
     for classname in card.classnames:
-        text = prompt_text(plain_name(classname), n_ctx, position)
+        text = slotted(plain_name(classname), n_ctx, position)
         try:
             tokenize_slots(clip, [text])
         except ValueError as error:

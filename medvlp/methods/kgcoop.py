@@ -7,8 +7,9 @@ from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
-from medvlp.methods.context import FIRST_CTX, TRAINER, plain_name
+from medvlp.methods.context import TRAINER
 from medvlp.methods.coop import CoOp
+from medvlp.methods.prompt_texts import FIRST_CTX, in_template
 
 
 class KgCoOp(CoOp):
@@ -78,14 +79,10 @@ class KgCoOp(CoOp):
         if not weight >= 0:
             raise ValueError(f"weight must be 0 or more, got {weight}.")
         text = card.templates[0] if template is None else template
-        if "{}" not in text:
-            raise ValueError(
-                f"template {text!r} has no {{}} for the class name, as 'a photo of a {{}}.' has."
-            )
         self.weight = weight
         self.config |= {"weight": weight, "template": template}
         with torch.no_grad():
-            self._buffer("w", clip.encode_texts([text.replace("{}", plain_name(c)) for c in card.classnames]))
+            self._buffer("w", clip.encode_texts(in_template(text, card.classnames)))
 
     def training_logits(self, image_features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, n_cls) of normalised image features (B, D), and the penalty (B,), the same for all."""

@@ -68,8 +68,7 @@ class TipAdapter(nn.Module):
     """
 
     # configs/imagenet.yaml and main.py of github.com/gaopengcuhk/Tip-Adapter. Theirs is AdamW with torch's
-    # weight decay, eps 1e-4 (not to be set here) and a cosine over steps. A number of cached `views`
-    # approximates "fresh".
+    # weight decay, eps 1e-4 (not to be set here) and a cosine over steps. Their views are new in every epoch.
     recipe: ClassVar[dict[str, Any]] = {
         "epochs": 20,
         "batch_size": 256,
@@ -77,7 +76,6 @@ class TipAdapter(nn.Module):
         "optimizer": "adamw",
         "weight_decay": 0.01,
         "warmup_lr": None,
-        "views": "fresh",
         "keep": "best",
     }
 

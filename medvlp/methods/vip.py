@@ -10,22 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.inject import SLOT, encode_prompts, tokenize_slots
+from medvlp.backbone.inject import encode_prompts, tokenize_slots
 from medvlp.data.cards import DataCard
 from medvlp.data.names import unknown_name
 from medvlp.methods.parameters import factor_on_cosines
+from medvlp.methods.prompt_texts import POSITIONS, STD, slotted
 from medvlp.methods.zero_shot import checked_symptoms, symptom_text
 
-POSITIONS = ("end", "middle", "front")
 AGGREGATIONS = ("merge", "mean", "max")
-STD = 0.02  # of the learned vectors at the start
 
 
 def prompt_text(symptom: str, n_ctx: int, position: str) -> str:
     """A symptom's text with a `SLOT` for each context vector; `position` is where the symptom stands."""
-    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
-    words = symptom_text(symptom).removesuffix(".")
-    return " ".join([*[SLOT] * before, words, *[SLOT] * (n_ctx - before)]) + "."
+    return slotted(symptom_text(symptom).removesuffix("."), n_ctx, position)
 
 
 def merge(T: Tensor, g: Tensor, Wq: Tensor, Wk: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

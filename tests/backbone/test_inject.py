@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip, load_clip
-from medvlp.backbone.inject import SLOT, encode_prompts, tokenize_slots
+from medvlp.backbone.inject import SLOT, encode_prompts, tokenize_slots, word_tokens
 from tests.backbone import small_clips
 
 KINDS = ["open_clip_kind", "openai_kind", "siglip_kind", "eos_kind", "coca_kind", "biomedclip_kind"]
@@ -191,3 +191,12 @@ def test_slots_that_are_no_tokens_of_their_own_are_an_error(clip):
         tokenize_slots(clip, [f"{SLOT}{SLOT} spots"])
     with pytest.raises(ValueError, match="'many X' shows 1 of 2 places for learned vectors"):
         tokenize_slots(clip, [f"{SLOT} {SLOT}", f"many {SLOT}"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_word_tokens_are_where_the_words_stand_in_a_text(clips, kind):
+    clip = clips[kind]
+    start, ids = word_tokens(clip, "dark round spots")
+    whole = clip.tokenize(["dark round spots."])[0]
+    assert len(ids) >= 3 and torch.equal(whole[start : start + len(ids)], ids.cpu())
+    assert word_tokens(clip, "")[0] == start and len(word_tokens(clip, "")[1]) == 0

@@ -11,7 +11,7 @@ from medvlp.data.cards import DataCard
 from medvlp.data.datasets import load_dataset
 from medvlp.methods.biomedcoop import BiomedCoOp
 from medvlp.methods.cocoop import CoCoOp
-from medvlp.methods.context import ContextPrompts, word_embeddings
+from medvlp.methods.context import ContextPrompts
 from medvlp.methods.coop import CoOp
 from medvlp.methods.kgcoop import KgCoOp
 from medvlp.methods.zero_shot import ZeroShot
@@ -73,11 +73,6 @@ def test_any_text_tower(tmp_path, kind):
         assert method.ctx.grad.norm() > 0
 
 
-def test_word_embeddings_are_the_words_of_a_text(clip):
-    expected = clip.token_embedding(clip.tokenize(["dark round spots."])[0, 1:4])
-    assert torch.equal(word_embeddings(clip, "dark round spots"), expected)
-
-
 def test_an_underscore_in_a_name_is_a_space(clip, f):
     def card(name: str) -> DataCard:
         return DataCard.model_validate(CARD.model_dump() | {"classes": [{"name": "nevus"}, {"name": name}]})
@@ -120,7 +115,7 @@ def test_the_start_is_drawn_or_the_words(clip):
     assert drawn.ctx.shape == (16, clip.text_width)
     assert drawn.ctx.std().item() == pytest.approx(0.02, rel=0.1)
     assert CoOp(clip, CARD, n_ctx=3, csc=True).ctx.shape == (3, 3, clip.text_width)
-    words = word_embeddings(clip, "a photo of a")
+    words = clip.token_embedding(clip.tokenize(["a photo of a"])[0, 1:5])
     assert torch.equal(CoOp(clip, CARD, n_ctx=4, ctx_init="a photo of a").ctx, words)
     each = CoOp(clip, CARD, ctx_init="a photo of a", csc=True).ctx
     assert torch.equal(each, words.expand(3, -1, -1))
@@ -172,7 +167,7 @@ def test_the_recipe_is_the_authors(kind, published):
     config = recipe(kind)
     assert (config.epochs, config.batch_size, config.lr) == published
     assert (config.optimizer, config.momentum, config.weight_decay) == ("sgd", 0.9, 5e-4)
-    assert (config.warmup_lr, config.views, config.keep) == (1e-5, "fresh", "last")
+    assert (config.warmup_lr, config.keep) == (1e-5, "last")
 
 
 @pytest.fixture(scope="module")
