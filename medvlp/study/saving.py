@@ -149,7 +149,9 @@ def _card(path: str | Path, facts: dict[str, Any], card: DataCard | str | None) 
         raise ValueError(f"the card in {path} is read differently by this version of medvlp; train anew.")
     if isinstance(card, str):
         return saved
-    now = _with_its_classes(load_card(saved.name), saved) if card is None and saved.name in list_cards() else card
+    now = card
+    if card is None and saved.name in list_cards():
+        now = _with_its_classes(load_card(saved.name), saved)
     if now is None:  # a card of the user's own, which only the file holds
         return saved
     if now.hash != saved.hash:

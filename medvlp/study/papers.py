@@ -1,0 +1,59 @@
+"""The papers' ablations as grids that are ready to run, each with the question that it answers.
+
+    from medvlp.study import papers
+    ablation = papers.vip_parts(cards=["phantom-derm"], shots=["all"], seeds=[1, 2, 3])
+    study = medvlp.run_ablation(ablation.grids, store="studies/first")
+    study.compare(ablation.baseline)
+
+ViP's paper (arXiv 2409.00341) has the ablations of its parts, of its merge prompt and of the knowledge; the
+others are questions that its design raises. Which ablations CILMP's paper (arXiv 2511.12639) has is for the
+most part unknown to us; these follow its design.
+
+Every function takes `cards` (names, paths, cards or data sets), `shots` (a class, or "all") and `seeds`. The
+number of runs is the number of settings, which each docstring gives, times the numbers of cards, shots and
+seeds; `overview` lists it for the defaults: one phantom card, 16 shots, 3 seeds. Runs that two ablations have
+in common are made once in one store.
+"""
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from medvlp.study.ablation_grids import SEEDS, Ablation
+from medvlp.study.cilmp_grids import (
+    cilmp_averaging,
+    cilmp_depth,
+    cilmp_intervention,
+    cilmp_lengths,
+    cilmp_llm,
+    cilmp_rank,
+    llm_variants,
+)
+from medvlp.study.protocol_grids import backbones, base_to_new, few_shot, shift
+from medvlp.study.vip_grids import vip_aggregation, vip_context, vip_knowledge, vip_number, vip_parts
+
+# those that need nothing but cards, shots and seeds
+ABLATIONS: dict[str, Callable[..., Ablation]] = {
+    "vip_parts": vip_parts,
+    "vip_aggregation": vip_aggregation,
+    "vip_knowledge": vip_knowledge,
+    "vip_number": vip_number,
+    "vip_context": vip_context,
+    "cilmp_intervention": cilmp_intervention,
+    "cilmp_rank": cilmp_rank,
+    "cilmp_lengths": cilmp_lengths,
+    "cilmp_depth": cilmp_depth,
+    "cilmp_averaging": cilmp_averaging,
+    "few_shot": few_shot,
+    "base_to_new": base_to_new,
+    "shift": shift,
+}
+
+__all__ = [*ABLATIONS, "ABLATIONS", "Ablation", "backbones", "cilmp_llm", "llm_variants", "overview"]
+
+
+def overview(seeds: Sequence[int] = SEEDS) -> pd.DataFrame:
+    """The ablations with their default cards and shots: index ablation, columns question and runs."""
+    made = {name: build(seeds=seeds) for name, build in ABLATIONS.items()}
+    rows = {name: (one.question, one.n_runs) for name, one in made.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["question", "runs"]).rename_axis("ablation")

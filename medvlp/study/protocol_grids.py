@@ -1,0 +1,88 @@
+"""Questions to all methods: shots, CLIPs, new classes, a shift; see `medvlp.study.papers`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from medvlp.data.cards import DataCard, list_cards
+from medvlp.data.datasets import Data
+from medvlp.study.ablation_grids import CARDS, SEEDS, SHOTS, Ablation, Cards, Shots, card_of, runs_of
+
+METHODS = ("ZeroShot", "LinearProbe", "TipAdapter", "CoOp", "KgCoOp", "ViP", "CILMP")
+TRANSFERABLE = ("ZeroShot", "CoOp", "CoCoOp", "KgCoOp", "MaPLe", "PromptSRC", "CILMP")
+
+
+def few_shot(
+    cards: Cards = CARDS,
+    shots: Shots = (1, 2, 4, 8, 16),
+    seeds: Sequence[int] = SEEDS,
+    methods: Sequence[str] = METHODS,
+) -> Ablation:
+    """Methods against the number of training images: methods x shots settings, 35 by default."""
+    return Ablation(
+        "Which method makes most of few images, and from how many on does it matter less?",
+        (runs_of(list(methods), cards, shots, seeds),),
+        {"method": methods[0]},
+    )
+
+
+def backbones(
+    clips: Sequence[str],
+    cards: Cards = CARDS,
+    shots: Shots = SHOTS,
+    seeds: Sequence[int] = SEEDS,
+    methods: Sequence[str] = METHODS,
+) -> Ablation:
+    """Methods on several CLIPs, named as for `load_clip`: methods x CLIPs settings."""
+    return Ablation(
+        "Does the order of the methods depend on the CLIP beneath them?",
+        (runs_of(list(methods), cards, shots, seeds, clip=list(clips)),),
+        {"method": methods[0]},
+    )
+
+
+def base_to_new(
+    cards: Cards = ("phantom-fundus",),
+    shots: Shots = SHOTS,
+    seeds: Sequence[int] = SEEDS,
+    methods: Sequence[str] = TRANSFERABLE,
+) -> Ablation:
+    """Training on the first half of the classes, testing on both halves: 8 settings.
+
+    Cards with four classes or more, and methods whose learned tensors all classes share: see `transfer`. ViP
+    takes part without its merge prompt, which has one vector a class.
+    """
+    return Ablation(
+        "Is what was learned on some classes of use for others?",
+        (
+            runs_of(list(methods), cards, shots, seeds, base_to_new=True),
+            runs_of("ViP", cards, shots, seeds, base_to_new=True, aggregation="mean"),
+        ),
+        {"method": methods[0]},
+    )
+
+
+def shift(
+    cards: Cards = CARDS,
+    shots: Shots = SHOTS,
+    seeds: Sequence[int] = SEEDS,
+    methods: Sequence[str] = METHODS,
+    tests: Mapping[str, str | Path | DataCard | Data] | None = None,
+) -> Ablation:
+    """Training on one data set, testing on it and on a shifted one: methods x 2 settings, 14 by default.
+
+    `tests` gives the shifted data set by the name of the card, with the same classes in the same order; by
+    default the card's own with "-shifted" after its name, which every phantom card has. There the best
+    accuracy is known in both worlds, and what a rule of the first is worth in the second.
+    """
+    grids = []
+    for given in cards:
+        name = card_of(given).name
+        other = (tests or {}).get(name, f"{name}-shifted")
+        if isinstance(other, str) and not other.endswith(".md") and other not in list_cards():
+            raise ValueError(f"card {name!r} has no shifted one; name a data set of its classes in tests.")
+        grids.append(runs_of(list(methods), [given], shots, seeds, test=[given, other]))
+    return Ablation(
+        "What is left of each method's accuracy where other signs tell the classes apart?",
+        tuple(grids),
+        {"method": methods[0]},
+    )
