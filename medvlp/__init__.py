@@ -22,10 +22,21 @@ if TYPE_CHECKING:
     )
     from medvlp.knowledge.symptom_sets import SymptomSet
     from medvlp.knowledge.symptoms import generate_symptoms
+    from medvlp.methods.biomedcoop import BiomedCoOp
     from medvlp.methods.cilmp import CILMP
+    from medvlp.methods.clip_adapter import CLIPAdapter
+    from medvlp.methods.cocoop import CoCoOp
+    from medvlp.methods.coop import CoOp
+    from medvlp.methods.ivlp import IVLP
+    from medvlp.methods.kgcoop import KgCoOp
     from medvlp.methods.linear_probe import LinearProbe
+    from medvlp.methods.maple import MaPLe
     from medvlp.methods.parameters import trainable_parameters
+    from medvlp.methods.promptsrc import PromptSRC
+    from medvlp.methods.text_probe import TextProbe
+    from medvlp.methods.tip_adapter import TipAdapter
     from medvlp.methods.vip import ViP
+    from medvlp.methods.vpt import VPT
     from medvlp.methods.zero_shot import ZeroShot
     from medvlp.show.review import SymptomReview, review_table
     from medvlp.study.averaging import EpochAverage

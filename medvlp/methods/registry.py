@@ -13,6 +13,17 @@ if TYPE_CHECKING:
 HOMES = {
     "ZeroShot": "medvlp.methods.zero_shot",
     "LinearProbe": "medvlp.methods.linear_probe",
+    "TextProbe": "medvlp.methods.text_probe",
+    "TipAdapter": "medvlp.methods.tip_adapter",
+    "CLIPAdapter": "medvlp.methods.clip_adapter",
+    "CoOp": "medvlp.methods.coop",
+    "CoCoOp": "medvlp.methods.cocoop",
+    "KgCoOp": "medvlp.methods.kgcoop",
+    "BiomedCoOp": "medvlp.methods.biomedcoop",
+    "VPT": "medvlp.methods.vpt",
+    "IVLP": "medvlp.methods.ivlp",
+    "MaPLe": "medvlp.methods.maple",
+    "PromptSRC": "medvlp.methods.promptsrc",
     "ViP": "medvlp.methods.vip",
     "CILMP": "medvlp.methods.cilmp",
 }

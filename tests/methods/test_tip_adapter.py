@@ -160,7 +160,7 @@ def test_the_keys_are_trained_as_plain_adamw_trains_them(clip, cache):
 def test_the_published_recipe(clip):
     config = recipe(TipAdapter)
     assert (config.epochs, config.batch_size, config.lr, config.optimizer) == (20, 256, 0.001, "adamw")
-    assert (config.warmup_lr, config.views, config.keep) == (None, "fresh", "best")
+    assert (config.warmup_lr, config.keep) == (None, "best")
 
 
 def test_an_empty_cache_says_so(clip):
