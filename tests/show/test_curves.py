@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from medvlp.show.curves import shots_curve, training_curves
+from medvlp.study.statistics import t_interval
 
 HISTORY = pd.DataFrame(
     {
@@ -70,3 +71,26 @@ def test_shots_curve_draws_every_run_and_the_mean():
 def test_scores_without_a_column_are_refused():
     with pytest.raises(ValueError, match="unknown column 'F1' in the scores"):
         shots_curve(SCORES, "F1")
+
+
+def test_all_images_stand_behind_the_numbers_and_failed_runs_nowhere():
+    scores = pd.DataFrame({"method": "ViP", "shots": [16, "all", 2, 2], "accuracy": [0.7, 0.9, 0.5, None]})
+    ax = shots_curve(scores).axes[0]
+    assert points(ax.lines[0]) == [(2, 0.5), (16, 0.7), (32, 0.9)]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["2", "16", "all"]
+
+
+def test_intervals_are_students_and_methods_stand_side_by_side():
+    ax = shots_curve(SCORES, interval=True).axes[0]
+    (x, low), (_, high) = ax.collections[0].get_segments()[0]
+    assert (low, high) == pytest.approx(t_interval([0.5, 0.7]))
+    assert x == points(ax.lines[0])[0][0] < 1
+    vip, probe = points(ax.lines[0])[1][0], points(ax.lines[2])[0][0]
+    assert vip < 4 < probe and vip * probe == pytest.approx(16)
+    assert "95 % over seeds" in ax.get_xlabel()
+
+
+def test_the_eleventh_method_has_a_line_of_its_own():
+    scores = pd.DataFrame({"method": [f"m{i}" for i in range(11)], "shots": 1, "accuracy": 0.5})
+    lines = shots_curve(scores).axes[0].lines[::2]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 11

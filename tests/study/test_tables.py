@@ -1,0 +1,83 @@
+"""What stands in the exported tables, and that nothing of it is taken for LaTeX or Markdown."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medvlp.study.tables import as_text, in_words, to_latex, to_markdown
+
+TABLE = pd.DataFrame(
+    {
+        "method": ["A_b & 5 % {x} $#~^\\ <|>", "plain"],
+        "lr": [0.0002, None],
+        "mean": [0.8, 1.0],
+        "images low": [-0.01, np.nan],
+        "images high": [0.9, np.nan],
+        "p Holm": [0.00049, 0.04],
+        "won": pd.array([3, None], dtype="Int64"),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "column", "text"),
+    [
+        (0.8125, "mean", "0.812"),
+        (1.0, "accuracy", "1.000"),
+        (-0.02, "difference", "−0.020"),
+        (0.0004, "p", "<0.001"),
+        (0.25, "p McNemar", "0.250"),
+        (0.0002, "lr", "0.0002"),
+        (16.0, "shots", "16"),
+        (np.int64(4), "shots", "4"),
+        ("all", "shots", "all"),
+        (True, "csc", "True"),
+        (None, "n_ctx", "–"),
+        (pd.NA, "won", "–"),
+        (float("nan"), "mean", "–"),
+    ],
+)
+def test_numbers_are_written_by_the_column_that_they_stand_in(value, column, text):
+    assert as_text(value, column) == text
+
+
+def test_the_ends_of_an_interval_are_one_column():
+    words = in_words(TABLE, digits=2)
+    assert list(words) == ["method", "lr", "mean", "images 95 % interval", "p Holm", "won"]
+    assert words["images 95 % interval"].tolist() == ["−0.01 to 0.90", "–"]
+    assert words["p Holm"].tolist() == ["<0.01", "0.04"]
+
+
+def test_a_reports_table_keeps_its_metrics():
+    table = pd.DataFrame({"value": [0.5], "low": [0.4], "high": [0.6]}, index=["kappa"]).rename_axis("metric")
+    assert in_words(table).to_dict("list") == {
+        "metric": ["kappa"],
+        "value": ["0.500"],
+        "95 % interval": ["0.400 to 0.600"],
+    }
+
+
+def test_latex_is_escaped_in_cells_headers_and_caption():
+    latex = to_latex(TABLE.rename(columns={"lr": "lr_0"}), caption="5 % of_it", label="tab:one")
+    assert r"A\_b \& 5 \% \{x\} \$\#\textasciitilde{}\textasciicircum{}\textbackslash{} " in latex
+    assert (
+        r"\textless{}\textbar{}\textgreater{} & 0.0002 & 0.800 & $-$0.010 to 0.900 & \textless{}0.001 &"
+        in latex
+    )
+    assert r"method & lr\_0 & mean & images 95 \% interval & p Holm & won \\" in latex
+    assert r"\caption{5 \% of\_it}" in latex and r"\label{tab:one}" in latex
+    assert r"\toprule" in latex and latex.count(r"\\") == 3
+    assert latex.isascii()
+
+
+def test_markdown_has_a_cell_for_every_value():
+    header, rule, first, second = to_markdown(TABLE).splitlines()
+    assert r"<\|>" in first
+    assert [row.replace(r"\|", "").count("|") for row in (header, rule, first, second)] == [7] * 4
+    assert [cell.strip() for cell in second.split("|")[1:-1]] == ["plain", "–", "1.000", "–", "0.040", "–"]
+
+
+def test_a_line_break_stays_in_its_cell():
+    table = pd.DataFrame({"error": ["one\ntwo"]})
+    assert len(to_markdown(table).splitlines()) == 3
+    assert "one two" in to_latex(table)
