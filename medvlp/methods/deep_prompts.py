@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.deep import encode_deep_text
 from medvlp.backbone.image_walk import encode_image_prompts
-from medvlp.backbone.inject import SLOT, find_slots
+from medvlp.backbone.inject import find_slots, word_tokens
+from medvlp.methods.prompt_texts import FIRST_CTX, STD, plain_name, slotted
 
-CTX_INIT = "a photo of a"  # the words that the authors of MaPLe and PromptSRC start from
-DEPTH = 9  # of their prompts, in towers of 12 blocks
-STD = 0.02  # of what is drawn
+DEPTH = 9  # of the prompts of MaPLe and PromptSRC, in towers of 12 blocks
 
 
 class ClassTexts(nn.Module):
@@ -36,22 +35,22 @@ class ClassTexts(nn.Module):
         ValueError: n_ctx below 1, or a text with more tokens than the tower takes.
     """
 
-    def __init__(self, clip: Clip, classnames: Sequence[str], n_ctx: int, words: str = CTX_INIT) -> None:
+    def __init__(self, clip: Clip, classnames: Sequence[str], n_ctx: int, words: str = FIRST_CTX) -> None:
         """Tokenize the texts; see the class."""
         super().__init__()
         if n_ctx < 1:
             raise ValueError(f"n_ctx must be at least 1, got {n_ctx}.")
-        names = [f"{name.replace('_', ' ')}." for name in classnames]
-        start, known = _tokens_of(clip, words)  # known (m,)
+        names = [plain_name(name) for name in classnames]
+        start, known = word_tokens(clip, words)  # known (m,)
         self.first: Tensor | None = None
         if len(known) < n_ctx:
-            texts = [" ".join([*[SLOT] * n_ctx, name]) for name in names]
+            texts = [slotted(name, n_ctx, "end") for name in names]
             tokens, slots = find_slots(clip, texts, [n_ctx] * len(texts))  # (n_cls, L) each
         else:
-            tokens = clip.tokenize([f"{words} {name}" for name in names])  # (n_cls, L)
+            tokens = clip.tokenize([f"{words} {name}." for name in names])  # (n_cls, L)
             slots = torch.zeros_like(tokens, dtype=torch.bool)
             slots[:, start : start + n_ctx] = True
-            self.first = clip.token_embedding(known[:n_ctx].to(clip.device)).detach().float()
+            self.first = clip.token_embedding(known[:n_ctx]).detach().float()
         self.register_buffer("tokens", tokens.to(clip.device), persistent=False)
         self.register_buffer("slots", slots.to(clip.device), persistent=False)
 
@@ -59,16 +58,7 @@ class ClassTexts(nn.Module):
         """Text features (n_cls, D), L2-normalised, with ctx[i] before block i; ctx is (depth, n_ctx, w)."""
         vectors = [v.repeat(len(self.tokens), 1)[None] for v in ctx]  # (1, n_cls * n_ctx, w) each
         t = encode_deep_text(clip, self.tokens, self.slots, vectors)  # (1, n_cls, D)
-        return F.normalize(t[0].to(ctx), dim=-1)
-
-
-def in_template(template: str, classnames: Sequence[str]) -> list[str]:
-    """The template with each class name in it, an underscore read as a space; ValueError without `{}`."""
-    if "{}" not in template:
-        raise ValueError(
-            f"template {template!r} has no {{}} for the class name, as 'a photo of a {{}}.' has."
-        )
-    return [template.replace("{}", name.replace("_", " ")) for name in classnames]
+        return F.normalize(t[0].float(), dim=-1)
 
 
 def drawn(shape: Sequence[int], generator: torch.Generator, first: Tensor | None = None) -> Tensor:
@@ -83,7 +73,7 @@ def prompted_image_features(clip: Clip, images: Tensor, prompts: Tensor | None) 
     """Features (B, D), L2-normalised, of preprocessed images with prompts (depth, n, width) in the tower."""
     if prompts is None:
         return clip.encode_images(images)
-    return F.normalize(encode_image_prompts(clip, images, prompts).to(prompts), dim=-1)
+    return F.normalize(encode_image_prompts(clip, images, prompts).float(), dim=-1)
 
 
 def depth_in(blocks: Sequence[nn.Module], name: str, depth: int | None, least: int, default: int) -> int:
@@ -93,11 +83,3 @@ def depth_in(blocks: Sequence[nn.Module], name: str, depth: int | None, least: i
     if not least <= depth <= len(blocks):
         raise ValueError(f"{name} must be from {least} to {len(blocks)}, the tower's blocks, got {depth}.")
     return depth
-
-
-def _tokens_of(clip: Clip, words: str) -> tuple[int, Tensor]:
-    """Where a text's tokens start, and the token ids (m,) of `words`."""
-    tokens, slot = find_slots(clip, [f"{words} {SLOT}"], [1])  # (1, L) each
-    _, alone = find_slots(clip, [SLOT], [1])
-    start, stop = (int(where[0].int().argmax()) for where in (alone, slot))
-    return start, tokens[0, start:stop]

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.deep import image_blocks, image_width, text_blocks
 from medvlp.data.cards import DataCard
-from medvlp.methods.deep_prompts import CTX_INIT, DEPTH, ClassTexts, depth_in, drawn, prompted_image_features
+from medvlp.methods.context import TRAINER
+from medvlp.methods.deep_prompts import DEPTH, ClassTexts, depth_in, drawn, prompted_image_features
 from medvlp.methods.parameters import factor_on_cosines
+from medvlp.methods.prompt_texts import FIRST_CTX
 
 
 class IVLP(nn.Module):
@@ -51,16 +53,12 @@ class IVLP(nn.Module):
             unless image_depth is 0.
     """
 
-    # configs/trainers/IVLP/vit_b16_c2_ep20_batch4_4+4ctx.yaml of muzairkhattak/PromptSRC; the rest is Dassl's
-    recipe: ClassVar[dict[str, Any]] = {
+    # configs/trainers/IVLP/vit_b16_c2_ep20_batch4_4+4ctx.yaml of muzairkhattak/PromptSRC
+    recipe: ClassVar[dict[str, Any]] = TRAINER | {
         "epochs": 20,
         "batch_size": 4,
         "lr": 0.0025,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "warmup_lr": 1e-5,
         "views": "fresh",
-        "keep": "last",
     }
 
     def __init__(
@@ -72,7 +70,7 @@ class IVLP(nn.Module):
         n_image_ctx: int = 4,
         depth: int | None = None,
         image_depth: int | None = None,
-        ctx_init: str = CTX_INIT,
+        ctx_init: str = FIRST_CTX,
         logit_scale: float | None = None,
         seed: int = 1,
     ) -> None:

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.deep import image_blocks, image_width, text_blocks
 from medvlp.data.cards import DataCard
-from medvlp.methods.deep_prompts import CTX_INIT, DEPTH, ClassTexts, depth_in, drawn, prompted_image_features
+from medvlp.methods.context import TRAINER
+from medvlp.methods.deep_prompts import DEPTH, ClassTexts, depth_in, drawn, prompted_image_features
 from medvlp.methods.parameters import factor_on_cosines
+from medvlp.methods.prompt_texts import FIRST_CTX
 
 
 class MaPLe(nn.Module):
@@ -48,17 +50,12 @@ class MaPLe(nn.Module):
         ValueError: a number out of its range, a text with too many tokens, an image tower without tokens.
     """
 
-    # configs/trainers/MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml of muzairkhattak/multimodal-prompt-learning; the
-    # rest is Dassl's
-    recipe: ClassVar[dict[str, Any]] = {
+    # configs/trainers/MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml of muzairkhattak/multimodal-prompt-learning
+    recipe: ClassVar[dict[str, Any]] = TRAINER | {
         "epochs": 5,
         "batch_size": 4,
         "lr": 0.0035,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "warmup_lr": 1e-5,
         "views": "fresh",
-        "keep": "last",
     }
 
     def __init__(
@@ -68,7 +65,7 @@ class MaPLe(nn.Module):
         *,
         n_ctx: int = 2,
         depth: int | None = None,
-        ctx_init: str = CTX_INIT,
+        ctx_init: str = FIRST_CTX,
         logit_scale: float | None = None,
         seed: int = 1,
     ) -> None:

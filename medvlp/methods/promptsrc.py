@@ -8,8 +8,8 @@ from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
-from medvlp.methods.deep_prompts import CTX_INIT, in_template
 from medvlp.methods.ivlp import IVLP
+from medvlp.methods.prompt_texts import FIRST_CTX, in_template
 
 
 class PromptSRC(IVLP):
@@ -60,7 +60,7 @@ class PromptSRC(IVLP):
         n_image_ctx: int = 4,
         depth: int | None = None,
         image_depth: int | None = None,
-        ctx_init: str = CTX_INIT,
+        ctx_init: str = FIRST_CTX,
         templates: list[str] | None = None,
         text_weight: float = 25.0,
         image_weight: float = 10.0,

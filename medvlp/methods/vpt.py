@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.deep import image_blocks, image_width
 from medvlp.data.cards import DataCard
-from medvlp.methods.deep_prompts import depth_in, drawn, in_template, prompted_image_features
+from medvlp.methods.context import TRAINER
+from medvlp.methods.deep_prompts import depth_in, drawn, prompted_image_features
 from medvlp.methods.parameters import factor_on_cosines
+from medvlp.methods.prompt_texts import in_template
 
 
 class VPT(nn.Module):
@@ -46,17 +48,12 @@ class VPT(nn.Module):
         ValueError: a number out of its range, a template without `{}`, an image tower without tokens.
     """
 
-    # configs/trainers/VPT/vit_b16_c2_ep5_batch4_4.yaml of muzairkhattak/multimodal-prompt-learning; the rest
-    # is Dassl's
-    recipe: ClassVar[dict[str, Any]] = {
+    # configs/trainers/VPT/vit_b16_c2_ep5_batch4_4.yaml of muzairkhattak/multimodal-prompt-learning
+    recipe: ClassVar[dict[str, Any]] = TRAINER | {
         "epochs": 5,
         "batch_size": 4,
         "lr": 0.0025,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "warmup_lr": 1e-5,
         "views": "fresh",
-        "keep": "last",
     }
     text_features: Tensor  # (n_cls, D)
 
