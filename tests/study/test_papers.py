@@ -133,8 +133,8 @@ def test_llms_layers_and_layouts_are_named(clip, monkeypatch, tmp_path):
 
     def fake(card, llm, layout, layer, path):
         made.append((llm, layout, layer, path.name))
-        states = {name: torch.full((16, 8), float(len(made) + i)) for i, name in enumerate(card.classnames)}
-        return Representations(states)
+        start = torch.arange(128.0).reshape(16, 8) + 200 * len(made)
+        return Representations({name: start + 9 * i for i, name in enumerate(card.classnames)})
 
     monkeypatch.setattr(cilmp_grids, "find_llm", lambda llm: llm.upper())
     monkeypatch.setattr(cilmp_grids, "llm_representations", fake)
@@ -147,6 +147,10 @@ def test_llms_layers_and_layouts_are_named(clip, monkeypatch, tmp_path):
     ]
     assert made[-1] == ("GEMMA.GGUF", "layers", -1, "phantom-derm-Gemma-3-all-layers.safetensors")
     assert len({name for *_, name in made}) == 6
+    rows = torch.cat([h for one in variants for h in one.value.states.values()])
+    assert torch.allclose(rows.square().mean(dim=1), torch.ones(len(rows)))
+    plain = papers.llm_variants("phantom-derm", {"SmolLM2": "smollm2"}, same_size=False, folder=tmp_path)
+    assert plain[0].value.states["nevus"].min() == 7 * 200 + 9  # of the seventh call, the second class
     ablation = papers.cilmp_llm({"phantom-derm": variants}, seeds=[1])
     runs = planned(ablation, clip)
     assert ablation.n_runs == len(runs) == 6
