@@ -46,7 +46,7 @@ def image_blocks(clip: Clip) -> nn.ModuleList | nn.Sequential:
     kind = type(visual.trunk if isinstance(visual, TimmModel) else visual).__name__
     raise ValueError(
         f"the image tower of clip {clip.name!r}, {kind}, is no vision transformer, so no learned prompts can "
-        "be appended to its tokens; pass image_depth=0 to do without."
+        "be appended to its tokens; take another CLIP, or image_depth=0 where a method has it."
     )
 
 

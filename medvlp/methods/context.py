@@ -10,7 +10,7 @@ from medvlp.backbone.inject import tokenize_slots, word_tokens
 from medvlp.data.cards import DataCard
 from medvlp.data.names import unknown_name
 from medvlp.methods.parameters import factor_on_cosines
-from medvlp.methods.prompt_texts import FIRST_CTX, POSITIONS, STD, plain_name, slotted  # noqa: F401
+from medvlp.methods.prompt_texts import POSITIONS, STD, plain_name, slotted
 
 N_CTX = 16  # context vectors where neither a number nor words say how many: CoOp's
 TRAINER: dict[str, Any] = {  # what the authors' recipes share, but for new crops and flips in every epoch
