@@ -11,7 +11,7 @@ most part unknown to us; these follow its design.
 
 Every function takes `cards` (names, paths, cards or data sets), `shots` (a class, or "all") and `seeds`. The
 number of runs is the number of settings, which each docstring gives, times the numbers of cards, shots and
-seeds. `overview` lists it for the defaults: one phantom card and 3 seeds; for ViP all images, as in its paper,
+seeds. `overview` lists it for the defaults: one phantom card, 3 seeds; for ViP all images, as in its paper,
 for the others 16 shots. Runs that two ablations have in common are made once in one store.
 
 With the embedded CLIP, on one core, a run of CILMP's recipe with 16 shots took 25 s, and one of ViP on all
