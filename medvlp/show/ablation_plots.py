@@ -18,14 +18,19 @@ from medvlp.study.tables import as_text
 
 LEVEL = 0.05  # of the corrected p values that a figure marks
 _ANNOTATED = 80  # cells; more than that and only colours are drawn
-_TOLD, _NOT_TOLD = f"told apart (Holm p < {LEVEL})", "not told apart"
+_DOTS = {  # how full a dot is, and what that says of its distance from zero
+    "full": f"told apart by images (Holm p < {LEVEL}) and seeds",
+    "left": "told apart by images only",
+    "none": "not told apart",
+}
 
 
 def forest_plot(comparison: pd.DataFrame, panels: str | None = None) -> Figure:
     """Differences from the baseline with their 95 % intervals, a row each; zero is a dashed line.
 
-    The thick line is the interval over test images, the thin grey one below it that over seeds. A filled dot
-    is told apart from zero after Holm's correction, a hollow one is not, which is no proof that it is equal.
+    The thick line is the interval over test images, the thin grey one below it that over seeds. A full dot is
+    told apart from zero by both, by the images after Holm's correction; a half one by the images only, and
+    other seeds may say otherwise; a hollow one is not told apart, which is no proof that it is equal.
 
     Args:
         comparison: What `compare` gives, drawn from top to bottom.
@@ -62,7 +67,7 @@ def forest_plot(comparison: pd.DataFrame, panels: str | None = None) -> Figure:
     axes[0, 0].set_yticks(range(len(order)), order)
     axes[0, 0].set_ylim(len(order) - 0.4, -0.6)
     fig.suptitle(f"difference in {_measure(comparison)} from {comparison['baseline'].iloc[0]}", fontsize=10)
-    fig.legend(handles=_handles(comparison), fontsize=8, loc="outside lower center", ncols=2, frameon=False)
+    fig.legend(handles=_handles(comparison), fontsize=8, loc="outside lower center", ncols=3, frameon=False)
     sns.despine(fig)
     return closed(fig)
 
@@ -70,7 +75,8 @@ def forest_plot(comparison: pd.DataFrame, panels: str | None = None) -> Figure:
 def heat_map(table: pd.DataFrame, x: str, y: str, value: str | None = None) -> Figure:
     """A number by two fields of a grid, with its 95 % interval over test images in each cell.
 
-    Differences are coloured around zero, and a star marks those told apart from it (Holm p < 0.05).
+    Differences are coloured around zero, and a star marks those that the images tell apart from it (Holm
+    p < 0.05), whatever the seeds say.
 
     Args:
         table: What `summary` or `compare` gives, with one row for each cell; cells without a row stay grey.
@@ -109,7 +115,7 @@ def heat_map(table: pd.DataFrame, x: str, y: str, value: str | None = None) -> F
     )
     ax.set_facecolor("0.85")
     measure = _measure(table) if value == main else ""
-    words = {"difference": f"difference in {measure}\n(* Holm p < {LEVEL})", "mean": measure}
+    words = {"difference": f"difference in {measure}\n(* Holm p < {LEVEL}, of images alone)", "mean": measure}
     ax.collections[0].colorbar.set_label(words[main] if value == main else value, fontsize=8)
     ax.set(xlabel=x, ylabel=y)
     ax.tick_params(axis="y", rotation=0)
@@ -165,14 +171,14 @@ def _labels(table: pd.DataFrame, fields: Sequence[str]) -> list[str]:
 
 
 def _differences(ax: Axes, rows: pd.DataFrame, places: Sequence[int]) -> None:
-    told = (rows["p Holm"] < LEVEL).to_numpy()
+    by_seeds = (rows["seeds low"] > 0) | (rows["seeds high"] < 0)
+    told = np.where(rows["p Holm"] < LEVEL, np.where(by_seeds, "full", "left"), "none")
     places = np.asarray(places)
     ax.axvline(0, color="black", linestyle="dashed", linewidth=1)
     ax.hlines(places + 0.22, rows["seeds low"], rows["seeds high"], color=GREY, linewidth=1)
     ax.hlines(places, rows["images low"], rows["images high"], color=PALETTE[0], linewidth=2.5)
-    for chosen, face in ((told, PALETTE[0]), (~told, "white")):
-        dots = rows["difference"][chosen]
-        ax.plot(dots, places[chosen], "o", color=PALETTE[0], markerfacecolor=face, markersize=7)
+    for fill in _DOTS:
+        ax.plot(rows["difference"][told == fill], places[told == fill], **_dot(fill))
     for place, (_, row) in zip(places, rows.iterrows(), strict=True):
         if np.isfinite(row["difference"]):
             p = as_text(row["p Holm"], "p Holm")
@@ -185,15 +191,18 @@ def _differences(ax: Axes, rows: pd.DataFrame, places: Sequence[int]) -> None:
 
 
 def _handles(comparison: pd.DataFrame) -> list[Line2D]:
-    dot = {"marker": "o", "linestyle": "none", "color": PALETTE[0]}
-    handles = [
-        Line2D([], [], color=PALETTE[0], linewidth=2.5, label="95 % over test images"),
-        Line2D([], [], label=_TOLD, **dot),
-        Line2D([], [], label=_NOT_TOLD, markerfacecolor="white", **dot),
-    ]
+    handles = [Line2D([], [], color=PALETTE[0], linewidth=2.5, label="95 % over test images")]
     if comparison["seeds low"].notna().any():
-        handles.insert(1, Line2D([], [], color=GREY, linewidth=1, label="95 % over seeds"))
-    return handles
+        handles.append(Line2D([], [], color=GREY, linewidth=1, label="95 % over seeds"))
+    return handles + [Line2D([], [], label=label, **_dot(fill)) for fill, label in _DOTS.items()]
+
+
+def _dot(fill: str) -> dict[str, object]:
+    """A dot on white; matplotlib's fill style "none" would let the interval shine through."""
+    style = {"marker": "o", "linestyle": "none", "color": PALETTE[0], "markersize": 7}
+    if fill == "none":
+        return style | {"markerfacecolor": "white"}
+    return style | {"fillstyle": fill, "markerfacecoloralt": "white"}
 
 
 def _note(row: pd.Series, value: str, main: str) -> str:

@@ -143,7 +143,6 @@ def _paired(
         )
     by_seed = group.values(metric) - base.values(metric)  # (S,)
     samples = (ours.samples - theirs.samples).mean(1)  # (n_bootstrap,)
-    samples = np.where(np.abs(samples) < 1e-12, 0, samples)  # rounding is no difference
     row = {"images": len(ours.mean.labels), "difference": by_seed.mean(), "p": _p_of_zero(samples)}
     row["images low"], row["images high"] = _percentiles(samples)
     row["seeds low"], row["seeds high"] = t_interval(by_seed)
@@ -212,8 +211,9 @@ def compare(
 ) -> pd.DataFrame:
     """Each group of runs against the baseline, on the same images and the same seeds.
 
-    A large p does not say that two methods are equal, only that these images and seeds do not tell them
-    apart. What they leave possible is the interval.
+    A small p says that these trained runs differ on images like these; whether runs of other seeds would is
+    what "seeds low" and "seeds high" say. A large p does not say that two methods are equal, only that these
+    images do not tell them apart; what they leave possible is the interval.
 
     Args:
         runs: As `summary` takes them.

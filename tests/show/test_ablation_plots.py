@@ -47,12 +47,17 @@ def test_forest_plot_has_a_row_each_and_both_intervals():
     assert fig.get_suptitle() == "difference in accuracy from CoOp"
 
 
-def test_what_is_not_told_apart_is_hollow():
-    told, not_told = forest_plot(COMPARED[:2]).axes[0].lines[1:]
-    assert list(zip(told.get_xdata(), told.get_ydata(), strict=True)) == [(0.10, 0)]
-    assert list(zip(not_told.get_xdata(), not_told.get_ydata(), strict=True)) == [(-0.02, 1)]
-    assert to_rgba(not_told.get_markerfacecolor()) == (1, 1, 1, 1)
-    assert to_rgba(told.get_markerfacecolor()) == to_rgba(told.get_color())
+def test_a_dot_is_as_full_as_what_tells_it_from_zero():
+    rows = pd.concat([COMPARED[:2], COMPARED[:1], COMPARED[:1]])
+    rows["seeds low"] = [0.02, -0.09, -0.01, np.nan]
+    rows["seeds high"] = [0.18, 0.05, 0.18, np.nan]  # the last has one seed
+    rows["shots"] = [1, 4, 16, 64]
+    full, half, hollow = forest_plot(rows).axes[0].lines[1:]
+    assert full.get_ydata().tolist() == [0] and full.get_fillstyle() == "full"
+    assert half.get_ydata().tolist() == [2, 3] and half.get_fillstyle() == "left"
+    assert hollow.get_ydata().tolist() == [1] and hollow.get_xdata().tolist() == [-0.02]
+    assert to_rgba(hollow.get_markerfacecolor()) == (1, 1, 1, 1)
+    assert to_rgba(full.get_markerfacecolor()) == to_rgba(full.get_color())
 
 
 def test_panels_share_their_rows():
