@@ -53,7 +53,9 @@ def in_words(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
         of = header.removesuffix("high")
         if header.endswith("high") and f"{of}low" in columns:
             ends = zip(columns.pop(f"{of}low"), texts, strict=True)
-            columns[f"{of}95 % interval"] = [low if low == high else f"{low} to {high}" for low, high in ends]
+            columns[f"{of}95 % interval"] = [
+                low if low == high == MISSING else f"{low} to {high}" for low, high in ends
+            ]
         else:
             columns[header] = texts
     return pd.DataFrame(columns, dtype=object)
