@@ -1,4 +1,4 @@
-"""`python -m medvlp tour` runs the notebooks; `python -m medvlp cards` lists the data cards."""
+"""`python -m medvlp tour` runs the notebooks, `ablate` a named ablation; `cards` lists the data cards."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from medvlp.ablate import ablate
 from medvlp.tour import check_parameter, find_notebooks, tour
 
 
@@ -25,9 +26,30 @@ def main(argv: list[str] | None = None) -> int:
         "--jobs", type=positive, default=2, metavar="N", help="run N notebooks at a time (default: 2)"
     )
     run.add_argument("--folder", type=Path, default=Path("notebooks"), help="where the notebooks are")
+    study = commands.add_parser("ablate", help="run a named ablation and show what it found")
+    study.add_argument("name", nargs="?", help="which one; without it they are listed")
+    study.add_argument("--store", type=Path, metavar="DIR", help="where runs are kept (default: runs/NAME)")
+    study.add_argument("--cards", nargs="+", metavar="CARD", help="data sets, by name or path of their card")
+    study.add_argument("--shots", nargs="+", type=shots, metavar="N", help="images a class, or all")
+    study.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: 1 2 3")
+    study.add_argument(
+        "-c", "--config", action="append", default=[], metavar="NAME=VALUE", help="a field of TrainConfig"
+    )
+    study.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes (default: 1)")
+    study.add_argument("--metric", default="balanced accuracy", help="of the tables")
     arguments = parser.parse_args(argv)
     if arguments.command == "cards":
         return cards()
+    if arguments.command == "ablate":
+        given = {key: getattr(arguments, key) for key in ("cards", "shots", "seeds")}
+        settings = {key: value for key, value in given.items() if value is not None}
+        try:
+            config = dict(parse_parameter(text, "-c") for text in arguments.config)
+            return ablate(
+                arguments.name, arguments.store, settings, config, arguments.jobs, arguments.metric
+            )
+        except ValueError as error:
+            study.error(str(error))
     try:
         paths = find_notebooks(arguments.folder, arguments.only)
         parameters = dict(parse_parameter(text) for text in arguments.parameter)
@@ -45,7 +67,7 @@ def cards() -> int:
     from medvlp.data.cards import list_cards, load_card
 
     for name in list_cards():
-        print(f"{name:<20}{load_card(name).title}")
+        print(f"{name:<24}{load_card(name).title}")
     return 0
 
 
@@ -56,11 +78,16 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def parse_parameter(text: str) -> tuple[str, Any]:
+def shots(text: str) -> int | str:
+    """Read a whole number from 1, or "all"."""
+    return text if text == "all" else positive(text)
+
+
+def parse_parameter(text: str, option: str = "-p") -> tuple[str, Any]:
     """Read "epochs=3" as ("epochs", 3); the value is YAML, so that lists and booleans work too."""
     name, equals, value = text.partition("=")
     if not (name.isidentifier() and equals):
-        raise ValueError(f"-p {text}: a parameter is given as NAME=VALUE, for example -p seed=2.")
+        raise ValueError(f"{option} {text}: it is given as NAME=VALUE, for example {option} seed=2.")
     return name, yaml.safe_load(value)
 
 
