@@ -107,13 +107,13 @@ def run_ablation(
     failed_before = {i: one["finished"] for i, one in records.items() if one and one["status"] == FAILED}
     to_do = [run for run in runs if records[run.id] is None or run.id in failed_before]
     del records  # they hold the logits
-    failed = 0
-    done = len(runs) - len(to_do)
-    with tqdm(total=len(runs), initial=done, desc="study", unit="run", disable=not progress) as bar:
+    made = failed = 0
+    before = len(runs) - len(to_do)
+    with tqdm(total=len(runs), initial=before, desc="study", unit="run", disable=not progress) as bar:
 
         def told(status: str) -> None:
-            nonlocal failed
-            failed += status == FAILED
+            nonlocal made, failed
+            made, failed = made + 1, failed + (status == FAILED)
             bar.set_postfix({"failed": failed} if failed else {}, refresh=False)
             bar.update()
 
@@ -121,7 +121,7 @@ def run_ablation(
         try:
             Workers(place, jobs, features, failed_before, progress, told).work(to_do)
         except KeyboardInterrupt:
-            kept = f"{bar.n} of {len(runs)} runs are kept"
+            kept = f"{before + made} of {len(runs)} runs are kept"
             tqdm.write(f"interrupted: {kept}; the same call goes on from there.")
             raise
     given = list(dict.fromkeys(key for run in runs for key in run.given))

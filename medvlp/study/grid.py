@@ -138,7 +138,7 @@ def _nobody_takes(key: str, method: str, own: Iterable[str], others: Mapping[str
     having = [other for other, kind in others.items() if name in arguments_of(kind)]
     if having:
         return (
-            f"{method} has no {name!r}, but {' and '.join(having)} have: write two grids in a list, one with "
-            f"{key!r} and one without."
+            f"{method} has no {name!r} (of this grid's methods: {', '.join(having)}); write two grids in a "
+            f"list, one with {key!r} and one without."
         )
     return unknown_name("key", key, [*PROTOCOL_KEYS, *own, *CONFIG_KEYS], "the grid")

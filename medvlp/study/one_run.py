@@ -19,10 +19,11 @@ from medvlp.backbone.features import image_features
 from medvlp.data.datasets import ImageSet
 from medvlp.study.averaging import EpochAverage
 from medvlp.study.evaluation import predict_logits
-from medvlp.study.metrics import metric_values
+from medvlp.study.metrics import weighted_metrics
 from medvlp.study.run_plan import Run
-from medvlp.study.run_store import DONE, FAILED, RunStore, finite, pack, unpack
+from medvlp.study.run_store import DONE, FAILED, RunStore, pack, unpack
 from medvlp.study.training import fit
+from medvlp.study.transfer import base_and_new, transfer
 
 BUSY = "busy"  # another process works on the run
 # torch's random numbers and accelerate's state belong to the whole process, so its threads take turns
@@ -117,12 +118,10 @@ def _results(run: Run, tools: _Tools) -> dict[str, Any]:
     clip, parts = run.clip.get(), run.data.get()
     train, val = parts.cut(run.shots, run.seed)
     test = run.test.get().data.test
-    names = train.card.classnames
-    base = names[: (len(names) + 1) // 2] if run.base_to_new else names
     if run.base_to_new:
-        card = train.card.with_classes(base)
-        train, val, new_test = train.of_classes(card), val.of_classes(card), test
-        test = test.of_classes(card)
+        base, new = base_and_new(train.card)
+        train, val, new_test = train.of_classes(base), val.of_classes(base), test.of_classes(new)
+        test = test.of_classes(base)
     method = run.kind(clip, train.card, **run.arguments)
     history = _train(method, run, train, val, tools)
     best = history[history["best"]] if history["best"].any() else history[-1:]
@@ -132,14 +131,11 @@ def _results(run: Run, tools: _Tools) -> dict[str, Any]:
         "device": str(clip.device),
     }
     if run.base_to_new:
-        from medvlp.study.transfer import transfer
-
-        new_card = new_test.card.with_classes([name for name in names if name not in base])
-        new = _tested(transfer(method, new_card), new_test.of_classes(new_card), tools)
-        of_base, of_new = results["metrics"]["accuracy"], new["metrics"]["accuracy"]
-        both = 2 * of_base * of_new / (of_base + of_new) if of_base + of_new else 0.0
-        results["metrics"] |= {"base accuracy": of_base, "new accuracy": of_new, "harmonic mean": both}
-        results["new"] = new
+        of_new = _tested(transfer(method, new), new_test, tools)
+        b, n = results["metrics"]["accuracy"], of_new["metrics"]["accuracy"]
+        both = 2 * b * n / (b + n) if b + n else 0.0
+        results["metrics"] |= {"base accuracy": b, "new accuracy": n, "harmonic mean": both}
+        results["new"] = of_new
     return results
 
 
@@ -172,5 +168,7 @@ def _tested(method: nn.Module, test: ImageSet, tools: _Tools) -> dict[str, Any]:
         raise ValueError(f"{type(method).__name__} gave test logits that are not finite.")
     packed = pack(logits)
     tools.store.write_test(test)
-    metrics = finite(metric_values(test.labels.numpy(), unpack(packed)))
+    labels = test.labels.numpy()  # (N,)
+    every = np.ones((1, len(labels)))  # the metrics' fast form, ten times faster than scikit-learn's
+    metrics = weighted_metrics(labels, unpack(packed), every).iloc[0].to_dict()
     return {"metrics": metrics, "test": test.fingerprint, "logits": packed}

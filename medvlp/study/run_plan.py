@@ -3,7 +3,7 @@
 import inspect
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from medvlp.backbone.clip import Clip
+from medvlp.data.cards import DataCard
 from medvlp.data.datasets import Data
 from medvlp.data.files import sha256
 from medvlp.data.names import unknown_name
@@ -29,9 +30,9 @@ from medvlp.study.grid import (
     sort_keys,
 )
 from medvlp.study.run_sources import ALL, Source, clip_source, data_source
+from medvlp.study.transfer import base_and_new
 
 PROTOCOL = 1  # raised when the same inputs would give other results
-LEAST_CLASSES = 4  # of a card with base and new classes: two in each half
 
 
 @dataclass(frozen=True)
@@ -89,59 +90,61 @@ def plan(
     for name in config or {}:
         if name not in CONFIG_KEYS:
             raise ValueError(unknown_name("field", name, CONFIG_KEYS, "config"))
-    root = root or os.environ.get("MEDVLP_DATA")
-    planner = _Planner(None if root is None else str(Path(root).expanduser().resolve()), dict(config or {}))
     wanted = [{"data": data, "clip": clip, "seed": 1} | settings for settings in combinations(grid)]
     for settings in wanted:
         if "method" not in settings:
             raise ValueError("a grid needs a 'method', such as {'method': ['ViP', 'LinearProbe']}.")
         if settings["data"] is None:
             raise ValueError("no data set: give data='pneumonia', or 'data' in the grid.")
-    kinds = {plain(settings["method"]): None for settings in wanted}
-    kinds = {name: _kind(name, methods) for name in kinds}
-    runs = {run.id: run for run in (planner.run(settings, kinds) for settings in wanted)}
+    names = dict.fromkeys(plain(settings["method"]) for settings in wanted)
+    kinds = {name: _kind(name, methods) for name in names}
+    root = root or os.environ.get("MEDVLP_DATA")
+    root = None if root is None else str(Path(root).expanduser().resolve())
+    planner = _Planner(root, dict(config or {}), kinds)
+    runs = {run.id: run for run in map(planner.run, wanted)}
     _check_told_apart(list(runs.values()))
     return list(runs.values())
 
 
 class _Planner:
-    """Makes runs; clips and data sets are loaded once."""
+    """Makes runs; clips and data sets are loaded once, and what is hashed often is hashed once."""
 
-    def __init__(self, root: str | None, config: dict[str, Any]) -> None:
-        self.root, self.config = root, config
+    def __init__(
+        self, root: str | None, config: dict[str, Any], kinds: Mapping[str, type[nn.Module]]
+    ) -> None:
+        self.root, self.config, self.kinds = root, config, kinds
+        self.codes = {name: _code(kind) for name, kind in kinds.items()}
         self.sources: dict[Any, Source] = {}
+        self.shipped: dict[str, Any] = {}
 
-    def run(self, settings: dict[str, Any], kinds: Mapping[str, type[nn.Module]]) -> Run:
-        """The run of these settings."""
-        method = plain(settings["method"])
-        kind = kinds[method]
-        in_config, in_method = sort_keys(settings, method, kind, kinds)
-        seed, shots = int(plain(settings["seed"])), plain(settings.get("shots", ALL))
-        own = arguments_of(kind)
+    def run(self, given: dict[str, Any]) -> Run:
+        """The run of these settings, each by the key that the grid has for it."""
+        method = plain(given["method"])
+        kind = self.kinds[method]
+        in_config, in_method = sort_keys(given, method, kind, self.kinds)
+        own, seed, shots = arguments_of(kind), int(plain(given["seed"])), plain(given.get("shots", ALL))
         defaults = {name: one.default for name, one in own.items() if one.default is not one.empty}
-        seeds = {"seed": seed} if "seed" in own else {}
-        labelled = defaults | seeds | in_method  # values may be Named
+        labelled = defaults | ({"seed": seed} if "seed" in own else {}) | in_method  # values may be Named
         arguments = {name: plain(value) for name, value in labelled.items()}
         recipe = getattr(kind, "recipe", {}) | self.config | {"seed": seed}
-        train_config = TrainConfig(**recipe | {name: plain(value) for name, value in in_config.items()})
-        clip = self._source(settings["clip"], clip_source)
-        data = self._source(settings["data"], data_source, self.root)
-        test = self._source(settings.get("test", settings["data"]), data_source, self.root)
-        published = getattr(kind, "average", None)
-        average = bool(plain(settings.get("average", published is not None)))
-        base_to_new = bool(plain(settings.get("base_to_new", False)))
+        config = TrainConfig(**recipe | {name: plain(value) for name, value in in_config.items()})
+        clip = self._source(given["clip"], clip_source)
+        data = self._source(given["data"], data_source, self.root)
+        test = self._source(given.get("test", given["data"]), data_source, self.root)
+        average = bool(plain(given.get("average", hasattr(kind, "average"))))
+        base_to_new = bool(plain(given.get("base_to_new", False)))
         card = data.get().data.card
-        self._check_classes(card, test.get().data.card, base_to_new)
+        _check_classes(card, test.get().data.card, base_to_new)
         train, val = data.get().cut(shots, seed)
 
-        config_facts = {name: value for name, value in asdict(train_config).items() if name != "num_workers"}
+        numbers = {name: value for name, value in asdict(config).items() if name != "num_workers"}
         inputs = {
             "protocol": PROTOCOL,
             "method": method,
-            "code": _code(kind),
-            "arguments": {name: content(value) for name, value in arguments.items()},
-            "config": config_facts,
-            "average": content(published or {}) if average else None,
+            "code": self.codes[method],
+            "arguments": self._contents(arguments, card),
+            "config": numbers,
+            "average": content(getattr(kind, "average", {})) if average else None,
             "base_to_new": base_to_new,
             "clip": clip.fingerprint,
             "card": card.hash,
@@ -149,49 +152,42 @@ class _Planner:
             "val": val.fingerprint,
             "test": test.get().data.test.fingerprint,
         }
-        if "representations" in arguments and arguments["representations"] is None:
-            inputs["arguments"]["representations"] = _shipped(card)
         shown = {"method": method, "data": data.name, "test": test.name, "clip": clip.name, "shots": shots}
         shown |= {"seed": seed, "average": average, "base_to_new": base_to_new}
-        shown |= {key: label(settings[key]) for key in shown if isinstance(settings.get(key), Named)}
-        shown |= {f"config.{name}": label(value) for name, value in config_facts.items()}
-        shown |= {f"config.{name}": label(value) for name, value in in_config.items()}
+        shown |= {key: given[key].name for key in shown if isinstance(given.get(key), Named)}
+        shown |= {f"config.{name}": label(value) for name, value in (numbers | in_config).items()}
         shown |= {f"method.{name}": label(value) for name, value in labelled.items()}
         return Run(
-            method,
-            kind,
-            arguments,
-            train_config,
-            clip,
-            data,
-            test,
-            shots,
-            seed,
-            average,
-            base_to_new,
-            inputs,
-            shown,
-            tuple(settings),
-        )
+            method, kind, arguments, config, clip, data, test,
+            shots, seed, average, base_to_new, inputs, shown, tuple(given),
+        )  # fmt: skip
 
-    def _source(self, value: Any, make: Any, *args: Any) -> Source:
+    def _source(self, value: Any, make: Callable[..., Source], *args: Any) -> Source:
         given = plain(value)
         key = (make, str(given) if isinstance(given, str | Path) else id(given))
         if key not in self.sources:
             self.sources[key] = make(given, *args)
         return self.sources[key]
 
-    def _check_classes(self, card: Any, test_card: Any, base_to_new: bool) -> None:
-        if card.classnames != test_card.classnames:
-            raise ValueError(
-                f"data set {card.name!r} has classes {card.classnames}, but the test set of "
-                f"{test_card.name!r} has {test_card.classnames}: they must be the same, in the same order."
-            )
-        if base_to_new and len(card.classnames) < LEAST_CLASSES:
-            raise ValueError(
-                f"base_to_new needs {LEAST_CLASSES} classes or more, two in each half; card {card.name!r} "
-                f"has {len(card.classnames)}."
-            )
+    def _contents(self, arguments: dict[str, Any], card: DataCard) -> dict[str, Any]:
+        """What the arguments are; of representations that the method finds by itself, too."""
+        contents = {name: content(value) for name, value in arguments.items()}
+        if contents.get("representations", "") is None:
+            if card.hash not in self.shipped:
+                self.shipped[card.hash] = _shipped(card)
+            contents["representations"] = self.shipped[card.hash]
+        return contents
+
+
+def _check_classes(card: DataCard, test_card: DataCard, base_to_new: bool) -> None:
+    """Raise unless the test set has the training set's classes, enough of them for base and new ones."""
+    if card.classnames != test_card.classnames:
+        raise ValueError(
+            f"data set {card.name!r} has classes {card.classnames}, but the test set of {test_card.name!r} "
+            f"has {test_card.classnames}: they must be the same, in the same order."
+        )
+    if base_to_new:
+        base_and_new(card)
 
 
 def _kind(name: str, methods: Mapping[str, type[nn.Module]] | None) -> type[nn.Module]:
@@ -221,7 +217,7 @@ def _code(kind: type[nn.Module]) -> str | None:
     return sha256(*codes)
 
 
-def _shipped(card: Any) -> Any:
+def _shipped(card: DataCard) -> Any:
     """The content of the representations that a method finds for this card if it is given none."""
     try:
         return content(shipped_representations(card))

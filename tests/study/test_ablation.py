@@ -1,0 +1,375 @@
+"""run_ablation in one process: what a run is, that it is made once, and what a study tells of it."""
+
+import pickle
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from medvlp.backbone.clip import Clip, load_clip
+from medvlp.data.cards import DataCard
+from medvlp.data.datasets import Data, load_dataset
+from medvlp.data.splits import few_shot
+from medvlp.methods.zero_shot import ZeroShot
+from medvlp.study.ablation import Study, run_ablation
+from medvlp.study.averaging import EpochAverage
+from medvlp.study.config import TrainConfig
+from medvlp.study.evaluation import predict_logits
+from medvlp.study.grid import Named
+from medvlp.study.metrics import METRICS, metric_values
+from medvlp.study.one_run import BUSY, execute
+from medvlp.study.run_plan import plan
+from medvlp.study.run_sources import Parts, clip_source, data_source
+from medvlp.study.run_store import RunStore
+from medvlp.study.training import fit
+from tests.backbone import small_clips
+from tests.methods.small import make_card, make_set
+from tests.study.small_study import COUNTS, RECIPE, clip_name, note, noted, small_data, study
+from tests.study.small_training import CARD, Prototypes
+
+GRID = {"method": "Slow", "shots": [2, 4], "seed": [1, 2]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a small CLIP, in which runs are counted."""
+    clip_name(tmp_path)
+    monkeypatch.setenv(COUNTS, str(tmp_path / "counts.txt"))
+    return tmp_path
+
+
+def without_times(table: pd.DataFrame) -> pd.DataFrame:
+    return table.drop(columns="seconds")
+
+
+def by_hand(folder: Path, shots: int, seed: int, average: bool = False) -> Tensor:
+    """Test logits of Prototypes, trained without the study's code."""
+    clip, data = load_clip(f"local-dir:{folder / 'clip'}"), small_data()
+    rows = few_shot(data.train.labels, shots, seed)
+    val = few_shot(data.val.labels, min(shots, 4), seed)
+    method = Prototypes(clip, CARD, seed=seed)
+    config = TrainConfig(**RECIPE, seed=seed)
+    callbacks = [EpochAverage(config.epochs)] if average else []
+    fit(method, data.train.subset(rows), data.val.subset(val), config, callbacks=callbacks, progress=False)
+    return predict_logits(method, data.test)
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_a_run_is_fit_and_evaluation_as_by_hand(folder, average):
+    grid = {"method": "Prototypes", "shots": 4, "seed": 3, "average": average}
+    made = study(folder, grid)
+    (run,) = made.runs.to_dict("records")
+    expected = by_hand(folder, 4, 3, average).double().softmax(dim=1).numpy()
+    found = made.predictions(run["run"])
+    assert np.abs(found.probabilities - expected).max() < 1e-3
+    assert found.labels.tolist() == small_data().test.labels.tolist()
+    values = metric_values(found.labels, found.probabilities)
+    assert [run[name] for name in METRICS] == pytest.approx([values[name] for name in METRICS])
+    assert run["n_trainable"] == 3 * 40 and run["status"] == "done" and run["seed"] == 3
+
+
+def test_averaging_changes_a_run(folder):
+    made = study(folder, {"method": "Prototypes", "shots": 4, "average": [False, True]})
+    one, other = (made.predictions(run).probabilities for run in made.runs["run"])
+    assert np.abs(one - other).max() > 0.01
+
+
+def test_shots_are_those_of_load_dataset():
+    parts = Parts(load_dataset("phantom-derm", seed=1))
+    train, val = parts.cut(4, 1)
+    same = load_dataset("phantom-derm", num_shots=4, seed=1)
+    assert train.ids == same.train.ids and val.ids == same.val.ids
+    assert parts.cut(4, 2)[0].ids != train.ids
+    assert set(parts.cut(2, 1)[0].ids) < set(train.ids)
+    assert parts.cut("all", 2)[0] is parts.data.train
+
+
+def test_a_run_is_made_once_and_a_study_grows(folder):
+    first = study(folder, GRID)
+    assert [word for word, _ in noted()] == ["1", "2", "1", "2"]
+    again = study(folder, GRID)
+    grown = study(folder, [GRID, {"method": "Slow", "shots": [4, "all"], "seed": [1]}])
+    assert [word for word, _ in noted()] == ["1", "2", "1", "2", "1"]
+    pd.testing.assert_frame_equal(again.runs, first.runs)
+    assert grown.runs["shots"].tolist() == [2, 2, 4, 4, "all"]
+    assert study(folder, GRID, "elsewhere").runs["run"].tolist() == first.runs["run"].tolist()
+    assert len(noted()) == 9
+
+
+def test_what_a_run_depends_on_is_in_its_id(folder):
+    plain = {"method": "Slow", "shots": 2}
+    ids = {study(folder, plain).runs["run"][0]}
+    for other in ({"lr": 0.01}, {"seconds": 0.001}, {"seed": 2}, {"config.seed": 2}, {"shots": 3}):
+        ids.add(study(folder, plain | other).runs["run"][0])
+    ids.add(study(folder, plain, data=small_data(9)).runs["run"][0])
+    ids.add(study(folder, plain, config=RECIPE | {"views": 0}).runs["run"][0])
+    changed = type("Slow", (Prototypes,), {"forward": lambda self, images: None})
+    ids.add(study(folder, plain, methods={"Slow": changed}).runs["run"][0])
+    assert len(ids) == 9
+    same = study(folder, plain, config=RECIPE | {"num_workers": 1})
+    assert same.runs["run"][0] in ids
+
+
+def test_a_failure_is_kept_and_the_rest_goes_on(folder):
+    made = study(folder, {"method": "Raises", "seed": [1, 2, 3]})
+    assert made.runs["status"].tolist() == ["done", "failed", "done"]
+    assert made.runs["accuracy"].isna().tolist() == [False, True, False]
+    (failed,) = made.failures().to_dict("records")
+    assert failed["error"] == "ValueError: seed 2 is not to my liking" and failed["seed"] == 2
+    assert "small_study.py" in failed["traceback"]
+    with pytest.raises(ValueError, match="failed; study.failures"):
+        made.predictions(failed["run"])
+    study(folder, {"method": "Raises", "seed": [1, 2, 3]})
+    assert [word for word, _ in noted()] == ["1", "2", "3", "2"]
+
+
+def test_a_run_that_failed_meanwhile_is_left_alone(folder):
+    (run,) = plan(
+        {"method": "Raises", "seed": 2}, small_data(), None, clip_name(folder), RECIPE, {"Raises": Prototypes}
+    )
+    store = RunStore(folder / "store")
+    store.write(run.id, {"status": "failed", "finished": "now"})
+    made = [execute(run, store, "call", folder / "cache", False, before, True) for before in (None, "now")]
+    assert made == ["failed", "done"]
+
+
+def test_a_run_of_another_process_is_waited_for(folder):
+    (run,) = plan({"method": "ZeroShot"}, small_data(), None, clip_name(folder), RECIPE, None)
+    store, held = RunStore(folder / "store"), threading.Event()
+
+    def work_elsewhere() -> None:
+        with store.lock(run.id, wait=True):
+            held.set()
+            time.sleep(0.5)
+
+    other = threading.Thread(target=work_elsewhere)
+    other.start()
+    held.wait()
+    assert execute(run, store, "call", folder / "cache", False, None, wait=False) == BUSY
+    made = study(folder, {"method": ["ZeroShot", "Slow"]})
+    other.join()
+    assert made.runs["status"].tolist() == ["done", "done"]
+    finished = [store.read(run_id)["finished"] for run_id in made.runs["run"]]
+    assert finished[0] > finished[1], "what was busy is made last"
+
+
+class Interrupted(Prototypes):
+    """Prototypes whose second run meets Ctrl-C in the middle of training."""
+
+    def logits_from_features(self, image_features: Tensor) -> Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.config["seed"] == 2 and self.calls == 4:
+            raise KeyboardInterrupt
+        return super().logits_from_features(image_features)
+
+
+def test_after_ctrl_c_what_is_done_stays_and_no_half_run_is_kept(folder, capsys):
+    grid = {"method": "Interrupted", "seed": [1, 2, 3]}
+    with pytest.raises(KeyboardInterrupt):
+        study(folder, grid, methods={"Interrupted": Interrupted})
+    assert "1 of 3 runs are kept" in capsys.readouterr().out
+    assert len(Study(folder / "store")) == 1
+
+
+class Dies(Prototypes):
+    """Prototypes that end their process, or what stands for it, as often as `deaths` says."""
+
+    def __init__(self, clip: Clip, card: DataCard, deaths: int = 0, seed: int = 1) -> None:
+        super().__init__(clip, card, seed=seed)
+        note(f"{deaths}/{seed}")
+        if [word for word, _ in noted()].count(f"{deaths}/{seed}") <= deaths:
+            raise SystemExit
+
+
+class DyingPool:
+    """In place of joblib.Parallel: runs tasks here, and breaks where one would have ended its process."""
+
+    def __init__(self, **options: object) -> None:
+        pass
+
+    def __call__(self, tasks: Iterable[tuple]) -> Iterator[object]:
+        for function, args, kwargs in tasks:
+            try:
+                yield function(*args, **kwargs)
+            except SystemExit as death:
+                raise BrokenProcessPool from death
+
+
+def test_a_run_that_kills_its_worker_twice_fails_and_takes_no_other_along(folder, monkeypatch):
+    monkeypatch.setattr("medvlp.study.run_workers.Parallel", DyingPool)
+    grid = {"method": "Dies", "deaths": [9, 1, 0], "seed": [1, 2]}
+    made = study(folder, grid, methods={"Dies": Dies})
+    assert made.runs["status"].tolist() == ["failed"] * 2 + ["done"] * 4
+    assert "died" in made.failures()["error"][0] and "memory" in made.failures()["traceback"][1]
+    counts = {word: [w for w, _ in noted()].count(word) for word, _ in noted()}
+    assert counts == {"9/1": 2, "9/2": 2, "1/1": 2, "1/2": 2, "0/1": 1, "0/2": 1}
+
+
+def test_errors_come_before_any_run(folder):
+    for grid, words in (
+        ({"method": "Slower"}, "unknown method 'Slower'; did you mean 'Slow'"),
+        ({"seed": 1}, "needs a 'method'"),
+        ({"method": "Slow", "secondz": 1}, "did you mean 'seconds'"),
+        ({"method": "Slow", "epochs": [1, 0]}, "epochs is 0"),
+        ({"method": "Slow", "shots": 100}, "fewer than num_shots=100"),
+        ({"method": "Slow", "base_to_new": True}, "need four"),
+        ({"method": "Slow", "test": "phantom-cxr"}, "must be the same, in the same order"),
+        ({"method": "Slow", "data": ["phantom-dermm"]}, "unknown card 'phantom-dermm'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            study(folder, grid)
+    with pytest.raises(ValueError, match="unknown field 'lrr' in config"):
+        study(folder, {"method": "Slow"}, config={"lrr": 1})
+    with pytest.raises(ValueError, match="no data set"):
+        study(folder, {"method": "Slow"}, data=None)
+    assert not noted() and not (folder / "store").exists()
+
+
+def test_runs_that_tables_cannot_tell_apart_need_names(folder):
+    sets = [small_data(8), small_data(6)]
+    with pytest.raises(ValueError, match="look the same in tables; name"):
+        study(folder, {"method": "Slow", "data": sets})
+    named = [Named("eight", sets[0]), Named("six", sets[1])]
+    assert study(folder, {"method": "Slow", "data": named}).runs["data"].tolist() == ["eight", "six"]
+
+
+def test_the_table_has_what_varies_and_none_where_a_method_lacks_it(folder):
+    made = study(
+        folder,
+        [
+            {"method": "Prototypes", "dropout": [0.0, 0.5], "lr": 0.05, "seed": [1, 2]},
+            {"method": "ZeroShot", "knowledge": ["classnames", "symptoms"], "seed": [1, 2]},
+        ],
+    )
+    table = made.runs
+    first = ["run", "method", "data", "dropout", "knowledge", "seed", "status", *METRICS]
+    assert list(table)[: len(first)] == first and "lr" not in table
+    assert table["dropout"].tolist() == [0.0, 0.0, 0.5, 0.5] + [None] * 4
+    assert table["knowledge"].tolist()[:5] == [None] * 4 + ["classnames"]
+    summary = made.summary("accuracy")
+    assert summary[["method", "seeds"]].values.tolist() == [
+        ["Prototypes", 2], ["Prototypes", 2], ["ZeroShot", 2], ["ZeroShot", 2],
+    ]  # fmt: skip
+    expected = table["accuracy"].to_numpy().reshape(4, 2).mean(axis=1)
+    assert summary["mean"].tolist() == pytest.approx(expected.tolist())
+    assert "varied: method, dropout, knowledge, seed" in repr(made)
+    assert repr(made) in made._repr_html_().replace("&#x27;", "'")
+
+
+def test_compare_pairs_runs_of_one_study(folder):
+    made = study(folder, {"method": ["Prototypes", "ZeroShot"], "seed": [1, 2]})
+    found = made.compare("ZeroShot", metric="accuracy", n_bootstrap=50)
+    accuracy = made.runs.groupby("method")["accuracy"].mean()
+    assert found["difference"].tolist() == pytest.approx([accuracy["Prototypes"] - accuracy["ZeroShot"]])
+
+
+def test_a_store_opens_by_itself_and_stores_merge_by_copying(folder):
+    one = study(folder, {"method": "Slow", "seed": [1, 2]}, "one")
+    two = study(folder, {"method": "Slow", "seed": [2, 3]}, "two")
+    shutil.copytree(folder / "one", folder / "both", ignore=shutil.ignore_patterns("locks"))
+    shutil.copytree(
+        folder / "two", folder / "both", dirs_exist_ok=True, ignore=shutil.ignore_patterns("locks")
+    )
+    both = Study(folder / "both").runs.sort_values("seed", ignore_index=True)
+    expected = pd.concat([one.runs[:1], two.runs], ignore_index=True)
+    pd.testing.assert_frame_equal(without_times(both), without_times(expected))
+    count = len(noted())
+    study(folder, {"method": "Slow", "seed": [1, 2, 3]}, "both")
+    assert len(noted()) == count
+    with pytest.raises(FileNotFoundError, match="no runs in"):
+        Study(folder / "nowhere")
+
+
+def test_threads_give_the_same_table_as_one_after_another(folder):
+    grid = {"method": "Slow", "seed": [1, 2, 3, 4]}
+    with joblib.parallel_config("threading", n_jobs=3):
+        threads = study(folder, grid, "threads")
+    pd.testing.assert_frame_equal(without_times(threads.runs), without_times(study(folder, grid).runs))
+
+
+def test_another_test_set_is_the_one_that_is_measured(folder):
+    test = make_set(CARD, [2, 1, 0, 0], "test", seed=5)
+    data = small_data()
+    shifted = Named("shifted", Data(CARD, data.train, data.val, test, record={}))
+    made = study(folder, {"method": "Prototypes", "shots": 4, "test": [shifted, data]})
+    predictions = [made.predictions(run) for run in made.runs["run"]]
+    assert [len(found.labels) for found in predictions] == [4, 30]
+    assert made.runs["test"].tolist() == ["shifted", "lesions"]
+
+
+def test_base_to_new_trains_on_the_first_classes_and_tests_on_both(folder):
+    names = ["melanoma", "nevus", "keratosis", "wart"]
+    phrases = {"symptoms": ["rough skin"]}
+    card = make_card().model_copy(deep=True)
+    card.classes.append(card.classes[0].model_validate({"name": "wart", "knowledge": phrases}))
+    sets = [
+        make_set(card, [0, 1, 2, 3] * 4, part, seed) for seed, part in enumerate(("train", "val", "test"))
+    ]
+    data = Data(card, *sets, record={})
+    made = study(folder, {"method": ["ZeroShot", "Prototypes"], "base_to_new": True}, data=data)
+    zero, prototypes = made.runs.to_dict("records")
+    assert prototypes["status"] == "failed" and "'weight'" in made.failures()["error"][0]
+    clip, expected = load_clip(f"local-dir:{folder / 'clip'}"), []
+    for half in (names[:2], names[2:]):
+        own = card.with_classes(half)
+        images = data.test.of_classes(own)
+        right = predict_logits(ZeroShot(clip, own), images).argmax(dim=1) == images.labels
+        expected.append(right.double().mean().item())
+    base, new = expected
+    assert [zero["base accuracy"], zero["new accuracy"]] == expected
+    assert zero["harmonic mean"] == pytest.approx(2 * base * new / (base + new))
+    assert zero["accuracy"] == base
+
+
+def test_what_is_given_by_name_travels_by_name(folder):
+    name = clip_name(folder)
+    clip = clip_source(name)
+    weights = sum(parameter.numel() for parameter in clip.get().parameters())
+    sent = pickle.dumps(clip)
+    assert len(sent) < 1000 < weights < len(pickle.dumps(clip_source(clip.get())))
+    there = pickle.loads(sent)
+    assert there.get().fingerprint == clip.fingerprint and there.get() is there.get()
+    data = data_source("phantom-derm", None)
+    assert len(pickle.dumps(data)) < 1000
+    assert pickle.loads(pickle.dumps(data)).get().data.test.ids == data.get().data.test.ids
+    small = pickle.loads(pickle.dumps(data_source(small_data(), None)))
+    assert torch.equal(small.get().data.test.labels, small_data().test.labels)
+
+
+def test_other_weights_under_the_same_name_are_noticed(folder):
+    sent = pickle.dumps(clip_source(small_clips.open_clip_kind(folder / "clip", seed=8)))
+    small_clips.open_clip_kind(folder / "clip", seed=9)
+    with pytest.raises(RuntimeError, match="not in this process what it is where the study was started"):
+        pickle.loads(sent).get()
+
+
+def test_published_recipe_then_config_then_grid(folder):
+    class Published(Prototypes):
+        recipe = {"epochs": 2, "lr": 0.07, "batch_size": 4, "views": 0}
+
+    methods, config = {"Published": Published}, {"lr": 0.03, "batch_size": 6}
+    grid = {"method": "Published", "batch_size": 12}
+    (run,) = plan(grid, small_data(), None, clip_name(folder), config, methods)
+    assert run.config == TrainConfig(epochs=2, lr=0.03, batch_size=12, views=0)
+
+
+def test_run_ablation_says_how_far_it_is(folder, capsys):
+    run_ablation(
+        GRID,
+        store=folder / "store",
+        data=small_data(),
+        clip=f"local-dir:{folder / 'clip'}",
+        config=RECIPE,
+        methods={"Slow": Prototypes},
+        cache_dir=folder / "cache",
+    )
+    assert "4/4" in capsys.readouterr().err
