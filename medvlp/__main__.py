@@ -45,9 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = {key: value for key, value in given.items() if value is not None}
         try:
             config = dict(parse_parameter(text, "-c") for text in arguments.config)
-            return ablate(
-                arguments.name, arguments.store, settings, config, arguments.jobs, arguments.metric
-            )
+            return ablate(arguments.name, arguments.store, settings, config, arguments.jobs, arguments.metric)
         except ValueError as error:
             study.error(str(error))
     try:

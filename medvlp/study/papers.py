@@ -32,6 +32,7 @@ from medvlp.study.cilmp_grids import (
     cilmp_rank,
     llm_variants,
 )
+from medvlp.study.family_grids import family
 from medvlp.study.protocol_grids import backbones, base_to_new, few_shot, shift
 from medvlp.study.vip_grids import vip_aggregation, vip_context, vip_knowledge, vip_number, vip_parts
 
@@ -47,6 +48,7 @@ ABLATIONS: dict[str, Callable[..., Ablation]] = {
     "cilmp_lengths": cilmp_lengths,
     "cilmp_depth": cilmp_depth,
     "cilmp_averaging": cilmp_averaging,
+    "family": family,
     "few_shot": few_shot,
     "base_to_new": base_to_new,
     "shift": shift,

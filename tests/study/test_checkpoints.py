@@ -75,7 +75,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(clip, sets, tmp_path):
     history = fit(whole, *sets, config, **QUIET)
     with pytest.raises(RuntimeError):
         fit(ViP(clip, CARD), *sets, config, checkpoint=file, callbacks=[PowerCut()], **QUIET)
-    assert {f"optimizer/momentum_buffer/{name}" for name in ("ctx", "g", "Wq", "Wk")} <= load_file(file).keys()
+    assert {f"optimizer/momentum_buffer/{name}" for name in ("ctx", "g", "Wq", "Wk")} <= load_file(
+        file
+    ).keys()
     with torch.no_grad():
         resumed.g.fill_(7)  # what it held before does not matter
     again = fit(resumed, *sets, config, checkpoint=file, callbacks=[Quietly()], **QUIET)

@@ -300,7 +300,12 @@ def test_ten_kills_leave_bit_identical_weights(apart):
     kills = json.loads((apart / "kills.json").read_text())
     assert kills["killed"] == [True] * 10 and kills["last run"] == 0
     whole, killed = load_file(apart / "whole.safetensors"), load_file(apart / "killed.safetensors")
-    parts = ("own", "kept", "optimizer/momentum_buffer", "callback 0")  # the callback is an average over epochs
+    parts = (
+        "own",
+        "kept",
+        "optimizer/momentum_buffer",
+        "callback 0",
+    )  # the callback is an average over epochs
     assert {f"{part}/weight" for part in parts} <= whole.keys()
     assert same(whole, killed)
     assert kills["resumed at"] == sorted(kills["resumed at"]) and 0 < kills["resumed at"][-1] < 100
