@@ -159,7 +159,9 @@ class _Trainer:
         self.weight = None if weight is None else weight.to(self.accelerator.device)
         logits = Logits(self.method, isinstance(self.batches, FeatureBatches))
         optimizer = make_optimizer(self.config, self.parameters)
-        self.model, self.optimizer = self.accelerator.prepare(logits, optimizer)
+        self.model = self.accelerator.prepare(logits)
+        # without a scaler of the loss accelerate's steps do the same as torch's, and take longer
+        self.optimizer = self.accelerator.prepare(optimizer) if self.accelerator.scaler else optimizer
 
     def _finish(self) -> None:
         """Let the method do what it does last, and leave it in evaluation mode."""
@@ -198,8 +200,8 @@ class _Trainer:
             value = loss.item()
             if not isfinite(value):
                 raise FloatingPointError(self._not_finite(f"loss is {value}", epoch, step))
-            # gradients are averaged over the processes, so this makes them those of the batch's mean loss
-            self.accelerator.backward(loss * (self.n_processes / batch.size))
+            loss = loss * (self.n_processes / batch.size)  # processes average theirs: that of the mean loss
+            self.accelerator.backward(loss) if self.accelerator.scaler else loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
             total, count = total + value, count + batch.size
