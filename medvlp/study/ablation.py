@@ -23,6 +23,7 @@ must be in folders that all nodes see. Where a scheduler should hand out the run
         study = run_ablation(grid, store="/shared/studies/first", data="pneumonia", root="/shared/data")
 """
 
+import html
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -234,7 +235,7 @@ class Study:
         return f"Study({self.store.folder.name}: {len(self)} runs, {states}; varied: {varied or 'nothing'})"
 
     def _repr_html_(self) -> str:
-        return f"<p>{repr(self)}</p>{self.runs.to_html(float_format='{:.3f}'.format, max_rows=20)}"
+        return f"<p>{html.escape(repr(self))}</p>{self.runs.to_html(float_format='{:.3f}'.format, max_rows=20)}"
 
     def _by(self, by: Sequence[str] | None) -> list[str]:
         """The columns that make groups."""

@@ -73,6 +73,7 @@ class Workers:
         except _deaths():
             with self.store.lock(run.id, wait=True):
                 self.store.write(run.id, failure(run, DIED))
+                self.store.end(run.id)
             return FAILED
         return status
 
