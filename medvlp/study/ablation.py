@@ -235,7 +235,8 @@ class Study:
         return f"Study({self.store.folder.name}: {len(self)} runs, {states}; varied: {varied or 'nothing'})"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self))}</p>{self.runs.to_html(float_format='{:.3f}'.format, max_rows=20)}"
+        table = self.runs.to_html(float_format="{:.3f}".format, max_rows=20)
+        return f"<p>{html.escape(repr(self))}</p>{table}"
 
     def _by(self, by: Sequence[str] | None) -> list[str]:
         """The columns that make groups."""
