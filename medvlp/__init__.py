@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from medvlp.methods.vpt import VPT
     from medvlp.methods.zero_shot import ZeroShot
     from medvlp.show.review import SymptomReview, review_table
+    from medvlp.study.ablation import Study, run_ablation
     from medvlp.study.averaging import EpochAverage
     from medvlp.study.config import TrainConfig, recipe
     from medvlp.study.evaluation import Report, evaluate
+    from medvlp.study.grid import Named
     from medvlp.study.prediction import Prediction, predict
     from medvlp.study.saving import load, save
     from medvlp.study.training import fit
@@ -55,9 +57,11 @@ _HOMES = HOMES | {
     "DataCard": "medvlp.data.cards",
     "EpochAverage": "medvlp.study.averaging",
     "ImageSet": "medvlp.data.datasets",
+    "Named": "medvlp.study.grid",
     "Prediction": "medvlp.study.prediction",
     "Report": "medvlp.study.evaluation",
     "Representations": "medvlp.knowledge.representations",
+    "Study": "medvlp.study.ablation",
     "SymptomReview": "medvlp.show.review",
     "SymptomSet": "medvlp.knowledge.symptom_sets",
     "TrainConfig": "medvlp.study.config",
@@ -76,6 +80,7 @@ _HOMES = HOMES | {
     "predict": "medvlp.study.prediction",
     "recipe": "medvlp.study.config",
     "review_table": "medvlp.show.review",
+    "run_ablation": "medvlp.study.ablation",
     "save": "medvlp.study.saving",
     "shipped_representations": "medvlp.knowledge.representations",
     "trainable_parameters": "medvlp.methods.parameters",

@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 
-from medvlp.study.ablation_grids import SEEDS, Ablation, Cards, Shots, runs_of
+from medvlp.study.ablation_grids import CARDS, SEEDS, SHOTS, Ablation, Cards, Shots, runs_of
 from medvlp.study.grid import Named
 
-CARDS = ("phantom-derm", "phantom-cxr", "phantom-fundus")
 TRAINED = (
     "TextProbe", "CLIPAdapter", "CoOp", "CoCoOp", "KgCoOp", "BiomedCoOp", "IVLP", "MaPLe", "PromptSRC",
     "ViP", "CILMP",
 )  # fmt: skip
 
 
-def family(cards: Cards = CARDS, shots: Shots = (16,), seeds: Sequence[int] = SEEDS) -> Ablation:
-    """Every method of the package, some in two or three forms: 19 settings.
+def family(cards: Cards = CARDS, shots: Shots = SHOTS, seeds: Sequence[int] = SEEDS) -> Ablation:
+    """Every method of the package, some in two or three forms: 20 settings.
 
     Each trains by its own published recipe, which was made for ViT-B/16 and photographs; `config` of
     `run_ablation` changes it for all.

@@ -3,7 +3,7 @@
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from medvlp.backbone.features import image_features
+from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.study.averaging import EpochAverage
 from medvlp.study.evaluation import predict_logits
@@ -122,7 +123,7 @@ def _results(run: Run, tools: _Tools) -> dict[str, Any]:
         base, new = base_and_new(train.card)
         train, val, new_test = train.of_classes(base), val.of_classes(base), test.of_classes(new)
         test = test.of_classes(base)
-    method = run.kind(clip, train.card, **run.arguments)
+    method = run.kind(clip, train.card, **_arguments_for(train.card, run))
     history = _train(method, run, train, val, tools)
     best = history[history["best"]] if history["best"].any() else history[-1:]
     results = _tested(method, test, tools) | {
@@ -131,12 +132,25 @@ def _results(run: Run, tools: _Tools) -> dict[str, Any]:
         "device": str(clip.device),
     }
     if run.base_to_new:
-        of_new = _tested(transfer(method, new), new_test, tools)
+        given = _arguments_for(new, run)
+        changes = {
+            name: given[name] for name in ("symptoms", "representations") if given.get(name) is not None
+        }
+        of_new = _tested(transfer(method, new, changes), new_test, tools)
         b, n = results["metrics"]["accuracy"], of_new["metrics"]["accuracy"]
         both = 2 * b * n / (b + n) if b + n else 0.0
         results["metrics"] |= {"base accuracy": b, "new accuracy": n, "harmonic mean": both}
         results["new"] = of_new
     return results
+
+
+def _arguments_for(card: DataCard, run: Run) -> dict[str, Any]:
+    """The method's arguments; of symptoms that are given, those of the card's classes."""
+    symptoms = run.arguments.get("symptoms")
+    if not isinstance(symptoms, Mapping):
+        return run.arguments
+    own = {name: phrases for name, phrases in symptoms.items() if name in card.classnames}
+    return run.arguments | {"symptoms": own}
 
 
 def _train(method: nn.Module, run: Run, train: ImageSet, val: ImageSet, tools: _Tools) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip, load_clip
@@ -264,15 +265,20 @@ def test_another_test_set_is_the_one_that_is_measured(folder):
     assert made.runs["test"].tolist() == ["shifted", "lesions"]
 
 
-def test_base_to_new_trains_on_the_first_classes_and_tests_on_both(folder):
-    names = ["melanoma", "nevus", "keratosis", "wart"]
-    phrases = {"symptoms": ["rough skin"]}
+def four_classes() -> Data:
+    """Data of two base classes and two new ones."""
     card = make_card().model_copy(deep=True)
+    phrases = {"symptoms": ["rough skin"]}
     card.classes.append(card.classes[0].model_validate({"name": "wart", "knowledge": phrases}))
     sets = [
         make_set(card, [0, 1, 2, 3] * 4, part, seed) for seed, part in enumerate(("train", "val", "test"))
     ]
-    data = Data(card, *sets, record={})
+    return Data(card, *sets, record={})
+
+
+def test_base_to_new_trains_on_the_first_classes_and_tests_on_both(folder):
+    data = four_classes()
+    card, names = data.card, data.card.classnames
     made = study(folder, {"method": ["ZeroShot", "Prototypes"], "base_to_new": True}, data=data)
     zero, prototypes = made.runs.to_dict("records")
     assert prototypes["status"] == "failed" and "'weight'" in made.failures()["error"][0]
@@ -286,6 +292,27 @@ def test_base_to_new_trains_on_the_first_classes_and_tests_on_both(folder):
     assert [zero["base accuracy"], zero["new accuracy"]] == expected
     assert zero["harmonic mean"] == pytest.approx(2 * base * new / (base + new))
     assert zero["accuracy"] == base
+
+
+def test_base_to_new_reads_what_is_given_by_class(folder):
+    """Symptoms and LLM states of all classes: the base classes' in training, the new ones' after it."""
+    data = four_classes()
+    own = Named("own", {name: [f"{name} like a stone", "round"] for name in data.card.classnames})
+    states = {c: torch.randn(9, 12, generator=torch.Generator().manual_seed(i))
+              for i, c in enumerate(data.card.classnames)}  # fmt: skip
+    grids = [
+        {"method": "ZeroShot", "symptoms": own, "base_to_new": True},
+        {"method": "ViP", "aggregation": "mean", "symptoms": own, "base_to_new": True},
+        {"method": "CILMP", "representations": Named("own", states), "image_depth": 0, "base_to_new": True},
+    ]
+    made = study(folder, grids, data=data)
+    assert made.failures()["traceback"].tolist() == []
+    clip = load_clip(f"local-dir:{folder / 'clip'}")
+    new = data.card.with_classes(data.card.classnames[2:])
+    images = data.test.of_classes(new)
+    zero = ZeroShot(clip, new, symptoms={name: own.value[name] for name in new.classnames})
+    right = predict_logits(zero, images).argmax(dim=1) == images.labels
+    assert made.runs["new accuracy"][0] == right.double().mean().item()
 
 
 def test_run_ablation_says_how_far_it_is(folder, capsys):
