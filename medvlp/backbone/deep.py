@@ -140,8 +140,8 @@ class _OneCall:
     def change_input(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
         """Give `module` a changed first argument."""
 
-        def hook(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-            if not self._now():
+        def hook(_: nn.Module, args: tuple, kwargs: dict | None = None) -> tuple[tuple, dict] | None:
+            if not self._now():  # so, too, another thread's call, before torch knows of the kwargs
                 return None
             if args:
                 return (change(args[0]), *args[1:]), kwargs

@@ -350,7 +350,7 @@ def test_a_resnet_is_trained_without_image_prompts(tmp_path):
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}
     cfg = {"embed_dim": 40, "vision_cfg": vision, "text_cfg": small_clips.TEXT}
     clip = load_clip(small_clips.write_clip(tmp_path, cfg), device="cpu")
-    with pytest.raises(ValueError, match="pass image_depth=0"):
+    with pytest.raises(ValueError, match="another CLIP, or image_depth=0"):
         CILMP(clip, CARD, draw_states([8, 13, 10]))
     cilmp = CILMP(clip, CARD, draw_states([8, 13, 10]), image_depth=0)
     cilmp(draw_images(clip)).sum().backward()

@@ -68,7 +68,10 @@ def test_a_saved_one_gives_the_same_logits(clip, cache, tmp_path, kind, options)
     save(method, tmp_path / "file")
     again = load(tmp_path / "file", clip=clip, method=kind)
     assert json.loads(json.dumps(method.config)) == again.config
-    assert torch.equal(predict_logits(again, TEST, cache), predict_logits(method, TEST, cache))
+    for name, tensor in own_tensors(method).items():
+        assert torch.equal(tensor, own_tensors(again)[name]), name
+    # where a tensor lies in memory may change the last bit
+    assert torch.allclose(predict_logits(again, TEST, cache), predict_logits(method, TEST, cache), atol=1e-5)
 
 
 @each
@@ -76,7 +79,7 @@ def test_fit_gives_the_same_twice(clip, cache, kind, options):
     a, b = (fitted(clip, kind, options, cache) for _ in range(2))
     for name, tensor in own_tensors(a).items():
         assert torch.equal(tensor, own_tensors(b)[name]), name
-    assert torch.equal(predict_logits(a, TEST, cache), predict_logits(b, TEST, cache))
+    assert torch.allclose(predict_logits(a, TEST, cache), predict_logits(b, TEST, cache), atol=1e-5)
 
 
 @each

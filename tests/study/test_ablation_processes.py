@@ -2,34 +2,34 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
 from pathlib import Path
 
-import joblib
 import pandas as pd
 import pytest
-from distributed import Client, LocalCluster
 
 from medvlp.study.ablation import Study
-from medvlp.study.run_store import RunStore
+from tests.study import dask_apart
 from tests.study.ablations_apart import GRID, KILLS
 from tests.study.small_study import COUNTS, clip_name, noted, small_data, study
 
 N = len(GRID["seed"])
 
 
+def in_a_process(module: str, folder: Path, repository: Path) -> None:
+    """Run a module of this folder; what it said, if it failed or hung."""
+    command = [sys.executable, "-m", f"tests.study.{module}", str(folder)]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """The folder of a whole study, a killed one and one of two calls, made in another process."""
     folder = tmp_path_factory.mktemp("apart")
-    command = [sys.executable, "-m", "tests.study.ablations_apart", str(folder)]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    in_a_process("ablations_apart", folder, repository)
     return folder
 
 
@@ -82,32 +82,17 @@ def test_a_run_whose_worker_was_killed_is_made_again(folder):
 
 
 @pytest.mark.slow
-def test_a_dask_worker_killed_midway_loses_nothing(folder):
-    grid = {"method": "Slow", "seed": list(range(16)), "seconds": 0.3}
-    store, killed, kept = RunStore(folder / "store"), [], {}
-
-    def kill_one() -> None:
-        while len(store.ids()) < 4:
-            time.sleep(0.01)
-        kept.update({run: (store.folder / f"{run}.json").stat().st_mtime_ns for run in store.ids()})
-        killed.append(noted()[-1][1])  # it has just begun a run
-        os.kill(killed[0], signal.SIGKILL)
-
-    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-    with LocalCluster(**options) as cluster, Client(cluster) as client, joblib.parallel_config("dask"):
-        workers = set(client.run(os.getpid).values())
-        killer = threading.Thread(target=kill_one)
-        killer.start()
-        made = study(folder, grid)
-        killer.join()
-    assert made.runs["status"].tolist() == ["done"] * 16
-    assert killed[0] in workers and len(workers) == 2
-    assert {pid for _, pid in noted()} >= workers, "both worked"
-    assert all((store.folder / f"{run}.json").stat().st_mtime_ns == time for run, time in kept.items())
-    begun = Counter(word for word, _ in noted())
-    assert set(begun) == {str(seed) for seed in grid["seed"]}
-    assert begun.total() <= 17, "only the run of the killed worker was made again"
-    alone = study(folder, {**grid, "seed": [3, 5]}, "alone")
-    same = study(folder, {**grid, "seed": [3, 5]})
+def test_a_dask_worker_killed_midway_loses_nothing(tmp_path, repository):
+    in_a_process("dask_apart", tmp_path, repository)
+    facts, store = json.loads((tmp_path / "facts.json").read_text()), tmp_path / "store"
+    made, alone = Study(store), Study(tmp_path / "alone")
+    assert made.runs["status"].tolist() == ["done"] * len(dask_apart.GRID["seed"])
+    assert facts["killed"] in facts["workers"] and len(set(facts["workers"])) == 2
+    assert {pid for _, pid in facts["begun"]} >= set(facts["workers"]), "both worked"
+    assert all((store / f"{run}.json").stat().st_mtime_ns == time for run, time in facts["kept"].items())
+    begun = Counter(word for word, _ in facts["begun"])
+    assert set(begun) == {str(seed) for seed in dask_apart.GRID["seed"]}
+    assert begun.total() <= len(begun) + 1, "only the run of the killed worker was made again"
+    same = Study(store, {run: made.store.read(run)["settings"] for run in alone.runs["run"]})
     tables_agree(alone, same)
     assert small_data().test.fingerprint == alone.store.read(alone.runs["run"][0])["test"]
