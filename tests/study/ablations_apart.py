@@ -32,8 +32,8 @@ def counted(path: Path) -> None:
 
 def kill_at_a_random_moment(pid: int, store: RunStore, moments: random.Random) -> bool:
     """SIGKILL some runs from now; whether the process was still at work."""
-    before, start, some = len(store.ids()), time.monotonic(), moments.randrange(3)
-    while len(store.ids()) < before + some and time.monotonic() < start + 60:
+    start, wanted = time.monotonic(), len(store.ids()) + moments.randrange(3)
+    while len(store.ids()) < min(wanted, len(GRID["seed"])) and time.monotonic() < start + 60:
         time.sleep(0.001)
     time.sleep(moments.uniform(0, 0.15))
     os.kill(pid, signal.SIGKILL)
