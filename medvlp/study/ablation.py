@@ -37,6 +37,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.data.datasets import Data
 from medvlp.data.files import cache_folder
 from medvlp.data.names import unknown_name
+from medvlp.study.config import LOWER_IS_BETTER, SELECTION
 from medvlp.study.metrics import METRICS
 from medvlp.study.run_plan import plan
 from medvlp.study.run_store import DONE, FAILED, RunStore, unpack
@@ -166,8 +167,9 @@ class Study:
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """One row a run: run (its id), method, data, seed and what else varies, status, metrics, n_trainable,
-        best_epoch and seconds. What a run's method does not have is None, metrics of a failed run are NaN.
+        """One row a run: run (its id), method, data, seed and what else varies, status, metrics, the same and
+        the loss on the validation images as "val ...", n_trainable, epoch (whose weights were kept) and
+        seconds. What a run's method does not have is None, metrics of a failed run are NaN.
         """
         names = dict.fromkeys([*METRICS, *(name for one in self._records.values() for name in _metrics(one))])
         rows = []
@@ -175,10 +177,13 @@ class Study:
             row = {"run": run_id} | {key: self._value(run_id, key) for key in self.varied}
             row["status"] = record["status"]
             row |= {name: _metrics(record).get(name) for name in names}
-            best = record.get("best epoch") or {}
-            row |= {"n_trainable": record.get("n_trainable"), "best_epoch": best.get("epoch")}
+            validation = record.get("validation") or {}
+            row |= {f"val {name}": validation.get(name) for name in SELECTION}
+            kept = record.get("kept epoch") or {}
+            row |= {"n_trainable": record.get("n_trainable"), "epoch": kept.get("epoch")}
             rows.append(row | {"seconds": record["seconds"]})
-        types = dict.fromkeys([*names, "seconds"], "float") | {"n_trainable": "Int64", "best_epoch": "Int64"}
+        numbers = [*names, *(f"val {name}" for name in SELECTION), "seconds"]
+        types = dict.fromkeys(numbers, "float") | {"n_trainable": "Int64", "epoch": "Int64"}
         for key in self.varied:
             if any(row[key] is None for row in rows):
                 types[key] = "object"  # or whole numbers would become fractions
@@ -205,6 +210,39 @@ class Study:
             raise ValueError(f"run {run_id!r} failed; study.failures() says why.")
         record = self.store.read(run_id)
         return Predictions(*self.store.read_test(record["test"]), unpack(record["logits"]))
+
+    def chosen(self, over: str | Sequence[str], metric: str = "loss") -> "Study":
+        """The study with some settings chosen on validation: of runs that differ in `over` alone, the best.
+
+        `study.chosen("lr").summary()` gives every method, number of shots and seed the learning rate that
+        suits it, as validation images see it. Ties: the run that the grid has first.
+
+        Args:
+            over: What is chosen, a key of the grid or several.
+            metric: On the validation images: "loss", or a metric of `evaluate`.
+
+        Raises:
+            ValueError: a key that does not vary, an unknown metric.
+        """
+        over = [over] if isinstance(over, str) else list(over)
+        for key in over:
+            if key not in self.varied or key in ALWAYS:
+                raise ValueError(
+                    unknown_name("key", key, [k for k in self.varied if k not in ALWAYS], "what varies")
+                )
+        if metric not in SELECTION:
+            raise ValueError(unknown_name("metric", metric, SELECTION))
+        rest = [key for key in self.varied if key not in over]
+        done = self.runs[self.runs["status"] == DONE]
+        order = done[f"val {metric}"] * (1 if metric in LOWER_IS_BETTER else -1)
+        best = (
+            done.assign(order=order)
+            .sort_values("order", kind="stable")
+            .groupby(rest, sort=False, dropna=False)
+        )
+        ids = set(best["run"].first())
+        settings = {run_id: one for run_id, one in self._settings.items() if run_id in ids}
+        return Study(self.store.folder, settings, rest)
 
     def summary(
         self, metric: str = "balanced accuracy", by: Sequence[str] | None = None, **options: Any

@@ -67,8 +67,9 @@ def bootstrap(
     groups: Sequence[str] | None = None,
     n: int = 1000,
     seed: int = 1,
+    metrics: Sequence[str] = METRICS,
 ) -> pd.DataFrame:
-    """The metrics of `n` resamples with replacement, (n, 6).
+    """The metrics of `n` resamples with replacement, (n, len(metrics)).
 
     labels (N,), probabilities (N, n_cls). Whole groups are drawn, as many as there are, because images of one
     patient are no independent evidence; without `groups` (N names) each image is its own.
@@ -86,38 +87,50 @@ def bootstrap(
             counts = np.bincount(drawn.ravel(), minlength=rows * size).reshape(
                 rows, size
             )  # (R, G), times drawn
-            samples.append(weighted_metrics(labels, probabilities, counts[:, of_image].astype(float)))
+            weights = counts[:, of_image].astype(float)  # (R, N)
+            samples.append(weighted_metrics(labels, probabilities, weights, metrics))
             bar.update(rows)
     return pd.concat(samples, ignore_index=True)
 
 
-def weighted_metrics(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
-    """The metrics under each row of weights: (N,), (N, n_cls), (R, N) -> (R, 6), columns `METRICS`."""
+def weighted_metrics(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, metrics: Sequence[str] = METRICS
+) -> pd.DataFrame:
+    """Metrics under each row of weights: (N,), (N, n_cls), (R, N) -> (R, len(metrics)), columns `metrics`."""
     n_cls = probabilities.shape[1]
     predicted = probabilities.argmax(1)  # (N,)
     is_true, is_given = np.eye(n_cls)[labels], np.eye(n_cls)[predicted]  # (N, n_cls)
     true, given, hits = weights @ is_true, weights @ is_given, weights @ (is_true * is_given)  # (R, n_cls)
     total = weights.sum(1)  # (R,)
 
-    confidence = probabilities.max(1)  # (N,)
-    gap = (predicted == labels) - confidence  # (N,)
-    gaps = np.eye(ECE_BINS)[_bin(confidence, ECE_BINS)] * gap[:, None]  # (N, bins)
-    classes = [1] if n_cls == 2 else range(n_cls)
+    def auroc() -> np.ndarray:
+        by_image = np.ascontiguousarray(weights.T)  # (N, R), many times faster to sort and sum
+        classes = [1] if n_cls == 2 else range(n_cls)
+        return np.nanmean(
+            [_weighted_auroc(labels == c, probabilities[:, c], by_image) for c in classes], axis=0
+        )
+
+    def kappa() -> np.ndarray:
+        observed, expected = hits.sum(1) / total, (true * given).sum(1) / total**2
+        return (observed - expected) / (1 - expected)
+
+    def ece() -> np.ndarray:
+        confidence = probabilities.max(1)  # (N,)
+        gap = (predicted == labels) - confidence  # (N,)
+        gaps = np.eye(ECE_BINS)[_bin(confidence, ECE_BINS)] * gap[:, None]  # (N, bins)
+        return np.abs(weights @ gaps).sum(1) / total
+
+    how = {
+        "accuracy": lambda: hits.sum(1) / total,
+        "balanced accuracy": lambda: np.nanmean(hits / true, axis=1),
+        "macro-F1": lambda: np.nanmean(2 * hits / (true + given), axis=1),
+        "AUROC": auroc,
+        "kappa": kappa,
+        "ECE": ece,
+    }
     with np.errstate(invalid="ignore"), warnings.catch_warnings():  # 0 / 0 is NaN, and a mean leaves NaN out
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        by_image = np.ascontiguousarray(weights.T)  # (N, R), many times faster to sort and sum
-        aurocs = [_weighted_auroc(labels == c, probabilities[:, c], by_image) for c in classes]
-        observed = hits.sum(1) / total
-        expected = (true * given).sum(1) / total**2
-        table = {
-            "accuracy": observed,
-            "balanced accuracy": np.nanmean(hits / true, axis=1),
-            "macro-F1": np.nanmean(2 * hits / (true + given), axis=1),
-            "AUROC": np.nanmean(aurocs, axis=0),
-            "kappa": (observed - expected) / (1 - expected),
-            "ECE": np.abs(weights @ gaps).sum(1) / total,
-        }
-    return pd.DataFrame(table)[list(METRICS)]
+        return pd.DataFrame({name: how[name]() for name in metrics})
 
 
 def _weighted_auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from medvlp.backbone.features import image_features
@@ -126,8 +127,10 @@ def _results(run: Run, tools: _Tools) -> dict[str, Any]:
     method = run.kind(clip, train.card, **_arguments_for(train.card, run))
     history = _train(method, run, train, val, tools)
     best = history[history["best"]] if history["best"].any() else history[-1:]
+    kept = history[-1:] if run.config.keep == "last" else best
     results = _tested(method, test, tools) | {
-        "best epoch": best.iloc[0].to_dict() if len(best) else None,
+        "validation": _validated(method, val, tools),
+        "kept epoch": kept.iloc[0].to_dict() if len(kept) else None,
         "n_trainable": sum(p.numel() for p in method.parameters() if p.requires_grad),
         "device": str(clip.device),
     }
@@ -172,6 +175,16 @@ def _train(method: nn.Module, run: Run, train: ImageSet, val: ImageSet, tools: _
     if last not in (0, run.config.epochs):  # fit was interrupted and returned what it had
         raise KeyboardInterrupt
     return history
+
+
+def _validated(method: nn.Module, val: ImageSet, tools: _Tools) -> dict[str, float]:
+    """Loss and metrics of the finished method on the validation images, for choices among runs."""
+    tools.encode(method, val, [None])
+    logits = predict_logits(method, val, tools.cache_dir).double()  # (N, n_cls)
+    loss = F.cross_entropy(logits, val.labels).item()
+    every = np.ones((1, len(val)))
+    probabilities = logits.softmax(dim=1).numpy()
+    return {"loss": loss} | weighted_metrics(val.labels.numpy(), probabilities, every).iloc[0].to_dict()
 
 
 def _tested(method: nn.Module, test: ImageSet, tools: _Tools) -> dict[str, Any]:

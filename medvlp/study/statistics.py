@@ -129,7 +129,7 @@ def _test(
                 f"{group}: run {run!r} was tested on other images than run {group.runs['run'].iloc[0]!r}; "
                 "add the field that chooses the test set to by."
             )
-    samples = [bootstrap(p.labels, p.probabilities, p.groups, n, seed)[metric] for p in found]
+    samples = [bootstrap(p.labels, p.probabilities, p.groups, n, seed, [metric])[metric] for p in found]
     mean = np.mean([p.probabilities for p in found], axis=0)  # (N, n_cls)
     return _Tested(np.stack(samples, axis=1), Predictions(first.labels, first.groups, mean))
 

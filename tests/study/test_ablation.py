@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 
 import joblib
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip, load_clip
@@ -21,12 +23,13 @@ from medvlp.data.splits import few_shot
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.ablation import Study, run_ablation
 from medvlp.study.averaging import EpochAverage
-from medvlp.study.config import TrainConfig
+from medvlp.study.config import TrainConfig, recipe
 from medvlp.study.evaluation import predict_logits
 from medvlp.study.grid import Named
 from medvlp.study.metrics import METRICS, metric_values
 from medvlp.study.one_run import BUSY, execute
 from medvlp.study.run_plan import plan
+from medvlp.study.run_sources import Parts
 from medvlp.study.run_store import RunStore
 from medvlp.study.training import fit
 from tests.methods.small import make_card, make_set
@@ -313,6 +316,40 @@ def test_base_to_new_reads_what_is_given_by_class(folder):
     zero = ZeroShot(clip, new, symptoms={name: own.value[name] for name in new.classnames})
     right = predict_logits(zero, images).argmax(dim=1) == images.labels
     assert made.runs["new accuracy"][0] == right.double().mean().item()
+
+
+def test_a_setting_is_chosen_on_validation_for_each_method_and_seed(folder):
+    grid = {"method": "Prototypes", "lr": [1e-6, 0.5, 3.0], "dropout": [0.0, 0.5], "seed": [1, 2]}
+    made = study(folder, grid)
+    chosen = made.chosen("lr")
+    assert len(chosen) == 4 and "lr" not in chosen.varied and "lr" not in chosen.runs
+    for (dropout, seed), rows in made.runs.groupby(["dropout", "seed"]):
+        own = chosen.runs[(chosen.runs["dropout"] == dropout) & (chosen.runs["seed"] == seed)]
+        assert own["run"].tolist() == [rows.loc[rows["val loss"].idxmin(), "run"]]
+    assert chosen.summary()["seeds"].tolist() == [2, 2]
+    by_accuracy = made.chosen(["lr", "dropout"], "accuracy").runs
+    best = made.runs.groupby("seed")["val accuracy"].max()
+    assert by_accuracy.set_index("seed")["val accuracy"].to_dict() == best.to_dict()
+    with pytest.raises(ValueError, match="unknown key 'lrs' in what varies; did you mean 'lr'"):
+        made.chosen("lrs")
+    with pytest.raises(ValueError, match="unknown metric 'los'; did you mean 'loss'"):
+        made.chosen("lr", "los")
+
+
+def test_what_validation_says_of_a_run_is_what_the_finished_method_says(folder):
+    data = small_data()
+    made = study(folder, {"method": "Prototypes", "config.keep": ["best", "last"], "shots": 4}, data=data)
+    clip = load_clip(f"local-dir:{folder / 'clip'}")
+    for _, row in made.runs.iterrows():
+        method = Prototypes(clip, CARD)
+        config = replace(recipe(method), **RECIPE, seed=1, keep=row["config.keep"])
+        train, val = Parts(data).cut(4, 1)
+        history = fit(method, train, val, config, progress=False, cache_dir=folder / "cache")
+        logits = predict_logits(method, val, folder / "cache").double()
+        assert row["val loss"] == pytest.approx(F.cross_entropy(logits, val.labels).item(), rel=1e-6)
+        assert row["epoch"] == (
+            4 if row["config.keep"] == "last" else history["epoch"][history["best"]].item()
+        )
 
 
 def test_run_ablation_says_how_far_it_is(folder, capsys):
