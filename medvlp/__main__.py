@@ -1,6 +1,7 @@
 """`python -m medvlp tour` runs the notebooks, `ablate` a named ablation; `cards` lists the data cards."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             config = dict(parse_parameter(text, "-c") for text in arguments.config)
             return ablate(arguments.name, arguments.store, settings, config, arguments.jobs, arguments.metric)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             study.error(str(error))
     try:
         paths = find_notebooks(arguments.folder, arguments.only)
@@ -86,6 +87,8 @@ def parse_parameter(text: str, option: str = "-p") -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name.isidentifier() and equals):
         raise ValueError(f"{option} {text}: it is given as NAME=VALUE, for example {option} seed=2.")
+    if re.fullmatch(r"[-+]?\d+\.?\d*[eE][-+]?\d+", value):  # a text in YAML 1.1
+        return name, float(value)
     return name, yaml.safe_load(value)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+OF_CLASSES = ("base accuracy", "new accuracy", "harmonic mean")  # what base_to_new adds to the metrics
+
 
 def ablate(
     name: str | None,
@@ -42,15 +44,16 @@ def ablate(
             return 0
         if name not in ABLATIONS:
             raise ValueError(unknown_name("ablation", name, ABLATIONS))
-        if metric not in METRICS:
-            raise ValueError(unknown_name("metric", metric, METRICS))
+        if metric not in (*METRICS, *OF_CLASSES):
+            raise ValueError(unknown_name("metric", metric, [*METRICS, *OF_CLASSES]))
         ablation = ABLATIONS[name](**settings)
         place = store or Path("runs") / name
         print(f"{ablation.question}\n{ablation.n_runs} runs, kept in {place}.")
         study = run_ablation(ablation.grids, store=place, config=config, jobs=jobs)
         print(f"\n{study.summary(metric).round(3).to_string(index=False)}")
-        print(f"\nAgainst {ablation.baseline}, on the same images and seeds:")
-        print(study.compare(ablation.baseline, metric=metric).round(3).to_string(index=False))
+        if metric in METRICS:
+            print(f"\nAgainst {ablation.baseline}, on the same images and seeds:")
+            print(study.compare(ablation.baseline, metric=metric).round(3).to_string(index=False))
         failures = study.failures()
         for run, error in zip(failures["run"], failures["error"], strict=True):
             print(f"failed: {run}: {error}")

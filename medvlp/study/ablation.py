@@ -39,6 +39,7 @@ from medvlp.data.files import cache_folder
 from medvlp.data.names import unknown_name
 from medvlp.study.config import LOWER_IS_BETTER, SELECTION
 from medvlp.study.metrics import METRICS
+from medvlp.study.one_run import tested_images
 from medvlp.study.run_plan import plan
 from medvlp.study.run_store import DONE, FAILED, RunStore, unpack
 from medvlp.study.run_workers import Workers
@@ -102,9 +103,11 @@ def run_ablation(
     Raises:
         ValueError: a key that nothing takes, or that a method of the grid does not have; found before any
             run. What goes wrong inside a run is in `Study.failures()` and stops no other.
+        OSError: a store that cannot be written; nothing was run.
     """
     runs = plan(grid, data, root, clip, config, methods)
     place = RunStore(store)
+    place.check_writable()
     records = {run.id: place.read(run.id) for run in runs}
     failed_before = {i: one["finished"] for i, one in records.items() if one and one["status"] == FAILED}
     to_do = [run for run in runs if records[run.id] is None or run.id in failed_before]
@@ -126,6 +129,8 @@ def run_ablation(
             kept = f"{before + made} of {len(runs)} runs are kept"
             tqdm.write(f"interrupted: {kept}; the same call goes on from there.")
             raise
+    for run in {(run.test.fingerprint, run.base_to_new): run for run in runs}.values():
+        place.write_test(tested_images(run)[0])  # if it was lost
     given = list(dict.fromkeys(key for run in runs for key in run.given))
     return Study(store, {run.id: run.settings for run in runs}, given)
 
@@ -279,7 +284,7 @@ class Study:
     def _by(self, by: Sequence[str] | None) -> list[str]:
         """The columns that make groups."""
         if by is not None:
-            return list(by)
+            return by if isinstance(by, str) else list(by)  # a string is refused with a hint
         varied = [key for key in self.varied if key != "seed" and self.runs[key].nunique(dropna=False) > 1]
         return varied or ["method"]
 

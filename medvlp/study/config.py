@@ -62,6 +62,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a name that is unknown or a number that makes no sense."""
+        for field in ("epochs", "batch_size", "seed", "lr", "momentum", "weight_decay"):
+            value, kind = (
+                getattr(self, field),
+                int if field in ("epochs", "batch_size", "seed") else int | float,
+            )
+            if not isinstance(value, kind) or isinstance(value, bool):
+                wanted = "a whole number" if kind is int else "a number"
+                raise ValueError(f"TrainConfig: {field} is {value!r}; give {wanted}.")
         choices = {"precision": PRECISIONS, "class_weight": CLASS_WEIGHT, "metric": SELECTION, "keep": KEEP}
         choices |= {"optimizer": OPTIMIZERS}
         for field, names in choices.items():

@@ -149,17 +149,21 @@ def evaluate(
     )
 
 
-def predict_logits(method: nn.Module, dataset: ImageSet, cache_dir: str | Path | None = None) -> Tensor:
-    """Logits of every image, (N, n_cls) float on the CPU, in evaluation mode."""
+def predict_logits(
+    method: nn.Module, dataset: ImageSet, cache_dir: str | Path | None = None, progress: bool = True
+) -> Tensor:
+    """Logits of every image, (N, n_cls) float on the CPU, in evaluation mode; a bar over two seconds."""
     device = method.clip.device
     with evaluating(method):
         if hasattr(method, "logits_from_features"):
-            features = image_features(method.clip, dataset, cache_dir=cache_dir).features  # (N, D)
+            features = image_features(
+                method.clip, dataset, cache_dir=cache_dir, progress=progress
+            ).features  # (N, D)
             batches, forward = features.split(_FEATURES), method.logits_from_features
         else:
             loader = DataLoader(dataset.with_transform(method.clip.preprocess), batch_size=_IMAGES)
             batches, forward = loader, method.forward
-        bar = tqdm(batches, desc="evaluate", unit="batch", leave=False, delay=2)
+        bar = tqdm(batches, desc="evaluate", unit="batch", leave=False, delay=2, disable=not progress)
         inputs = (b if isinstance(b, Tensor) else b[0] for b in bar)  # a loader also gives labels
         return torch.cat([forward(x.to(device)).float().cpu() for x in inputs])
 

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
@@ -33,10 +33,14 @@ def combinations(grid: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[
 
     A value that is no list, tuple or range counts as one.
     """
-    grids = [grid] if isinstance(grid, Mapping) else list(grid)
+    grids = grid if isinstance(grid, list | tuple) else [grid]
     found = []
     for one in grids:
-        several = [list(v) if isinstance(v, list | tuple | range) else [v] for v in one.values()]
+        if not isinstance(one, Mapping):
+            raise ValueError(
+                f"a grid is a mapping such as {{'method': ['ViP'], 'seed': [1, 2]}}, not {one!r}."
+            )
+        several = [_several(key, values) for key, values in one.items()]
         for key, values in zip(one, several, strict=True):
             if not values:
                 raise ValueError(f"the grid has no value for {key!r}.")
@@ -44,6 +48,13 @@ def combinations(grid: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[
     if not found:
         raise ValueError("there is no grid; give at least {'method': ['ViP']}.")
     return found
+
+
+def _several(key: str, values: Any) -> list[Any]:
+    """A key's values: those of a list, tuple, range or array, else the value itself."""
+    if isinstance(values, set | frozenset | Iterator):
+        raise ValueError(f"the grid's {key!r} is a {type(values).__name__}; give its values in a list.")
+    return list(values) if isinstance(values, list | tuple | range | np.ndarray) else [values]
 
 
 def plain(value: Any) -> Any:
@@ -85,7 +96,7 @@ def label(value: Any) -> Any:
     if isinstance(value, IN_TABLES):
         return value
     if value is None:
-        return "None"
+        return "default"
     if isinstance(value, list | tuple) and all(isinstance(one, IN_TABLES) for one in value):
         return ", ".join(map(str, value))
     return f"{type(value).__name__} {sha256(json.dumps(content(value), sort_keys=True))[:8]}"
@@ -129,7 +140,12 @@ def sort_keys(
             )
         if not in_config and not in_method:
             raise ValueError(_nobody_takes(key, method, own, others))
-        (config if in_config else arguments)[name] = value
+        taker = config if in_config else arguments
+        if name in taker:
+            raise ValueError(
+                f"the grid gives {name!r} twice, as {key!r} and under another name; give it once."
+            )
+        taker[name] = value
     return config, arguments
 
 

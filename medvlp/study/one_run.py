@@ -119,12 +119,12 @@ def _facts(run: Run, status: str, seconds: float | None) -> dict[str, Any]:
 def _results(run: Run, tools: _Tools) -> dict[str, Any]:
     clip, parts = run.clip.get(), run.data.get()
     train, val = parts.cut(run.shots, run.seed)
-    test = run.test.get().data.test
+    test, new_test = tested_images(run)
     if run.base_to_new:
-        base, new = base_and_new(train.card)
-        train, val, new_test = train.of_classes(base), val.of_classes(base), test.of_classes(new)
-        test = test.of_classes(base)
+        train, val = train.of_classes(test.card), val.of_classes(test.card)
     method = run.kind(clip, train.card, **_arguments_for(train.card, run))
+    if run.base_to_new:
+        _for_new(method, run, new_test)  # a method that cannot be transferred need not be trained
     history = _train(method, run, train, val, tools)
     best = history[history["best"]] if history["best"].any() else history[-1:]
     kept = history[-1:] if run.config.keep == "last" else best
@@ -135,11 +135,7 @@ def _results(run: Run, tools: _Tools) -> dict[str, Any]:
         "device": str(clip.device),
     }
     if run.base_to_new:
-        given = _arguments_for(new, run)
-        changes = {
-            name: given[name] for name in ("symptoms", "representations") if given.get(name) is not None
-        }
-        of_new = _tested(transfer(method, new, changes), new_test, tools)
+        of_new = _tested(_for_new(method, run, new_test), new_test, tools)
         b, n = results["metrics"]["accuracy"], of_new["metrics"]["accuracy"]
         both = 2 * b * n / (b + n) if b + n else 0.0
         results["metrics"] |= {"base accuracy": b, "new accuracy": n, "harmonic mean": both}
@@ -147,12 +143,29 @@ def _results(run: Run, tools: _Tools) -> dict[str, Any]:
     return results
 
 
+def tested_images(run: Run) -> tuple[ImageSet, ImageSet | None]:
+    """The run's test images; of base classes and of new ones, where it has these."""
+    test = run.test.get().data.test
+    if not run.base_to_new:
+        return test, None
+    base, new = base_and_new(test.card)
+    return test.of_classes(base), test.of_classes(new)
+
+
+def _for_new(method: nn.Module, run: Run, new_test: ImageSet) -> nn.Module:
+    """The method with the new classes."""
+    given = _arguments_for(new_test.card, run)
+    changes = {name: given[name] for name in ("symptoms", "representations") if given.get(name) is not None}
+    return transfer(method, new_test.card, changes)
+
+
 def _arguments_for(card: DataCard, run: Run) -> dict[str, Any]:
     """The method's arguments; of symptoms that are given, those of the card's classes."""
     symptoms = run.arguments.get("symptoms")
     if not isinstance(symptoms, Mapping):
         return run.arguments
-    own = {name: phrases for name, phrases in symptoms.items() if name in card.classnames}
+    others = set(run.data.get().data.card.classnames) - set(card.classnames)
+    own = {name: phrases for name, phrases in symptoms.items() if name not in others}
     return run.arguments | {"symptoms": own}
 
 
@@ -180,7 +193,7 @@ def _train(method: nn.Module, run: Run, train: ImageSet, val: ImageSet, tools: _
 def _validated(method: nn.Module, val: ImageSet, tools: _Tools) -> dict[str, float]:
     """Loss and metrics of the finished method on the validation images, for choices among runs."""
     tools.encode(method, val, [None])
-    logits = predict_logits(method, val, tools.cache_dir).double()  # (N, n_cls)
+    logits = predict_logits(method, val, tools.cache_dir, progress=False).double()  # (N, n_cls)
     loss = F.cross_entropy(logits, val.labels).item()
     every = np.ones((1, len(val)))
     probabilities = logits.softmax(dim=1).numpy()
@@ -190,7 +203,7 @@ def _validated(method: nn.Module, val: ImageSet, tools: _Tools) -> dict[str, flo
 def _tested(method: nn.Module, test: ImageSet, tools: _Tools) -> dict[str, Any]:
     """Metrics and logits of test images. The metrics are those of the probabilities that are kept."""
     tools.encode(method, test, [None])
-    logits = predict_logits(method, test, tools.cache_dir).double().numpy()  # (N, n_cls)
+    logits = predict_logits(method, test, tools.cache_dir, progress=False).double().numpy()  # (N, n_cls)
     if not np.isfinite(logits).all():
         raise ValueError(f"{type(method).__name__} gave test logits that are not finite.")
     packed = pack(logits)

@@ -19,13 +19,9 @@ With the embedded CLIP, on one core, a run of CILMP's recipe with 16 shots took 
 """
 
 from collections.abc import Callable, Sequence
-from importlib import resources
-from pathlib import Path
 
 import pandas as pd
 
-from medvlp.data.names import unknown_name
-from medvlp.study.ablation import Study
 from medvlp.study.ablation_grids import SEEDS, Ablation
 from medvlp.study.cilmp_grids import (
     cilmp_averaging,
@@ -66,7 +62,6 @@ __all__ = [
     "cilmp_llm",
     "llm_variants",
     "overview",
-    "shipped_study",
 ]
 
 
@@ -75,12 +70,3 @@ def overview(seeds: Sequence[int] = SEEDS) -> pd.DataFrame:
     made = {name: build(seeds=seeds) for name, build in ABLATIONS.items()}
     rows = {name: (one.question, one.n_runs) for name, one in made.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["question", "runs"]).rename_axis("ablation")
-
-
-def shipped_study(name: str) -> Study:
-    """A study that comes with the package, made by `python -m medvlp ablate NAME`; ValueError names them."""
-    folder = Path(str(resources.files("medvlp"))) / "assets" / "studies"
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if name not in names:
-        raise ValueError(unknown_name("study", name, names, "the package"))
-    return Study(folder / name)

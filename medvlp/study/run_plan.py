@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from torch import nn
@@ -87,9 +88,7 @@ def plan(
         ValueError: an unknown key, method or data set, a key that a method does not have, two different runs
             that no table could tell apart.
     """
-    for name in config or {}:
-        if name not in CONFIG_KEYS:
-            raise ValueError(unknown_name("field", name, CONFIG_KEYS, "config"))
+    _check_config(config)
     wanted = [{"data": data, "clip": clip, "seed": 1} | settings for settings in combinations(grid)]
     for settings in wanted:
         if "method" not in settings:
@@ -106,6 +105,32 @@ def plan(
     return list(runs.values())
 
 
+def _check_config(config: Mapping[str, Any] | None) -> None:
+    if isinstance(config, TrainConfig):
+        raise ValueError(
+            "config is a TrainConfig, which would undo every method's recipe; give only the fields that "
+            "change, such as config={'epochs': 20}."
+        )
+    for name in config or {}:
+        if name not in CONFIG_KEYS:
+            raise ValueError(unknown_name("field", name, CONFIG_KEYS, "config"))
+        if name == "seed":
+            raise ValueError("config has a 'seed', but a study's seeds are in its grid: {'seed': [1, 2, 3]}.")
+
+
+def _check_protocol(given: Mapping[str, Any]) -> None:
+    """Raise for a seed, shots or switch that is none."""
+    seed, shots = plain(given["seed"]), plain(given.get("shots", ALL))
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; give a whole number from 0.")
+    if shots != ALL and (not isinstance(shots, int) or isinstance(shots, bool) or shots < 1):
+        raise ValueError(f"shots is {shots!r}; give a whole number from 1, or {ALL!r}.")
+    for key in ("average", "base_to_new"):
+        value = plain(given.get(key, False))
+        if not isinstance(value, bool):
+            raise ValueError(f"{key} is {value!r}; give True or False.")
+
+
 class _Planner:
     """Makes runs; clips and data sets are loaded once, and what is hashed often is hashed once."""
 
@@ -119,10 +144,11 @@ class _Planner:
 
     def run(self, given: dict[str, Any]) -> Run:
         """The run of these settings, each by the key that the grid has for it."""
+        _check_protocol(given)
         method = plain(given["method"])
         kind = self.kinds[method]
         in_config, in_method = sort_keys(given, method, kind, self.kinds)
-        own, seed, shots = arguments_of(kind), int(plain(given["seed"])), plain(given.get("shots", ALL))
+        own, seed, shots = arguments_of(kind), plain(given["seed"]), plain(given.get("shots", ALL))
         defaults = {name: one.default for name, one in own.items() if one.default is not one.empty}
         labelled = defaults | ({"seed": seed} if "seed" in own else {}) | in_method  # values may be Named
         arguments = {name: plain(value) for name, value in labelled.items()}
@@ -131,8 +157,8 @@ class _Planner:
         clip = self._source(given["clip"], clip_source)
         data = self._source(given["data"], data_source, self.root)
         test = self._source(given.get("test", given["data"]), data_source, self.root)
-        average = bool(plain(given.get("average", hasattr(kind, "average"))))
-        base_to_new = bool(plain(given.get("base_to_new", False)))
+        average = plain(given.get("average", hasattr(kind, "average")))
+        base_to_new = plain(given.get("base_to_new", False))
         card = data.get().data.card
         _check_classes(card, test.get().data.card, base_to_new)
         train, val = data.get().cut(shots, seed)
@@ -203,18 +229,31 @@ def _kind(name: str, methods: Mapping[str, type[nn.Module]] | None) -> type[nn.M
 def _code(kind: type[nn.Module]) -> str | None:
     """Hash of the code of a method that is not the package's: changed, it makes other runs.
 
-    What the class calls or inherits is not in it.
+    Its own functions and constants, and those of its bases that are not a package's; not what they call.
     """
     if kind.__module__.startswith("medvlp."):
         return None
-    codes = []
-    for name, function in sorted(vars(kind).items()):
-        if inspect.isfunction(function):
-            try:
-                codes.append(inspect.getsource(function))
-            except OSError:  # typed into a Python prompt
-                codes.append(name + function.__code__.co_code.hex())
-    return sha256(*codes)
+    own = [
+        base for base in kind.__mro__ if base.__module__.split(".")[0] not in ("medvlp", "torch", "builtins")
+    ]
+    parts = [f"{name} {_described(value)}" for base in own for name, value in sorted(vars(base).items())]
+    return sha256(*parts)
+
+
+def _described(value: Any) -> str:
+    """What a class's attribute is: a function by its code, defaults and what it encloses; a constant."""
+    for inner in ("fget", "__func__", "func"):  # of a property, a static or class method, a cached property
+        value = getattr(value, inner, value)
+    if not inspect.isfunction(value):
+        return repr(value) if isinstance(value, str | int | float | list | tuple | dict | None) else ""
+    cells = [cell.cell_contents for cell in value.__closure__ or ()]
+    enclosed = [repr(cell) for cell in cells if isinstance(cell, str | int | float | None)]
+    return repr((_instructions(value.__code__), value.__defaults__, value.__kwdefaults__, enclosed))
+
+
+def _instructions(code: CodeType) -> tuple:
+    constants = [_instructions(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    return code.co_code.hex(), code.co_names, constants
 
 
 def _shipped(card: DataCard) -> Any:

@@ -11,6 +11,7 @@ may share a store where the file system has locks for all of them (NFS has; some
 
 import json
 import math
+import tempfile
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from medvlp.data.names import unknown_name
 
 KIND, TEST_KIND = "medvlp run", "medvlp test set"
 DONE, FAILED = "done", "failed"
+FIELDS = ("status", "settings", "given", "inputs", "finished")  # of every record
 LOGITS = np.dtype("<f2")  # float16, little-endian
 
 
@@ -36,13 +38,25 @@ class RunStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser().resolve()
 
+    def check_writable(self) -> None:
+        """Make the folder; OSError where nothing could be kept there."""
+        try:
+            with tempfile.TemporaryFile(dir=self._locks()):
+                pass
+        except OSError as error:
+            raise OSError(f"the store {self.folder} cannot be written ({error.strerror}).") from None
+
     def ids(self) -> list[str]:
         """Ids of all runs, sorted."""
         return sorted(path.stem for path in self.folder.glob("*.json"))
 
     def read(self, run_id: str) -> dict[str, Any] | None:
         """The record of a run; None where there is none. ValueError for a damaged file."""
-        return _read(self.folder / f"{run_id}.json", KIND)
+        path = self.folder / f"{run_id}.json"
+        record = _read(path, KIND)
+        if record is not None and (record.get("id") != run_id or not set(FIELDS) <= set(record)):
+            raise ValueError(f"{path} is not the record of run {run_id!r}, or not all of it; delete it.")
+        return record
 
     def write(self, run_id: str, record: dict[str, Any]) -> None:
         """Keep the record of a run in place of an earlier one."""
@@ -59,7 +73,11 @@ class RunStore:
     def write_test(self, images: ImageSet) -> None:
         """Keep labels and group codes of a test set, unless they are there."""
         path = self.folder / "tests" / f"{images.fingerprint}.json"
-        if not path.exists():
+        try:
+            there = _read(path, TEST_KIND) is not None
+        except ValueError:  # damaged, and here is what it held
+            there = False
+        if not there:
             facts = {"kind": TEST_KIND, "card": images.card.name, "classnames": images.card.classnames}
             groups = pd.factorize(np.asarray(images.groups))[0].tolist()
             _write(path, facts | {"labels": images.labels.tolist(), "groups": groups})
@@ -129,11 +147,9 @@ def finite(value: Any) -> Any:
 
 def _read(path: Path, kind: str) -> dict[str, Any] | None:
     try:
-        text = path.read_text(encoding="utf-8")
+        facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    try:
-        facts = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it, and the study makes it again.") from None
     if not isinstance(facts, dict) or facts.get("kind") != kind:

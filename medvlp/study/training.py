@@ -236,11 +236,11 @@ class _Trainer:
     def _val_logits(self) -> Tensor:
         """Logits of all validation images, (N, n_cls) on the CPU; each process works out its part."""
         if self.n_processes == 1 or hasattr(self.method, "logits_from_features"):
-            return predict_logits(self.method, self.val, self.cache_dir)
+            return predict_logits(self.method, self.val, self.cache_dir, self.progress)
         rows = torch.arange(self.process, len(self.val), self.n_processes)
         logits = torch.zeros(len(self.val), len(self.method.card.classnames))
         if len(rows):
-            logits[rows] = predict_logits(self.method, self.val.subset(rows), self.cache_dir)
+            logits[rows] = predict_logits(self.method, self.val.subset(rows), self.cache_dir, self.progress)
         return self.accelerator.reduce(logits.to(self.accelerator.device), "sum").cpu()
 
     def _batches(self) -> FeatureBatches | ImageBatches:

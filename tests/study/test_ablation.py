@@ -30,7 +30,7 @@ from medvlp.study.metrics import METRICS, metric_values
 from medvlp.study.one_run import BUSY, execute
 from medvlp.study.run_plan import plan
 from medvlp.study.run_sources import Parts
-from medvlp.study.run_store import RunStore
+from medvlp.study.run_store import FIELDS, RunStore
 from medvlp.study.training import fit
 from tests.methods.small import make_card, make_set
 from tests.study.small_study import COUNTS, RECIPE, clip_name, note, noted, small_data, study
@@ -127,7 +127,7 @@ def test_a_run_that_failed_meanwhile_is_left_alone(folder):
         {"method": "Raises", "seed": 2}, small_data(), None, clip_name(folder), RECIPE, {"Raises": Prototypes}
     )
     store = RunStore(folder / "store")
-    store.write(run.id, {"status": "failed", "finished": "now"})
+    store.write(run.id, dict.fromkeys(FIELDS) | {"status": "failed", "finished": "now"})
     made = [execute(run, store, "call", folder / "cache", False, before, True) for before in (None, "now")]
     assert made == ["failed", "done"]
 
@@ -350,6 +350,34 @@ def test_what_validation_says_of_a_run_is_what_the_finished_method_says(folder):
         assert row["epoch"] == (
             4 if row["config.keep"] == "last" else history["epoch"][history["best"]].item()
         )
+
+
+def test_labels_of_a_test_set_that_were_lost_are_written_again(folder):
+    grid = {"method": "ZeroShot"}
+    before = study(folder, grid).summary()
+    (path,) = (folder / "store" / "tests").iterdir()
+    path.unlink()
+    pd.testing.assert_frame_equal(study(folder, grid).summary(), before)
+
+
+def test_a_method_that_cannot_be_transferred_is_not_trained(folder, monkeypatch):
+    def no_training(*args: object, **options: object) -> None:
+        raise AssertionError("it was trained")
+
+    monkeypatch.setattr("medvlp.study.one_run.fit", no_training)
+    made = study(folder, {"method": "Prototypes", "base_to_new": True}, data=four_classes())
+    assert "says nothing about others" in made.failures()["error"][0]
+
+
+def test_symptoms_of_no_class_are_an_error_of_the_run(folder):
+    symptoms = {name: ["round"] for name in [*CARD.classnames, "wart"]}
+    made = study(folder, {"method": "ZeroShot", "symptoms": Named("more", symptoms)})
+    assert "unknown class 'wart'" in made.failures()["error"][0]
+
+
+def test_a_string_for_by_is_refused_with_a_hint(folder):
+    with pytest.raises(ValueError, match="give a list of fields"):
+        study(folder, {"method": "ZeroShot"}).summary(by="method")
 
 
 def test_run_ablation_says_how_far_it_is(folder, capsys):

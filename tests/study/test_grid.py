@@ -70,7 +70,26 @@ def test_content_is_the_same_for_the_same_value_and_another_for_another():
 
 
 def test_labels_stand_in_tables():
-    assert [label(v) for v in (3, True, "x", None, np.float64(0.5))] == [3, True, "x", "None", 0.5]
+    assert [label(v) for v in (3, True, "x", None, np.float64(0.5))] == [3, True, "x", "default", 0.5]
     assert label(["a {}.", "the {}."]) == "a {}., the {}."
     assert label(Named("mine", SYMPTOMS)) == "mine"
     assert label(SYMPTOMS).startswith("dict ") and label(SYMPTOMS) != label({"nevus": ["round"]})
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("ViP", "a grid is a mapping such as"),
+        (["ViP"], "a grid is a mapping such as"),
+        (None, "a grid is a mapping such as"),
+        ({"method": {"ViP", "CoOp"}}, "'method' is a set; give its values in a list"),
+        ({"method": iter(["ViP"])}, "'method' is a list_iterator; give its values in a list"),
+    ],
+)
+def test_what_is_no_grid(grid, message):
+    with pytest.raises(ValueError, match=message):
+        combinations(grid)
+
+
+def test_an_array_counts_as_a_list():
+    assert combinations({"seed": np.array([1, 2])}) == [{"seed": 1}, {"seed": 2}]

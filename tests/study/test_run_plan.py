@@ -92,3 +92,75 @@ def test_published_recipe_then_config_then_grid(folder):
     grid = {"method": "Published", "batch_size": 12}
     (run,) = plan(grid, small_data(), None, clip_name(folder), config, methods)
     assert run.config == TrainConfig(epochs=2, lr=0.03, batch_size=12, views=0)
+
+
+def id_of(kind: type) -> str:
+    (run,) = plan({"method": "Mine"}, small_data(), None, "tiny", None, {"Mine": kind})
+    return run.id
+
+
+def signed(value: float, source: bool) -> type:
+    """A method of one's own that depends on a class attribute, on what it encloses, and on constants."""
+    if not source:
+        code = f"class Mine(Prototypes):\n    def forward(self, x): return {value} * super().forward(x)"
+        space = {"Prototypes": Prototypes, "__name__": "__main__"}
+        exec(code, space)
+        return space["Mine"]
+
+    class Mine(Prototypes):
+        def forward(self, images):
+            return value * super().forward(images)
+
+    return Mine
+
+
+@pytest.mark.parametrize("source", [True, False])
+def test_a_changed_method_of_ones_own_makes_other_runs(source):
+    assert id_of(signed(1.0, source)) == id_of(signed(1.0, source)) != id_of(signed(-1.0, source))
+
+
+def test_a_changed_constant_or_base_of_ones_own_makes_other_runs():
+    class Base(Prototypes):
+        sign = 1.0
+
+    class Mine(Base):
+        @staticmethod
+        def double(x):
+            return 2 * x
+
+    before = id_of(Mine)
+    Base.sign = -1.0
+    changed = id_of(Mine)
+    Base.sign = 1.0
+    assert before == id_of(Mine) != changed
+    Mine.double = staticmethod(lambda x: 3 * x)
+    assert id_of(Mine) != before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "a"}, "seed is 'a'; give a whole number from 0"),
+        ({"seed": 1.9}, "seed is 1.9"),
+        ({"seed": -1}, "seed is -1"),
+        ({"shots": "2"}, "shots is '2'; give a whole number from 1, or 'all'"),
+        ({"shots": True}, "shots is True"),
+        ({"shots": 0}, "shots is 0"),
+        ({"average": "no"}, "average is 'no'; give True or False"),
+        ({"base_to_new": "false"}, "base_to_new is 'false'"),
+        ({"lr": 0.1, "config.lr": 0.2}, "gives 'lr' twice"),
+        ({"lr": "x"}, "lr is 'x'; give a number"),
+        ({"epochs": 1.5}, "epochs is 1.5; give a whole number"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_before_any_run(folder, change, message):
+    with pytest.raises(ValueError, match=message):
+        study(folder, {"method": "Prototypes"} | change)
+    assert not list((folder / "store").glob("*.json"))
+
+
+def test_a_config_that_would_undo_every_recipe_or_the_seeds(folder):
+    with pytest.raises(ValueError, match="give only the fields that change"):
+        study(folder, {"method": "Prototypes"}, config=TrainConfig())
+    with pytest.raises(ValueError, match="seeds are in its grid"):
+        study(folder, {"method": "Prototypes"}, config={"seed": 5})

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from medvlp.study.run_store import RunStore, pack, unpack
+from medvlp.study.run_store import FIELDS, RunStore, pack, unpack
 from tests.methods.small import make_set
 from tests.study.small_training import CARD
 
@@ -37,12 +37,37 @@ def test_the_bytes_are_little_endian_float16():
 def test_a_record_comes_back_without_numbers_that_json_lacks(tmp_path):
     store = RunStore(tmp_path / "new" / "store")
     assert store.read("a") is None and store.ids() == []
-    store.write("a", {"metrics": {"kappa": float("nan"), "accuracy": np.float64(0.5)}, "list": (1, 2)})
+    needed = dict.fromkeys(FIELDS, "x")
+    metrics = {"kappa": float("nan"), "accuracy": np.float64(0.5)}
+    store.write("a", needed | {"metrics": metrics, "list": (1, 2)})
     assert store.ids() == ["a"]
     record = store.read("a")
-    assert record == {
-        "kind": "medvlp run", "id": "a", "metrics": {"kappa": None, "accuracy": 0.5}, "list": [1, 2],
-    }  # fmt: skip
+    found = {"metrics": {"kappa": None, "accuracy": 0.5}, "list": [1, 2]}
+    assert record == {"kind": "medvlp run", "id": "a"} | needed | found
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xff\xfe{", b'{"kind": "medvlp run"}', b'{"kind": "medvlp run", "id": "b"}']
+)
+def test_a_file_that_is_no_record_of_its_run_is_named(tmp_path, damage):
+    (tmp_path / "a.json").write_bytes(damage)
+    with pytest.raises(ValueError, match=r"a\.json is .*delete it"):
+        RunStore(tmp_path).read("a")
+
+
+def test_a_store_that_cannot_be_written_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="the store .*file cannot be written"):
+        RunStore(tmp_path / "file").check_writable()
+
+
+def test_a_damaged_test_set_is_written_again(tmp_path):
+    store, images = RunStore(tmp_path), make_set(CARD, [0, 1, 2, 1], "test")
+    store.write_test(images)
+    (path,) = (tmp_path / "tests").iterdir()
+    path.write_text("half")
+    store.write_test(images)
+    assert store.read_test(images.fingerprint)[0].tolist() == [0, 1, 2, 1]
 
 
 def test_a_test_set_is_kept_once_and_without_ids(tmp_path):
