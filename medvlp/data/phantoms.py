@@ -58,6 +58,14 @@ class Latents:
         attributes[:, k] = value
         return replace(self, attributes=attributes)
 
+    def flip(self, k: int) -> "Latents":
+        """The same images but for attribute k: gone where it was there, there where it was not.
+
+        Labels and seeds stay, so position, light and noise do, too; the label is no longer drawn with these
+        attributes. `world.posterior(latents.flip(k).attributes)` is what the best rule says now.
+        """
+        return self.with_attribute(k, ~self.attributes[:, k])
+
 
 @dataclass(frozen=True)
 class World:

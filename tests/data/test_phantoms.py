@@ -47,6 +47,18 @@ def test_a_flipped_attribute_changes_its_part_only(world):
 
 
 @by_name
+def test_a_flip_changes_one_attribute_and_twice_is_the_same_image(world):
+    latents = world.sample(6, seed=4)
+    for k, attribute in enumerate(world.attributes):
+        flipped = latents.flip(k)
+        differs = (flipped.attributes != latents.attributes).all(dim=0)  # (K,)
+        assert differs.nonzero().flatten().tolist() == [k]
+        assert torch.equal(flipped.labels, latents.labels) and torch.equal(flipped.seeds, latents.seeds)
+        assert not torch.equal(world.render(flipped, 64), world.render(latents, 64)), attribute.name
+        assert torch.equal(world.render(flipped.flip(k), 32), world.render(latents, 32))
+
+
+@by_name
 def test_the_same_picture_at_any_size(world):
     latents = world.sample(4, seed=2)
     small = world.render(latents, 64).float()
