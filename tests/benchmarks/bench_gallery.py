@@ -1,0 +1,44 @@
+"""How long a gallery of 500 failures takes as a page, and how large it is.
+
+    python tests/benchmarks/bench_gallery.py [--card pneumonia]
+
+ZeroShot with the card's incorrect symptoms fails often; 500 of its failures, each with symptoms and three
+training images, become one page. Features are computed before the clock starts, since they are cached.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from medvlp import ZeroShot, image_features, load_clip, load_dataset
+from medvlp.show.gallery import failures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--card", default="phantom-derm")
+    parser.add_argument("--knowledge", default="incorrect")
+    parser.add_argument("--failures", type=int, default=500)
+    args = parser.parse_args()
+
+    clip, data = load_clip("tiny"), load_dataset(args.card)
+    method = ZeroShot(clip, data.card, args.knowledge)
+    for images in (data.train, data.test):
+        image_features(clip, images)
+    start = time.perf_counter()
+    found = failures(method, data.test, data.train)
+    some = found.where(found.table.index < args.failures)
+    described = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        path = some.to_html(Path(folder) / "failures.html")
+        seconds, size = time.perf_counter() - start, path.stat().st_size / 1e6
+    print(f"{found.title}; {len(some)} on the page, with {len(some.neighbours)} training images")
+    print(f"found and described in {described:.1f} s, with the page {seconds:.1f} s (target: under 20)")
+    print(f"page {size:.1f} MB (target: under 15)")
+
+
+if __name__ == "__main__":
+    main()
