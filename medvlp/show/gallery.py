@@ -214,7 +214,7 @@ def describe(
     """
     table, predicted = prediction_table(images, rows, logits, notes)
     clip = method.clip if isinstance(method, nn.Module) else clip  # a tensor, too, has a "clip"
-    has_symptoms = getattr(method, "symptoms", None) is not None
+    has_symptoms = hasattr(method, "symptom_scores") and method.symptoms is not None
     if train is not None and clip is None:
         raise ValueError("nearest training images need a clip for their features; give clip=.")
     symptoms = pd.DataFrame(columns=SYMPTOMS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from medvlp import ViP, ZeroShot, image_features, load_clip, load_dataset
+from medvlp import BiomedCoOp, ViP, ZeroShot, image_features, load_clip, load_dataset
 from medvlp.show.evidence import misled_by, nearest_images, symptom_evidence
 from medvlp.show.gallery import describe, failures, right_and_wrong
 from tests.backbone.small_clips import open_clip_kind
@@ -135,6 +135,12 @@ def test_argued_symptoms_add_up_to_the_class_score(clip, card, images):
         assert set(sums[row["image"]].index) == {row["true"], row["predicted"]}
     for _, of_class in found.symptoms.groupby(["image", "classname"]):
         assert of_class["argued"].is_monotonic_decreasing
+
+
+def test_methods_without_symptom_scores_have_a_gallery_without_them(clip, card, images, train):
+    for method in (ZeroShot(clip, card, "classnames"), BiomedCoOp(clip, card)):  # this one reads symptoms
+        found = describe("all", images, np.arange(8), method, logits_of(PREDICTED, SURE), train)
+        assert found.symptoms.empty and len(found.neighbours) == 24
 
 
 def test_symptoms_of_vip_weigh_what_its_merge_prompt_attends_to(clip, card, images):

@@ -127,7 +127,7 @@ def test_ids_are_shown_where_the_card_allows_or_when_asked(clip, tmp_path, redis
         train.ids[i] for i in found.neighbours["neighbour"]
     ]
     assert [name in html for name in here] == [shown] * len(here)
-    assert ("forbids" in page.text) == (not redistribution)
+    assert ("does not allow" in page.text) == (not redistribution)
 
 
 def test_pictures_are_pixels_alone():
