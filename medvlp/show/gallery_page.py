@@ -63,7 +63,7 @@ def write_page(path: str | Path, sections: Sequence["Failures"], show_ids: bool 
             symptoms=any(len(section.symptoms) for section in sections),
             neighbours=any(len(section.neighbours) for section in sections),
             warnings=[
-                f"{card.title}: its card does not allow passing its images on, and this page holds some of them."
+                f"{card.title}: its card does not allow passing its images on, and this page has some."
                 for card in cards
                 if not card.redistribution
             ],
