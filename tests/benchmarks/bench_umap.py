@@ -1,0 +1,56 @@
+"""Seconds of a map: 20,000 points of 512 dimensions, and four seeds of it; its figure, numbers and page.
+
+    python tests/benchmarks/bench_umap.py [points] [dimensions]
+
+The points are 20 groups with noise, as far apart as image features of a CLIP are. The first line is the
+import of umap and the compilation of a small map, which each process pays once.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from medvlp.show.embeddings import Embeddings
+from medvlp.show.map_figure import map_figure
+from medvlp.show.maps import map_points, nearest_points, what_a_map_hides
+from medvlp.show.scatter import scatter_page
+
+
+def groups(n: int, dim: int) -> Embeddings:
+    """n points in 20 groups."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 20, n)
+    vectors = rng.normal(size=(20, dim))[labels] + rng.normal(size=(n, dim))
+    points = pd.DataFrame({"what": "image", "modality": "image", "classname": labels.astype(str)})
+    return Embeddings(vectors, points.assign(image=pd.NA))
+
+
+def timed(what: str, call: Callable[[], Any]) -> Any:
+    """What the call gives; its seconds are printed."""
+    start = time.perf_counter()
+    result = call()
+    print(f"{what:50} {time.perf_counter() - start:6.1f} s", flush=True)
+    return result
+
+
+def main() -> None:
+    n, dim = (int(a) for a in (sys.argv[1:] + ["20000", "512"][len(sys.argv) - 1 :]))
+    print(f"{n} points of {dim} dimensions, {torch.get_num_threads()} threads")
+    timed("import and compilation", lambda: map_points(groups(5000, 16), progress=False))
+    embeddings = groups(n, dim)
+    timed("nearest neighbours alone", lambda: nearest_points(embeddings.vectors, 15, "cosine", False))
+    timed("one map", lambda: map_points(embeddings))
+    maps = timed("four seeds", lambda: map_points(embeddings, seed=(1, 2, 3, 4)))
+    hidden = timed("what the maps hide", lambda: what_a_map_hides(embeddings, maps))
+    timed("figure", lambda: map_figure(maps, hidden).canvas.draw())
+    page = timed("page", lambda: scatter_page(maps))
+    print(f"page without thumbnails: {len(page.html) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
