@@ -44,7 +44,7 @@ class Failures:
         table: one row an image:
             image: its place in `images`; true, predicted: class names; correct.
             confidence: probability of the predicted class; p_true: that of the true class.
-            margin: confidence less the probability of the runner-up.
+            margin: confidence less the largest other probability.
             note: why the image is here, where that is more than being wrong.
             misled_by, evidence, best_rule: on phantoms only, see `medvlp.show.evidence.misled_by`.
         symptoms: what argued for the true and for the predicted class, see
@@ -212,7 +212,9 @@ def describe(
 
     `logits` (N, n_cls) are of all images. `notes` are n sentences.
     """
-    table, predicted = prediction_table(images, rows, logits, notes)
+    p = logits.double().softmax(dim=1).numpy()  # (N, n_cls)
+    predicted = p.argmax(axis=1)  # (N,)
+    table = prediction_table(images, rows, p, predicted, notes)
     clip = method.clip if isinstance(method, nn.Module) else clip  # a tensor, too, has a "clip"
     has_symptoms = hasattr(method, "symptom_scores") and method.symptoms is not None
     if train is not None and clip is None:
@@ -232,27 +234,30 @@ def describe(
 
 
 def prediction_table(
-    images: ImageSet, rows: np.ndarray, logits: Tensor, notes: Sequence[str] | None
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """`Failures.table` of the images `rows`, the most confident first, and all predicted labels (N,)."""
-    p = logits.double().softmax(dim=1).numpy()  # (N, n_cls)
-    predicted, labels = p.argmax(axis=1), images.labels.numpy()  # (N,), (N,)
-    names = np.array(images.card.classnames, dtype=object)
-    first = np.sort(p, axis=1)[rows, ::-1]  # (n, n_cls), falling
+    images: ImageSet, rows: np.ndarray, p: np.ndarray, predicted: np.ndarray, notes: Sequence[str] | None
+) -> pd.DataFrame:
+    """`Failures.table` of the images `rows` (n,), the most confident first.
+
+    p (N, n_cls) are all images' probabilities, predicted (N,) their labels, most often p's largest.
+    """
+    labels, names = images.labels.numpy(), np.array(images.card.classnames, dtype=object)  # (N,), (n_cls,)
+    confidence = p[rows, predicted[rows]]  # (n,)
+    others = p[rows]  # (n, n_cls), a copy
+    others[np.arange(len(rows)), predicted[rows]] = -np.inf
     columns = {
         "image": rows,
         "true": names[labels[rows]],
         "predicted": names[predicted[rows]],
         "correct": predicted[rows] == labels[rows],
-        "confidence": first[:, 0],
+        "confidence": confidence,
         "p_true": p[rows, labels[rows]],
-        "margin": first[:, 0] - first[:, 1],
+        "margin": confidence - others.max(axis=1),
         "note": pd.Series([""] * len(rows) if notes is None else list(notes), dtype=object),
     }
     table = pd.DataFrame(columns)
     if isinstance(images, PhantomSet):
         table = pd.concat([table, misled_by(images, rows, predicted)], axis=1)
-    return table.sort_values("confidence", ascending=False, kind="stable", ignore_index=True), predicted
+    return table.sort_values("confidence", ascending=False, kind="stable", ignore_index=True)
 
 
 def with_classnames(neighbours: pd.DataFrame, train: ImageSet) -> pd.DataFrame:

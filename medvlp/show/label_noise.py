@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -75,12 +74,7 @@ def label_noise_suspects(
         f"{votes[i, labels[i]]} are {names[labels[i]]}"
         for i in rows
     ]
-    logits = torch.from_numpy(p).clamp(min=1e-12).log()
-    table, _ = prediction_table(images, rows, logits, notes)
-    chosen = suggested[table["image"]]  # the most probable class that reaches its threshold
-    table["predicted"] = np.array(names, dtype=object)[chosen]
-    table["correct"] = False
-    table["confidence"] = p[table["image"], chosen]
+    table = prediction_table(images, rows, p, suggested, notes)
     table = table.sort_values("p_true", kind="stable", ignore_index=True)  # ranks better than confidence
     neighbours = with_classnames(neighbour_table(rows, places[rows, :3], cosines[rows, :3]), images)
     title = (

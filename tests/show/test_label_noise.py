@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from medvlp import load_clip, load_dataset
+from medvlp.show.evidence import misled_by
 from medvlp.show.label_noise import confident_label, label_noise_suspects
 from tests.methods.small import make_card, make_set
 
@@ -19,6 +20,13 @@ def clip():
 @pytest.fixture(scope="module")
 def train():
     return load_dataset("phantom-fundus").train.subset(range(800))
+
+
+def _filled(images, found, places_of) -> np.ndarray:
+    """A label for every image: the one suggested where there is one."""
+    labels = images.labels.numpy().copy()
+    labels[found.table["image"]] = found.table["predicted"].map(places_of)
+    return labels
 
 
 def with_labels(images, labels, groups=None):
@@ -47,6 +55,9 @@ def test_planted_wrong_labels_are_found(clip, train, planted):
     own = flipped[places]
     assert (found.table["predicted"].to_numpy()[own] == truth[own]).mean() > 0.6  # chance: one of four
     assert (found.table["true"] != found.table["predicted"]).all()
+    places_of = {name: k for k, name in enumerate(train.card.classnames)}
+    evidence = misled_by(noisy, places.copy(), _filled(noisy, found, places_of))  # of the suggested class
+    assert found.table["misled_by"].tolist() == evidence["misled_by"].tolist()
     assert found.words == ("label", "suggested")
 
 
