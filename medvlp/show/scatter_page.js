@@ -145,6 +145,14 @@ function step(right, down) {
   if (best >= 0) look(best);
 }
 
+function next(by) {
+  // the marks in their order, and from the last one to the first
+  for (let k = 1, i = current < 0 && by < 0 ? 0 : current; k <= n; k++) {
+    i = (i + by + n) % n;
+    if (visible(i)) return look(i);
+  }
+}
+
 function zoom(factor) {
   view = factor ? { ...view, zoom: Math.min(64, Math.max(1, view.zoom * factor)) } : { x: 0.5, y: 0.5, zoom: 1 };
   look(current);
@@ -186,6 +194,7 @@ canvas.addEventListener("pointerleave", () => { if (!lasso && !moving) look(-1);
 canvas.addEventListener("keydown", (event) => {
   const keys = {
     ArrowLeft: () => step(-1, 0), ArrowRight: () => step(1, 0), ArrowUp: () => step(0, -1), ArrowDown: () => step(0, 1),
+    PageDown: () => next(1), PageUp: () => next(-1),
     Enter: () => current >= 0 && toggle(current), "+": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: () => zoom(0),
     Escape: () => { chosen.clear(); list(); look(-1); },
   };
