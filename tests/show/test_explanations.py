@@ -109,6 +109,10 @@ def test_figures_take_every_table_and_hostile_words(clip, data, cilmp):
     for method in (ZeroShot(clip, data.card, symptoms=words), ViP(clip, data.card, symptoms=words)):
         table = symptom_scores_table(method, image)
         assert table["score"].notna().all()
+        fig = explanation_figure(table, image)
+        fig.canvas.draw()
+        labels = [label.get_text() for label in fig.axes[-1].get_yticklabels()]
+        assert labels == [*words["melanoma"], *words["nevus"]]
     vip = explanation_figure(symptom_scores_table(ViP(clip, data.card), image), image, "nevus", "melanoma")
     assert isinstance(vip, Figure)
     vip.canvas.draw()
