@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from medvlp.data.drawing import Draws
 from medvlp.data.phantoms import World, get_world
-from medvlp.methods.zero_shot import score_table
 from medvlp.show.plots import closed
 from medvlp.show.widget_parts import (
     COLOURS,
@@ -27,6 +26,7 @@ from medvlp.show.widget_parts import (
     table_html,
 )
 from medvlp.study.evaluation import evaluating
+from medvlp.study.prediction import predict
 
 HELP = (
     "Each slider says how strongly an attribute is drawn, from 0 (absent) to 100 (present); everything else "
@@ -34,6 +34,7 @@ HELP = (
     "see pixels. In brackets: the change since the start."
 )
 SIZE = 64  # pixels a side
+SCORES = ["method", "classname", "symptom", "score", "change"]
 
 
 def draw_phantom(world: World, strengths: Mapping[str, float], seed: int, size: int = SIZE) -> Image.Image:
@@ -101,6 +102,7 @@ class PhantomLab(Explorer):
         self.true = self.world.classnames[int(latents.labels[0])]
         self.start = dict(zip(names, map(float, present), strict=True))
         self.reset()
+        self._before = self._now
 
     def set(self, attribute: str, strength: float) -> None:
         """Draw an attribute as strongly as this, from 0 (absent) to 1 (present)."""
@@ -118,19 +120,24 @@ class PhantomLab(Explorer):
         table = pd.DataFrame({"best rule": best}, index=pd.Index(self.world.classnames, name="classname"))
         table = table.reindex(self.card.classnames)
         table["best rule"] /= table["best rule"].sum()  # a card may have some of the classes only
-        return table.assign(**{name: chances[1] for name, chances in self._chances.items()})
+        return table.assign(**{name: found.probabilities for name, found in self._now.items()})
 
     def scores(self) -> pd.DataFrame:
         """Symptom scores now, and their change since the start: method, classname, symptom, score, change."""
-        return self._scores
+        parts = [pd.DataFrame(columns=SCORES)]
+        for name, now in self._now.items():
+            if now.symptom_scores is not None:
+                change = now.symptom_scores["score"] - self._before[name].symptom_scores["score"]
+                parts.append(now.symptom_scores.assign(method=name, change=change)[SCORES])
+        return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
     def decisions(self) -> str:
         """In words: what every method decides, and which have changed their mind since the start."""
         words = []
-        for name, (before, now) in self._chances.items():
-            classes = [self.card.classnames[int(chances.argmax())] for chances in (before, now)]
-            moved = "" if classes[0] == classes[1] else f" (at the start {classes[0]})"
-            words.append(f"{name}: {classes[1]}{moved}")
+        for name, now in self._now.items():
+            before = self._before[name].classname
+            moved = "" if now.classname == before else f" (at the start {before})"
+            words.append(f"{name}: {now.classname}{moved}")
         return "; ".join(words) + "."
 
     def static(self) -> Figure:
@@ -163,11 +170,9 @@ class PhantomLab(Explorer):
 
     def _look(self, strengths: dict[str, float]) -> None:
         """Draw and judge, or, where that fails, leave all as it was."""
-        pictures = [draw_phantom(self.world, s, self.image_seed) for s in (self.start, strengths)]
-        self._chances = {name: _chances(method, pictures) for name, method in self.methods.items()}
-        parts = [_scores(name, method, pictures) for name, method in self.methods.items()]
-        self._scores = pd.concat(parts, ignore_index=True)
-        self.strengths, self.image = dict(strengths), pictures[1]
+        image = draw_phantom(self.world, strengths, self.image_seed)
+        self._now = {name: predict(method, image) for name, method in self.methods.items()}
+        self.strengths, self.image = dict(strengths), image
 
     # --- the widget ---
 
@@ -233,14 +238,3 @@ def _chances(method: nn.Module, images: list[Image.Image]) -> np.ndarray:
     with evaluating(method):
         logits: Tensor = method(pixels_of(method.clip, images))  # (N, n_cls)
     return logits.double().softmax(dim=1).cpu().numpy()
-
-
-def _scores(name: str, method: nn.Module, images: list[Image.Image]) -> pd.DataFrame:
-    """The second image's symptom scores and their change from the first's; no rows where there are none."""
-    columns = ["method", "classname", "symptom", "score", "change"]
-    if getattr(method, "symptoms", None) is None or not hasattr(method, "symptom_scores"):
-        return pd.DataFrame(columns=columns)
-    with evaluating(method):
-        features = method.clip.encode_images(pixels_of(method.clip, images))  # (2, D)
-        before, now = (score_table(method.symptom_scores(f), method.symptoms) for f in features.split(1))
-    return now.assign(method=name, change=now["score"] - before["score"])[columns]

@@ -95,7 +95,7 @@ class SymptomExplorer(Explorer):
         _check(method)
         checked_images(images, method)
         self.method, self.images = method, images
-        self.reset()
+        self._start()
         self.choose(index)
 
     def __repr__(self) -> str:
@@ -111,6 +111,8 @@ class SymptomExplorer(Explorer):
         clip = self.method.clip
         with evaluating(self.method):
             self.features = clip.encode_images(pixels_of(clip, [self.image]))  # (1, D)
+        self._before = probabilities(self.method, self.features)
+        self._judge()
 
     def toggle(self, row: int) -> None:
         """Leave out a symptom, or take it back; `row` as in `table`. ValueError for a class's last one."""
@@ -135,22 +137,16 @@ class SymptomExplorer(Explorer):
 
     def reset(self) -> None:
         """All symptoms of the method again, and no others."""
-        symptoms = [(name, phrase) for name, phrases in self.method.symptoms.items() for phrase in phrases]
-        self.own: set[tuple[str, str]] = set()
-        self._decide(symptoms, [True] * len(symptoms))
+        self._start()
+        self._judge()
 
     def table(self) -> pd.DataFrame:
         """One row a symptom: classname, symptom, score (its cosine), used, own (not the method's)."""
-        with evaluating(self.scorer):
-            scores = self.scorer.symptom_scores(self.features)
-        return score_table(scores, self.scorer.symptoms).assign(
-            used=self.used, own=[symptom in self.own for symptom in self.symptoms]
-        )
+        return self._table.copy()
 
     def probabilities(self) -> pd.DataFrame:
         """P(class) by classname: `before`, with the method's symptoms, and `now`, with those used."""
-        before, now = (probabilities(method, self.features) for method in (self.method, self.chosen))
-        return pd.DataFrame({"before": before, "now": now})
+        return pd.DataFrame({"before": self._before, "now": self._now})
 
     def decision(self) -> str:
         """In words: what the method decides now, and whether that is another class than before."""
@@ -172,6 +168,14 @@ class SymptomExplorer(Explorer):
         now = self.probabilities()["now"]
         return literal_figure(symptom_bars(table[table["used"]], self.true, now.idxmax(), self.image))
 
+    def _start(self) -> None:
+        """The method itself, with all its symptoms."""
+        self.symptoms = [
+            (name, phrase) for name, phrases in self.method.symptoms.items() for phrase in phrases
+        ]
+        self.used, self._method_has = [True] * len(self.symptoms), set(self.symptoms)
+        self._scorer = self._chosen = self.method
+
     def _decide(self, symptoms: list[tuple[str, str]], used: list[bool]) -> None:
         """Take these symptoms, or, where the method does not, leave all as it was."""
         every: dict[str, list[str]] = {name: [] for name in self.method.card.classnames}
@@ -180,10 +184,18 @@ class SymptomExplorer(Explorer):
             every[name].append(phrase)
             if use:
                 chosen[name].append(phrase)
-        scorer, deciding = with_symptoms(self.method, every), with_symptoms(self.method, chosen)
-        theirs = {(name, phrase) for name, phrases in self.method.symptoms.items() for phrase in phrases}
-        self.scorer, self.chosen, self.symptoms, self.used = scorer, deciding, symptoms, used
-        self.own = set(symptoms) - theirs
+        scorer = self._scorer if symptoms == self.symptoms else with_symptoms(self.method, every)
+        self._chosen = with_symptoms(self.method, chosen)
+        self._scorer, self.symptoms, self.used = scorer, symptoms, used
+        self._judge()
+
+    def _judge(self) -> None:
+        """Score the symptoms, and decide by those that are used."""
+        with evaluating(self._scorer):
+            scores = self._scorer.symptom_scores(self.features)
+        own = [symptom not in self._method_has for symptom in self.symptoms]
+        self._table = score_table(scores, self._scorer.symptoms).assign(used=self.used, own=own)
+        self._now = probabilities(self._chosen, self.features)
 
     # --- the widget ---
 

@@ -5,7 +5,8 @@ where one of them is missing the tests are skipped, with the reason. The server 
 a token made for this run, and has settings of its own. Nothing is fetched from outside.
 
     lab.open(cells)        a notebook of these cells, in a page of its own, as a `Page`
-    page.run()             runs its cells, one after the other, and waits for each
+    page.run()             runs its cells, one after the other, and waits for the last
+    page.output(2)         the output of the third cell
     page.errors            what the console called an error, and every dialog
 """
 
@@ -34,6 +35,7 @@ SETTINGS = {  # nothing asks for the network, nothing stands before the notebook
         "fetchNews": "false",
         "doNotDisturbMode": True,
     },
+    "notebook-extension/tracker": {"windowingMode": "none"},  # all outputs are in the page, seen or not
 }
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -83,11 +85,9 @@ class Page:
         failed = self.page.locator("[data-mime-type='application/vnd.jupyter.stderr'], .jp-RenderedError")
         assert ran and not failed.count(), failed.all_inner_texts()
 
-    def settled(self) -> None:
-        """Wait until the kernel has answered."""
-        self.page.wait_for_timeout(150)
-        self.page.wait_for_function(f"() => {KERNEL}.status === 'idle'", timeout=1000 * READY)
-        self.page.wait_for_timeout(150)
+    def output(self, cell: int) -> Any:
+        """The output of a cell, a playwright `Locator`; cells count from 0."""
+        return self.page.locator(".jp-Notebook .jp-Cell").nth(cell).locator(".jp-Cell-outputArea")
 
     def dark(self) -> None:
         """Switch to JupyterLab's dark theme."""
@@ -177,9 +177,9 @@ def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
     raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def lab(chromium: Any, server: tuple[str, str, Path]) -> Iterator[Lab]:
-    """Give the test a JupyterLab; its pages are closed and its kernels ended afterwards."""
+    """Give the tests a JupyterLab; its pages are closed and its kernels ended afterwards."""
     lab = Lab(chromium, *server)
     yield lab
     for page in lab.pages:

@@ -1,27 +1,45 @@
 """The widgets in a real JupyterLab, by keyboard and mouse: what appears, and a console without errors."""
 
 import re
+from typing import Any
+
+import pytest
+
+expect = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is missing").expect
 
 SETUP = """
+import copy
 import medvlp
+from medvlp.data.cards import ClassInfo
 from medvlp.show.widgets import InterventionExplorer, PhantomLab, SymptomExplorer, TrainingMonitor
+
 clip = medvlp.load_clip("tiny", device="cpu")
 data = medvlp.load_dataset("phantom-derm")
-zero = medvlp.ZeroShot(clip, data.card)
+zero, vip = medvlp.ZeroShot(clip, data.card), medvlp.ViP(clip, data.card)
 """
 HOSTILE = """
-import copy
-from medvlp.data.cards import ClassInfo
 bold = "<i onclick=alert(1)>nevus</i> $x_1$"
-phrases = ["<script>window.hurt = 1</script> spots", "<img src=x onerror='window.hurt = 2'> dots", "$x^2$ rings"]
+image = "<img src=x onerror='window.hurt=2'> dots"
+phrases = ["<script>window.hurt = 1</script> spots", image, "$x^2$ rings"]
 card = data.card.model_copy(update={"classes": [ClassInfo(name="melanoma"), ClassInfo(name=bold)]})
 images = copy.copy(data.test)
 images.card = card
-method = medvlp.ZeroShot(clip, card, symptoms={"melanoma": phrases, bold: ["brown"]})
-explorer = SymptomExplorer(method, images)
-explorer
+SymptomExplorer(medvlp.ZeroShot(clip, card, symptoms={"melanoma": phrases, bold: ["brown"]}), images)
 """
-LUMINANCE = """
+TRAINING = """
+config = medvlp.TrainConfig(epochs=3, views=1)
+monitor = TrainingMonitor(every=0)
+history = medvlp.fit(vip, data.train, data.val, config, callbacks=[monitor], progress=False)
+"""
+CELLS = [
+    SETUP,
+    "SymptomExplorer(zero, data.test, 3)",
+    HOSTILE,
+    'PhantomLab({"zero-shot": zero, "ViP": medvlp.ViP(clip, data.card)}, seed=2)',
+    "InterventionExplorer(medvlp.CILMP(clip, data.card), data.test)",
+    TRAINING,
+]
+CONTRAST = """
 element => {
   const light = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(Number)
     .map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
@@ -35,146 +53,132 @@ element => {
 """
 
 
-def status(page) -> str:
-    """What a screen reader is told."""
-    return page.page.locator("[role=status]").last.inner_text()
-
-
-def press(page, key: str, times: int = 1) -> None:
-    for _ in range(times):
-        page.page.keyboard.press(key)
-    page.settled()
-
-
-def focus_slider(page, name: str) -> None:
-    page.page.locator(".widget-slider", has_text=re.compile(rf"^\s*{name}")).locator(".noUi-handle").focus()
-
-
-def contrast(page, selector: str) -> float:
-    return min(page.page.locator(selector).nth(i).evaluate(LUMINANCE) for i in range(3))
-
-
-def test_symptom_explorer_by_mouse_and_keyboard(lab, tmp_path):
-    page = lab.open([SETUP, "explorer = SymptomExplorer(zero, data.test, 3)\nexplorer"])
+@pytest.fixture(scope="module")
+def page(lab: Any) -> Any:
+    """All widgets in one notebook, run from top to bottom."""
+    page = lab.open(CELLS)
     page.run()
-    veil = page.page.locator("button", has_text="a blue-white veil")
-    veil.wait_for()
-    before = status(page)
+    return page
+
+
+def handle(cell: Any, name: str) -> Any:
+    """What of a slider takes the keyboard's focus."""
+    return cell.locator(".widget-slider", has_text=re.compile(rf"^\s*{name}")).locator(".noUi-handle")
+
+
+def button(cell: Any, text: str) -> Any:
+    return cell.locator("button.jupyter-button", has_text=text)
+
+
+def test_symptom_explorer_by_mouse_and_keyboard(page, tmp_path):
+    cell, keyboard = page.output(1), page.page.keyboard
+    veil, status = button(cell, "a blue-white veil"), cell.locator("[role=status]")
+    expect(status).to_contain_text("Decision: nevus")
     veil.click()
-    page.settled()
-    assert "Decision: melanoma" in status(page) and "Decision: nevus" in before
-    assert veil.inner_text().startswith("✗")
+    expect(status).to_contain_text("Decision: melanoma")
+    expect(status).to_contain_text("It has moved")
+    expect(veil).to_contain_text("✗")
     page.screenshot(tmp_path / "one_left_out.png")
+    keyboard.press("Space")  # the button has kept the focus
+    expect(veil).to_contain_text("✓")
+    expect(status).to_contain_text("Decision: nevus")
+    keyboard.press("Tab")
+    keyboard.press("Enter")
+    expect(button(cell, "✗ several different colors")).to_be_focused()
 
-    press(page, "Space")  # the button has kept the focus
-    assert veil.inner_text().startswith("✓") and status(page) == before
-    press(page, "Tab")
-    press(page, "Enter")
-    assert page.page.evaluate("document.activeElement.innerText") == "✗ several different colors"
+    handle(cell, "image").focus()
+    keyboard.press("ArrowRight")
+    expect(cell.locator("img")).to_have_attribute("alt", "image 4 of phantom-derm")
 
-    focus_slider(page, "image")
-    press(page, "ArrowRight")
-    assert page.page.locator("img[alt='image 4 of phantom-derm']").count() == 1
-
-    page.page.get_by_label("symptom", exact=True).fill("brown dots")
-    press(page, "Tab")
-    press(page, "Enter")
-    assert page.page.locator("button", has_text="✓ brown dots").count() == 1
-    page.page.locator("button", has_text="Reset").click()
-    page.settled()
-    assert page.page.locator("button", has_text="brown dots").count() == 0
-    for name in ("a large diameter", "a small diameter"):
-        assert page.page.locator("button", has_text=name).inner_text().startswith("✓")
+    cell.get_by_label("symptom", exact=True).fill("brown dots")
+    keyboard.press("Tab")
+    keyboard.press("Enter")
+    expect(button(cell, "✓ brown dots")).to_have_count(1)
+    button(cell, "Reset").click()
+    expect(button(cell, "brown dots")).to_have_count(0)
+    expect(button(cell, "✗")).to_have_count(0)
     assert page.errors == []
 
 
-def test_names_and_symptoms_of_html_script_and_mathematics_show_as_text(lab, tmp_path):
-    page = lab.open([SETUP, HOSTILE])
-    page.run()
-    page.page.locator("button", has_text="$x^2$ rings").wait_for()
-    for text in ("<script>window.hurt = 1</script> spots", "<img src=x onerror='window.hurt = 2'> dots"):
-        assert page.page.locator("button", has_text=text).count() == 1
-    page.page.locator("button", has_text="spots").click()
-    page.settled()
-    page.page.get_by_label("symptom", exact=True).fill("<b>bold</b> $y$")
-    page.page.locator("button", has_text="Add").click()
-    page.settled()
-    page.page.locator("button", has_text="Add").click()  # nothing to add: an error message
-    page.settled()
-    shown = page.page.locator(".jupyter-widgets.widget-container").first
-    assert "<i onclick=alert(1)>nevus</i> $x_1$" in shown.inner_text()
-    page.page.wait_for_timeout(1000)  # MathJax is loaded when it is first needed
-    assert shown.locator("mjx-container, script, i, b, img[src=x]").count() == 0
+def test_names_and_symptoms_of_html_script_and_mathematics_show_as_text(page, tmp_path):
+    cell = page.output(2)
+    expect(button(cell, "✓ <img src=x onerror='window.hurt=2'> dots")).to_have_count(1)
+    expect(button(cell, "✓ $x^2$ rings")).to_have_count(1)
+    button(cell, "✓ <script>window.hurt = 1</script> spots").click()
+    expect(button(cell, "✗ <script>window.hurt = 1</script> spots")).to_have_count(1)
+    cell.get_by_label("symptom", exact=True).fill("<b>bold</b> $y$")
+    cell.get_by_label("symptom", exact=True).blur()
+    button(cell, "Add").click()
+    expect(button(cell, "✓ <b>bold</b> $y$")).to_have_count(1)
+    button(cell, "Add").click()  # there is nothing to add
+    expect(cell.locator("[role=alert]")).to_contain_text("must be a list of phrases")
+    expect(cell).to_contain_text("<i onclick=alert(1)>nevus</i> $x_1$: mean")
+    page.page.wait_for_timeout(1500)  # MathJax is loaded when it is first asked
+    assert cell.locator("mjx-container, script, i, b, img[src=x]").count() == 0
     assert page.page.evaluate("window.hurt") is None
+    cell.scroll_into_view_if_needed()
     page.screenshot(tmp_path / "hostile.png")
     assert page.errors == []
 
 
-def test_phantom_lab_by_keyboard_and_in_the_dark_theme(lab, tmp_path):
-    methods = "{'zero-shot': zero, 'ViP': medvlp.ViP(clip, data.card)}"
-    page = lab.open([SETUP, f"lab = PhantomLab({methods}, seed=1)\nlab"])
-    page.run()
-    page.page.locator("img[alt^='phantom 1']").wait_for()
-    picture, before = page.page.locator("img[alt^='phantom 1']").get_attribute("src"), status(page)
-    focus_slider(page, "large")
-    press(page, "ArrowLeft", 10)
-    assert page.page.locator("img[alt*='large 0,']").count() == 1
-    assert page.page.locator("img[alt^='phantom 1']").get_attribute("src") != picture
-    assert status(page) != before and "(at the start" in status(page)
-    assert "Symptom scores" in page.page.locator("table").last.inner_text()
+def test_phantom_lab_by_keyboard_and_in_the_dark_theme(page, tmp_path):
+    cell, keyboard = page.output(3), page.page.keyboard
+    status, picture = cell.locator("[role=status]"), cell.locator("img")
+    expect(picture).to_have_attribute("alt", re.compile("^phantom 2: .*veil 100,"))
+    pixels, before = picture.get_attribute("src"), status.inner_text()
+    handle(cell, "veil").focus()
+    for _ in range(10):
+        keyboard.press("ArrowLeft")
+    expect(picture).to_have_attribute("alt", re.compile("^phantom 2: .*veil 0,"))
+    expect(status).to_contain_text("zero-shot: nevus (at the start melanoma)")
+    assert picture.get_attribute("src") != pixels
+    veil = cell.locator("tr", has_text="a blue-white veil")
+    expect(veil).to_contain_text("(-0.")
+    cell.scroll_into_view_if_needed()
     page.screenshot(tmp_path / "light.png")
     page.dark()
+    for text in (veil.locator("span").first, status.locator("span"), cell.locator("p span")):
+        assert text.evaluate(CONTRAST) > 4.5
     page.screenshot(tmp_path / "dark.png")
-    assert contrast(page, ".widget-html td .tex2jax_ignore") > 4.5
-    page.page.locator("button", has_text="Reset").click()
-    page.settled()
-    assert status(page) == before
-    number = page.page.get_by_label("phantom", exact=True)
-    number.fill("5")
-    press(page, "Enter")
-    assert page.page.locator("img[alt^='phantom 5']").count() == 1
+    button(cell, "Reset").click()
+    expect(status).to_have_text(before)
+    cell.get_by_label("phantom", exact=True).fill("5")
+    keyboard.press("Enter")
+    expect(picture).to_have_attribute("alt", re.compile("^phantom 5: "))
     assert page.errors == []
 
 
-def test_intervention_explorer_by_keyboard(lab, tmp_path):
-    page = lab.open(
-        [SETUP, "explorer = InterventionExplorer(medvlp.CILMP(clip, data.card), data.test)\nexplorer"]
-    )
-    page.run()
-    table = page.page.locator(".widget-html table")
-    table.wait_for()
-    assert "now: rank 8 of 8" in table.inner_text()
-    now = table.locator("tbody tr").first.locator("td")
-    assert now.nth(2).inner_text() == now.nth(3).inner_text() != now.nth(1).inner_text()
-    focus_slider(page, "rank kept")
-    press(page, "ArrowLeft", 7)
-    assert "now: rank 1 of 8" in table.inner_text()
-    assert now.nth(2).inner_text() not in (now.nth(1).inner_text(), now.nth(3).inner_text())
-    page.page.get_by_label("edit on").focus()
-    press(page, "Space")
-    assert "now: edit off" in table.inner_text() and now.nth(2).inner_text() == now.nth(1).inner_text()
+def test_intervention_explorer_by_keyboard(page, tmp_path):
+    cell, keyboard = page.output(4), page.page.keyboard
+    caption, first = cell.locator("caption"), cell.locator("tbody tr").first.locator("td")
+    expect(caption).to_contain_text("now: rank 8 of 8")
+    without, trained = first.nth(1).inner_text(), first.nth(3).inner_text()
+    expect(first.nth(2)).to_have_text(trained)
+    handle(cell, "rank kept").focus()
+    for _ in range(7):
+        keyboard.press("ArrowLeft")
+    expect(caption).to_contain_text("now: rank 1 of 8")
+    assert first.nth(2).inner_text() not in (without, trained)
+    cell.get_by_label("edit on").focus()
+    keyboard.press("Space")
+    expect(caption).to_contain_text("now: edit off")
+    expect(first.nth(2)).to_have_text(without)
+    cell.scroll_into_view_if_needed()
     page.screenshot(tmp_path / "off.png")
-    focus_slider(page, "image")
-    press(page, "ArrowRight", 2)
-    assert page.page.locator("img[alt='image 2 of phantom-derm']").count() == 1
+    handle(cell, "image").focus()
+    keyboard.press("ArrowRight")
+    expect(cell.locator("img")).to_have_attribute("alt", "image 1 of phantom-derm")
     assert page.errors == []
 
 
-def test_training_monitor_fills_and_its_table_unfolds(lab, tmp_path):
-    train = """
-    vip = medvlp.ViP(clip, data.card)
-    config = medvlp.TrainConfig(epochs=3, views=1)
-    monitor = TrainingMonitor(every=0)
-    history = medvlp.fit(vip, data.train, data.val, config, callbacks=[monitor], progress=False)
-    """
-    page = lab.open([SETUP, "\n".join(line.strip() for line in train.splitlines())])
-    page.run()
-    page.page.locator("summary").wait_for()
-    assert status(page).startswith("epoch 3: lr")
-    assert page.page.locator("img[alt^='curves of training']").count() == 1  # one output, drawn anew
-    page.page.locator("summary").focus()
-    page.page.keyboard.press("Enter")
-    assert page.page.locator("details tbody tr").count() == 3
-    assert page.page.locator("details tbody tr").last.is_visible()
+def test_training_monitor_is_one_output_whose_table_unfolds(page, tmp_path):
+    cell, keyboard = page.output(5), page.page.keyboard
+    expect(cell.locator("[role=status]")).to_contain_text("epoch 3: lr")
+    expect(cell.locator("img")).to_have_count(1)  # drawn anew in its place
+    expect(cell.locator("tbody tr").last).to_be_hidden()
+    cell.locator("summary").focus()
+    keyboard.press("Enter")
+    expect(cell.locator("tbody tr")).to_have_count(3)
+    expect(cell.locator("tbody tr").last).to_be_visible()
     page.screenshot(tmp_path / "trained.png")
     assert page.errors == []
