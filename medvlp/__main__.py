@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     study.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes (default: 1)")
     study.add_argument("--metric", default="balanced accuracy", help="of the tables")
+    study.add_argument("--out", type=Path, metavar="FILE", help="write the table of means and intervals, CSV")
+    study.add_argument("--export", type=Path, metavar="DIR", help="copy the runs of the tables to this store")
     arguments = parser.parse_args(argv)
     if arguments.command == "cards":
         return cards()
@@ -46,7 +48,16 @@ def main(argv: list[str] | None = None) -> int:
         settings = {key: value for key, value in given.items() if value is not None}
         try:
             config = dict(parse_parameter(text, "-c") for text in arguments.config)
-            return ablate(arguments.name, arguments.store, settings, config, arguments.jobs, arguments.metric)
+            return ablate(
+                arguments.name,
+                arguments.store,
+                settings,
+                config,
+                arguments.jobs,
+                arguments.metric,
+                arguments.out,
+                arguments.export,
+            )
         except (ValueError, OSError) as error:
             study.error(str(error))
     try:

@@ -16,6 +16,8 @@ def ablate(
     config: dict[str, Any],
     jobs: int,
     metric: str,
+    out: Path | None,
+    export: Path | None,
 ) -> int:
     """Make the runs of an ablation that its store lacks, and print what they found.
 
@@ -26,6 +28,8 @@ def ablate(
         config: Fields of TrainConfig for all runs.
         jobs: Processes.
         metric: Of the tables.
+        out: A file for the first table, as CSV.
+        export: A folder for a store with the study's runs alone, such as those that were chosen.
 
     Returns:
         The exit status: 0, or 1 if a run failed.
@@ -33,6 +37,7 @@ def ablate(
     Raises:
         ValueError: an unknown ablation, card or field.
     """
+    from medvlp.data.files import atomic_write
     from medvlp.data.names import unknown_name  # these load torch, and the other commands need none
     from medvlp.study.ablation import run_ablation
     from medvlp.study.metrics import METRICS
@@ -48,12 +53,23 @@ def ablate(
             raise ValueError(unknown_name("metric", metric, [*METRICS, *OF_CLASSES]))
         ablation = ABLATIONS[name](**settings)
         place = store or Path("runs") / name
-        print(f"{ablation.question}\n{ablation.n_runs} runs, kept in {place}.")
-        study = run_ablation(ablation.grids, store=place, config=config, jobs=jobs)
-        print(f"\n{study.summary(metric).round(3).to_string(index=False)}")
+        grids = [{key: grid[key] for key in grid if key not in config} for grid in ablation.grids]
+        tune = None if ablation.tune in config else ablation.tune
+        print(f"{ablation.question}\nAt most {ablation.n_runs} runs, kept in {place}.")
+        recipe = {**ablation.config, **config}
+        study = run_ablation(grids, store=place, config=recipe, tune=tune, jobs=jobs)
+        by = ablation.by and [key for key in ablation.by if key in study.varied]
+        table = study.summary(metric, by)
+        print(f"\n{table.round(3).to_string(index=False)}")
+        if out:
+            with atomic_write(out) as part:
+                table.round(6).to_csv(part, index=False)
+        if export:
+            study.store.copy_to(export, study.runs["run"])
         if metric in METRICS:
             print(f"\nAgainst {ablation.baseline}, on the same images and seeds:")
-            print(study.compare(ablation.baseline, metric=metric).round(3).to_string(index=False))
+            compared = study.compare(ablation.baseline, by, metric)
+            print(compared.round(3).to_string(index=False))
         failures = study.failures()
         for run, error in zip(failures["run"], failures["error"], strict=True):
             print(f"failed: {run}: {error}")

@@ -1,8 +1,10 @@
 """`python -m medvlp ablate`: lists, refuses, runs, and runs nothing twice."""
 
+import pandas as pd
 import pytest
 
 from medvlp.__main__ import main
+from medvlp.study.ablation import Study
 from medvlp.study.papers import ABLATIONS
 
 
@@ -45,3 +47,29 @@ def test_one_command_runs_and_shows_and_the_next_runs_nothing(tmp_path, capsys, 
     assert main(command) == 0
     assert capsys.readouterr().out == first
     assert records == {path: path.stat().st_mtime_ns for path in records}
+
+
+def test_a_tuned_ablation_is_shown_written_and_exported_with_the_chosen_runs(tmp_path, capsys):
+    command = ["ablate", "few_shot", "--shots", "1", "--seeds", "1", "2", "-c", "epochs=1"]
+    command += ["--store", str(tmp_path / "runs"), "--out", str(tmp_path / "table.csv")]
+    assert main([*command, "--export", str(tmp_path / "chosen")]) == 0
+    shown, table = capsys.readouterr().out, pd.read_csv(tmp_path / "table.csv")
+    methods = ["ZeroShot", "Linear probe", "Tip-Adapter-F", "CLIP-Adapter", "CoOp", "ViP"]
+    assert table["method"].tolist() == methods and all(name in shown for name in methods)
+    assert (table["seeds"] == 2).all()
+    made, chosen = Study(tmp_path / "runs"), Study(tmp_path / "chosen")
+    assert len(made) == 2 + 4 * 3 + 6 and len(chosen) == 12  # rates are tried with the first seed
+    rows = made.runs[made.runs["method"].eq("CoOp") & made.runs["seed"].eq(1)]
+    best = rows.loc[rows["val loss"].idxmin()]
+    assert set(chosen.runs.loc[chosen.runs["method"] == "CoOp", "lr"]) == {best["lr"]}
+    found = chosen.summary(by=["method"]).set_index("method").loc[methods].reset_index()
+    found = found.assign(data="phantom-derm")[table.columns]
+    pd.testing.assert_frame_equal(found, table, check_dtype=False, atol=1e-6)
+
+
+def test_a_rate_that_is_given_is_not_chosen(tmp_path):
+    command = ["ablate", "few_shot", "--shots", "1", "--seeds", "1", "-c", "epochs=1", "-c", "lr=0.01"]
+    assert main([*command, "--store", str(tmp_path / "runs")]) == 0
+    made = Study(tmp_path / "runs")
+    assert len(made) == 6
+    assert {record["inputs"]["config"]["lr"] for record in map(made.store.read, made.runs["run"])} == {0.01}

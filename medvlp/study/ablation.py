@@ -40,10 +40,11 @@ from medvlp.data.names import unknown_name
 from medvlp.study.config import LOWER_IS_BETTER, SELECTION
 from medvlp.study.metrics import METRICS
 from medvlp.study.one_run import tested_images
-from medvlp.study.run_plan import plan
+from medvlp.study.run_plan import Run, plan
 from medvlp.study.run_store import DONE, FAILED, RunStore, unpack
 from medvlp.study.run_workers import Workers
 from medvlp.study.statistics import Predictions, compare, summary
+from medvlp.study.tuning import keys_to_choose, of_first_seed, settled
 
 ALWAYS = ("method", "data", "seed")  # columns of every table of runs
 
@@ -57,6 +58,7 @@ def run_ablation(
     clip: str | Clip = "tiny",
     config: Mapping[str, Any] | None = None,
     methods: Mapping[str, type[nn.Module]] | None = None,
+    tune: str | Sequence[str] | None = None,
     jobs: int | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
@@ -95,6 +97,10 @@ def run_ablation(
         clip: The CLIP, where the grid does not give it.
         config: Fields of TrainConfig for all runs.
         methods: {name: class}, your own methods. Their code is part of their runs' ids.
+        tune: Keys of the grid whose values are chosen on the validation images, by their loss, with the first
+            seed of the grid and apart for every combination of the other keys; the other seeds run with what
+            was chosen. The study has the chosen runs. {"lr": [0.002, 0.02, 0.2]} with `tune="lr"` gives every
+            method the same care; `Study.chosen` is the choice for every seed by itself.
         jobs: Processes. None: what `joblib.parallel_config` says, else this process alone. They load a CLIP
             or data set that is given by name, once each; one that is given itself goes to them with each run.
         cache_dir: Of the image features; by default the features' own.
@@ -108,6 +114,23 @@ def run_ablation(
     runs = plan(grid, data, root, clip, config, methods)
     place = RunStore(store)
     place.check_writable()
+    given = list(dict.fromkeys(key for run in runs for key in run.given))
+    features = Path(cache_dir or cache_folder()).expanduser().resolve()
+    if tune:
+        over = keys_to_choose(runs, tune)
+        first = of_first_seed(runs)
+        _make(first, place, jobs, features, progress)
+        study = Study(store, {run.id: run.settings for run in first}, given)
+        some = (study.runs["status"] == DONE).any()
+        runs = settled(runs, study.chosen(over).runs["run"] if some else (), over)
+    _make(runs, place, jobs, features, progress)
+    for run in {(run.test.fingerprint, run.base_to_new): run for run in runs}.values():
+        place.write_test(tested_images(run)[0])  # if it was lost
+    return Study(store, {run.id: run.settings for run in runs}, given)
+
+
+def _make(runs: Sequence[Run], place: RunStore, jobs: int | None, features: Path, progress: bool) -> None:
+    """Make the runs that the store lacks, and those that failed before."""
     records = {run.id: place.read(run.id) for run in runs}
     failed_before = {i: one["finished"] for i, one in records.items() if one and one["status"] == FAILED}
     to_do = [run for run in runs if records[run.id] is None or run.id in failed_before]
@@ -122,17 +145,12 @@ def run_ablation(
             bar.set_postfix({"failed": failed} if failed else {}, refresh=False)
             bar.update()
 
-        features = Path(cache_dir or cache_folder()).expanduser().resolve()
         try:
             Workers(place, jobs, features, failed_before, progress, told).work(to_do)
         except KeyboardInterrupt:
             kept = f"{before + made} of {len(runs)} runs are kept"
             tqdm.write(f"interrupted: {kept}; the same call goes on from there.")
             raise
-    for run in {(run.test.fingerprint, run.base_to_new): run for run in runs}.values():
-        place.write_test(tested_images(run)[0])  # if it was lost
-    given = list(dict.fromkeys(key for run in runs for key in run.given))
-    return Study(store, {run.id: run.settings for run in runs}, given)
 
 
 class Study:

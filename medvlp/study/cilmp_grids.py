@@ -94,8 +94,8 @@ def llm_variants(
 ) -> list[Named]:
     """Representations of a card by each LLM: "tokens" of each of the layers, and "layers".
 
-    States of SmolLM2's layers have norms from 3 to 700, those of Gemma 3 270M from 26 to 30,000: compared as
-    they are, CILMP would above all meet their sizes, which decide how fast it learns.
+    States of different layers and LLMs have very different sizes. Compared as they are, CILMP would above all
+    meet these, which decide how fast it learns.
 
     Args:
         card: Whose classes.

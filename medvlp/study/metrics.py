@@ -1,7 +1,7 @@
 """Metrics of a classifier and their bootstrap, as plain functions of labels and probabilities.
 
-Point values come from scikit-learn. One set of them takes it 4 to 12 ms, so the bootstrap, a thousand sets,
-computes the same definitions for many resamples at once in NumPy; tests hold the two to each other.
+Point values come from scikit-learn. The bootstrap needs a thousand sets of them, and computes the same
+definitions for many resamples at once in NumPy; tests hold the two to each other.
 A metric that is not defined for a sample (AUROC of a class that it lacks) leaves that class out, or is NaN.
 """
 

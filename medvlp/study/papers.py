@@ -14,14 +14,17 @@ number of runs is the number of settings, which each docstring gives, times the 
 seeds. `overview` lists it for the defaults: one phantom card, 3 seeds; for ViP all images, as in its paper,
 for the others 16 shots. Runs that two ablations have in common are made once in one store.
 
-With the embedded CLIP, on one core, a run of CILMP's recipe with 16 shots took 25 s, and one of ViP on all
-2,000 images 10 s with `run_ablation(..., config={"epochs": 10, "views": 0})`; its recipe has 50 epochs.
+Ablations that compare methods (`family`, `few_shot`) make their recipes alike and choose learning rates on
+validation images: pass their `config` and `tune` on to `run_ablation`, as `python -m medvlp ablate` does.
 """
 
 from collections.abc import Callable, Sequence
+from importlib import resources
 
 import pandas as pd
 
+from medvlp.data.names import unknown_name
+from medvlp.study.ablation import Study
 from medvlp.study.ablation_grids import SEEDS, Ablation
 from medvlp.study.cilmp_grids import (
     cilmp_averaging,
@@ -62,7 +65,25 @@ __all__ = [
     "cilmp_llm",
     "llm_variants",
     "overview",
+    "shipped_study",
 ]
+
+
+def shipped_study(name: str) -> Study:
+    """A study that ships with the package, made by `python -m medvlp ablate NAME --export DIR`.
+
+    "few_shot", as it is, and "vip_parts", with `-c epochs=10 -c views=0`: both on phantom-derm with the
+    embedded CLIP. Phantoms are drawings: how methods behave there says nothing about how well they read
+    real images.
+
+    Raises:
+        ValueError: no such study.
+    """
+    folder = resources.files("medvlp") / "assets" / "studies"
+    names = sorted(one.name for one in folder.iterdir())
+    if name not in names:
+        raise ValueError(unknown_name("shipped study", name, names))
+    return Study(str(folder / name))
 
 
 def overview(seeds: Sequence[int] = SEEDS) -> pd.DataFrame:

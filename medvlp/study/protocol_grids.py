@@ -5,7 +5,19 @@ from pathlib import Path
 
 from medvlp.data.cards import DataCard, list_cards
 from medvlp.data.datasets import Data
-from medvlp.study.ablation_grids import CARDS, SEEDS, SHOTS, Ablation, Cards, Shots, card_of, runs_of
+from medvlp.study.ablation_grids import (
+    CARDS,
+    SAME,
+    SEEDS,
+    SHOTS,
+    Ablation,
+    Cards,
+    Shots,
+    card_of,
+    runs_of,
+    trained,
+)
+from medvlp.study.grid import Named
 
 METHODS = ("ZeroShot", "LinearProbe", "TipAdapter", "CoOp", "KgCoOp", "ViP", "CILMP")
 TRANSFERABLE = ("ZeroShot", "CoOp", "CoCoOp", "KgCoOp", "MaPLe", "PromptSRC", "CILMP")
@@ -15,13 +27,29 @@ def few_shot(
     cards: Cards = CARDS,
     shots: Shots = (1, 2, 4, 8, 16),
     seeds: Sequence[int] = SEEDS,
-    methods: Sequence[str] = METHODS,
 ) -> Ablation:
-    """Methods against the number of training images: methods x shots settings, 35 by default."""
+    """Methods that need seconds, against the number of training images: with learning rates 70 by default.
+
+    Six methods, trained as in `family`, so that the two agree; 30 settings are left when rates are chosen.
+    """
+    symptoms = {"knowledge": "symptoms"}
+    grids = [
+        runs_of(Named("ZeroShot", "ZeroShot"), cards, shots, seeds, **symptoms),
+        runs_of(
+            Named("Linear probe", "LinearProbe"), cards, shots, seeds, **{"method.class_weight": "balanced"}
+        ),
+        *trained("Tip-Adapter-F", "TipAdapter", cards, shots, seeds, trained=True),
+        *trained("CLIP-Adapter", "CLIPAdapter", cards, shots, seeds),
+        *trained("CoOp", "CoOp", cards, shots, seeds),
+        *trained("ViP", "ViP", cards, shots, seeds),
+    ]
     return Ablation(
         "Which method makes most of few images, and from how many on does it matter less?",
-        (runs_of(list(methods), cards, shots, seeds),),
-        {"method": methods[0]},
+        tuple(grids),
+        {"method": "ZeroShot"},
+        config=SAME,
+        tune="lr",
+        by=("method", "data", "shots"),
     )
 
 

@@ -13,7 +13,7 @@ import json
 import math
 import tempfile
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,7 @@ class RunStore:
 
     def read_test(self, fingerprint: str) -> tuple[np.ndarray, np.ndarray]:
         """Labels (N,) and group codes (N,) of a test set, both int64."""
-        path = self.folder / "tests" / f"{fingerprint}.json"
-        facts = _read(path, TEST_KIND)
-        if facts is None:
-            raise FileNotFoundError(f"{path} is missing; was it left behind when stores were merged?")
+        facts = _read_test_set(self.folder / "tests" / f"{fingerprint}.json")
         return np.array(facts["labels"], dtype=np.int64), np.array(facts["groups"], dtype=np.int64)
 
     def write_test(self, images: ImageSet) -> None:
@@ -81,6 +78,24 @@ class RunStore:
             facts = {"kind": TEST_KIND, "card": images.card.name, "classnames": images.card.classnames}
             groups = pd.factorize(np.asarray(images.groups))[0].tolist()
             _write(path, facts | {"labels": images.labels.tolist(), "groups": groups})
+
+    def copy_to(self, folder: str | Path, run_ids: Iterable[str]) -> "RunStore":
+        """Copy these runs and their test sets to another store, and return that.
+
+        Raises:
+            FileNotFoundError: a run, or its test set, is not here.
+        """
+        other = RunStore(folder)
+        for run_id in run_ids:
+            record = self.read(run_id)
+            if record is None:
+                raise FileNotFoundError(f"{self.folder} has no run {run_id!r}.")
+            if "test" in record:
+                for one in (record, record.get("new") or record):
+                    name = f"{one['test']}.json"
+                    _write(other.folder / "tests" / name, _read_test_set(self.folder / "tests" / name))
+            other.write(run_id, record)
+        return other
 
     @contextmanager
     def lock(self, run_id: str, wait: bool) -> Iterator[bool]:
@@ -155,6 +170,13 @@ def _read(path: Path, kind: str) -> dict[str, Any] | None:
     if not isinstance(facts, dict) or facts.get("kind") != kind:
         found = facts.get("kind") if isinstance(facts, dict) else type(facts).__name__
         raise ValueError(f"{path} does not belong in a store: {unknown_name('kind of file', found, [kind])}")
+    return facts
+
+
+def _read_test_set(path: Path) -> dict[str, Any]:
+    facts = _read(path, TEST_KIND)
+    if facts is None:
+        raise FileNotFoundError(f"{path} is missing; was it left behind when stores were merged?")
     return facts
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,12 +10,14 @@ from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.cards import load_card
 from medvlp.data.datasets import load_dataset
 from medvlp.knowledge.representations import Representations, shipped_representations
-from medvlp.study import cilmp_grids, papers
+from medvlp.methods.registry import METHODS
+from medvlp.study import cilmp_grids, family_grids, papers
+from medvlp.study.config import recipe
 from medvlp.study.grid import Named, combinations, label
 from medvlp.study.run_plan import plan
 from medvlp.study.transfer import transfer
 
-MANY = 130  # runs that a default grid may have at most
+MANY = 210  # runs that a default grid may have at most
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,7 @@ def clip() -> Clip:
 
 def planned(ablation, clip):
     """The runs as `run_ablation` would make them; it raises for a key that a method does not take."""
-    return plan(ablation.grids, None, None, clip, None, None)
+    return plan(ablation.grids, None, None, clip, ablation.config, None)
 
 
 @pytest.mark.parametrize("name", papers.ABLATIONS)
@@ -77,6 +80,39 @@ def test_kinds_of_knowledge_are_those_of_the_card_and_more(clip):
     assert values["incorrect"] == card.symptoms("incorrect")
     assert values["local LLM"] == more["phantom-cxr"]["local LLM"]
     assert len(planned(ablation, clip)) == 14
+
+
+def test_methods_that_are_compared_get_the_same_care(clip):
+    """Each trained method has three rates to choose from, the same recipe otherwise, and as many epochs."""
+    ablation = papers.family(shots=[16, "all"], seeds=[1])
+    grids = [grid for grid in ablation.grids if "lr" in grid]
+    assert {grid["method"].name for grid in grids} == set(family_grids.TRAINED)
+    for grid in grids:
+        published = recipe(METHODS[grid["method"].value]).lr
+        assert np.allclose(np.array(grid["lr"]) / published, [1, 30, 1000])
+        assert grid["epochs"] == (50 if grid["shots"] == [16] else 3)
+    runs = planned(ablation, clip)
+    for name, value in ablation.config.items():
+        assert {getattr(run.config, name) for run in runs} == {value}
+    assert set(METHODS) == {run["method"].value for run in combinations(ablation.grids)}
+
+
+def test_shipped_studies_hold_what_their_commands_ask_for(clip):
+    """The committed runs are those that the ablations' grids make, a rate chosen for each."""
+    for name, config in {"few_shot": {}, "vip_parts": {"epochs": 10, "views": 0}}.items():
+        ablation = papers.ABLATIONS[name]()
+        runs = plan(ablation.grids, None, None, clip, {**ablation.config, **config}, None)
+        found = papers.shipped_study(name)
+        shipped = found.runs.set_index("run")
+        assert set(shipped["status"]) == {"done"}
+        assert set(shipped.index) <= {run.id for run in runs}
+        rest = [key for key in found.varied if key not in ("lr", "seed")]
+        assert (shipped.groupby(rest, dropna=False)["seed"].nunique() == 3).all()
+        if "lr" in found.varied:
+            assert (shipped.groupby(rest, dropna=False)["lr"].nunique() == 1).all()
+        assert len(shipped) == 3 * len(shipped.drop_duplicates(rest))
+    with pytest.raises(ValueError, match="unknown shipped study 'few_shots'; did you mean 'few_shot'"):
+        papers.shipped_study("few_shots")
 
 
 def test_fewer_symptoms_are_among_the_more_and_differ_by_seed():
