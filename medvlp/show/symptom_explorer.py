@@ -129,6 +129,8 @@ class SymptomExplorer(Explorer):
         phrase = " ".join(phrase.split())
         if classname not in self.method.card.classnames:
             raise ValueError(unknown_name("class", classname, self.method.card.classnames))
+        if not phrase.strip(" ."):
+            raise ValueError("the symptom is empty; write something that can be seen.")
         if (classname, phrase) in self.symptoms:
             raise ValueError(f"{phrase!r} is a symptom of {classname!r} already.")
         place = max(i for i, (name, _) in enumerate(self.symptoms) if name == classname) + 1

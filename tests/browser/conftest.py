@@ -5,6 +5,7 @@ where one of them is missing the tests are skipped, with the reason. The server 
 a token made for this run, and has settings of its own. Nothing is fetched from outside.
 
     lab.open(cells)        a notebook of these cells, in a page of its own, as a `Page`
+    lab.open_file(path)    the same of a notebook's copy
     page.run()             runs its cells, one after the other, and waits for the last
     page.output(2)         the output of the third cell
     page.errors            what the console called an error, and every dialog
@@ -55,6 +56,7 @@ def chromium() -> Iterator[Any]:
     found = named or next((path for name in CHROMIUMS if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip("there is no Chromium: install it, or set MEDVLP_CHROMIUM to its path")
+    playwright.expect.set_options(timeout=30_000)  # milliseconds; a busy machine is slow to answer
     arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # root has none
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=found, args=arguments)
@@ -80,10 +82,10 @@ class Page:
         dialog.dismiss()
 
     def run(self) -> None:
-        """Run all cells as Run All does; the first traceback among the outputs is an AssertionError."""
+        """Run all cells as Run All does; AssertionError that names the error where one fails."""
         ran = self.page.evaluate("() => jupyterapp.commands.execute('notebook:run-all-cells')")
-        failed = self.page.locator("[data-mime-type='application/vnd.jupyter.stderr'], .jp-RenderedError")
-        assert ran and not failed.count(), failed.all_inner_texts()
+        if not ran:
+            raise AssertionError(self.page.evaluate(FAILED))
 
     def output(self, cell: int) -> Any:
         """The output of a cell, a playwright `Locator`; cells count from 0."""
@@ -100,6 +102,9 @@ class Page:
         self.page.screenshot(path=path)
 
 
+FAILED = """() => jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells
+  .flatMap(cell => cell.outputs ?? []).filter(output => output.output_type === 'error')
+  .map(output => `${output.ename}: ${output.evalue}`)"""
 KERNEL = "jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
 
 
@@ -114,12 +119,16 @@ class Lab:
         """A new notebook of these code cells, in a page of its own."""
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
         notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        name = f"{secrets.token_hex(4)}.ipynb"
-        nbformat.write(notebook, self.root / name)
-        return self.open_file(name)
+        path = self.root / f"{secrets.token_hex(4)}.ipynb"
+        nbformat.write(notebook, path)
+        return self._open(path.name)
 
-    def open_file(self, name: str) -> Page:
-        """The notebook of this name in the server's folder."""
+    def open_file(self, path: Path) -> Page:
+        """A copy of this notebook, in a page of its own."""
+        shutil.copyfile(path, self.root / path.name)
+        return self._open(path.name)
+
+    def _open(self, name: str) -> Page:
         page = self.browser.new_context(viewport={"width": 1400, "height": 1300}).new_page()
         self.pages.append(Page(page, f"{self.url}/lab/tree/{name}?reset&token={self.token}"))
         return self.pages[-1]

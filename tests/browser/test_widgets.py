@@ -38,6 +38,9 @@ CELLS = [
     'PhantomLab({"zero-shot": zero, "ViP": medvlp.ViP(clip, data.card)}, seed=2)',
     "InterventionExplorer(medvlp.CILMP(clip, data.card), data.test)",
     TRAINING,
+    """from IPython.display import HTML
+from medvlp.show.widget_parts import literal
+HTML(f"<p>$x^3$, but {literal('$y^3$')}</p>")""",  # output that MathJax typesets
 ]
 CONTRAST = """
 element => {
@@ -111,9 +114,10 @@ def test_names_and_symptoms_of_html_script_and_mathematics_show_as_text(page, tm
     button(cell, "Add").click()
     expect(button(cell, "✓ <b>bold</b> $y$")).to_have_count(1)
     button(cell, "Add").click()  # there is nothing to add
-    expect(cell.locator("[role=alert]")).to_contain_text("must be a list of phrases")
+    expect(cell.locator("[role=alert]")).to_contain_text("the symptom is empty")
     expect(cell).to_contain_text("<i onclick=alert(1)>nevus</i> $x_1$: mean")
-    page.page.wait_for_timeout(1500)  # MathJax is loaded when it is first asked
+    expect(page.output(6).locator("mjx-container")).to_have_count(1)  # so it is at work
+    expect(page.output(6)).to_contain_text("but $y^3$")
     assert cell.locator("mjx-container, script, i, b, img[src=x]").count() == 0
     assert page.page.evaluate("window.hurt") is None
     cell.scroll_into_view_if_needed()

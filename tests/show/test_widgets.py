@@ -118,7 +118,7 @@ def test_a_refused_symptom_changes_nothing(zero, data):
     before = explorer.table()
     for classname, phrase, message in (
         ("nevi", "dots", "did you mean 'nevus'"),
-        ("nevus", "  ", "must be a list of phrases"),
+        ("nevus", " . ", "the symptom is empty"),
         ("nevus", "a clean rim", "is a symptom of 'nevus' already"),
         ("nevus", "dots " * 90, "takes at most 77"),
     ):
