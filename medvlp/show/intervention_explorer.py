@@ -147,7 +147,8 @@ class InterventionExplorer(Explorer):
         self._on = w.Checkbox(
             value=self.on, description="edit on", tooltip="whether the states are edited", indent=False
         )
-        self._picture, self._table = w.HTML(layout=w.Layout(margin="0 1em 0 0")), w.HTML()
+        self._picture = w.HTML(layout=w.Layout(margin="0 1em 0 0"))
+        self._table = w.HTML(layout=w.Layout(flex="1 1 30em"))
         self._index.observe(lambda change: self._do(lambda: self.choose(change["new"])), names="value")
         self._kept.observe(lambda change: self._do(lambda: self.keep(change["new"])), names="value")
         self._on.observe(lambda change: self._do(lambda: self.switch(change["new"])), names="value")

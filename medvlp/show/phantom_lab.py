@@ -194,7 +194,7 @@ class PhantomLab(Explorer):
         self._picture, self._decided = w.HTML(layout=w.Layout(margin="0 1em 0 0")), w.HTML()
         self._bars = w.HTML()
         left = w.VBox([w.HBox([self._seed, self._reset]), *self._sliders.values()])
-        right = w.VBox([self._picture, self._decided], layout=w.Layout(margin="0 0 0 1em"))
+        right = w.VBox([self._picture, self._decided], layout=w.Layout(margin="0 0 0 1em", flex="1 1 30em"))
         return [w.HTML(f"<p>{literal(HELP)}</p>"), w.Box([left, right], layout=wrap), self._bars]
 
     def _on_slide(self, name: str) -> Any:

@@ -205,7 +205,7 @@ class SymptomExplorer(Explorer):
         w, wrap = widgets, widgets.Layout(flex_flow="row wrap", align_items="center")
         self._index = slider(w, "image", len(self.images) - 1, self.index, "which image: arrow keys, or drag")
         self._picture = w.HTML(layout=w.Layout(margin="0 1em 0 0"))
-        self._decision = w.HTML(layout=w.Layout(max_width="40em", flex="1"))
+        self._decision = w.HTML(layout=w.Layout(max_width="45em", flex="1 1 25em"))
         self._lists = {
             name: _List(w, c, name, self._press) for c, name in enumerate(self.images.card.classnames)
         }

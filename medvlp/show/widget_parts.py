@@ -74,7 +74,7 @@ def bar_html(value: float, low: float, high: float, colour: str, hollow: bool = 
     span = (high - low) or 1.0
     left, right = ((min(max(x, low), high) - low) / span * 100 for x in (min(value, 0.0), max(value, 0.0)))
     fill = f"border:1px dashed {colour}" if hollow else f"background:{colour}"
-    axis = "position:relative;flex:1;min-width:7em;height:1.1em;background:var(--jp-layout-color2,#eee)"
+    axis = "position:relative;flex:1;min-width:5em;height:1.1em;background:var(--jp-layout-color2,#eee)"
     drawn = (
         f"position:absolute;box-sizing:border-box;top:0;bottom:0;"
         f"left:{left:.1f}%;width:{right - left:.1f}%;{fill}"
@@ -179,5 +179,5 @@ def slider(widgets: Any, description: str, most: int, value: int, tooltip: str) 
         max=max(most, 0),
         description=description,
         tooltip=tooltip,
-        layout=widgets.Layout(width="28em", max_width="100%"),
+        layout=widgets.Layout(width="24em", max_width="100%"),
     )
