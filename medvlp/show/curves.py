@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from medvlp.data.names import unknown_name
 from medvlp.show.plots import GREY, PALETTE, closed, reference_lines
+from medvlp.study.metrics import METRICS
 from medvlp.study.statistics import t_interval
 
 
@@ -92,6 +93,8 @@ def shots_curve(
             low, high = zip(*by_place.apply(t_interval), strict=True)
             ax.vlines(mean.index, low, high, color=colour, linewidth=1.5)
     reference_lines(ax.axhline, reference or {}, first=n_methods)
+    if metric in METRICS:
+        ax.set_ylim(top=min(ax.get_ylim()[1], 1.02))  # none is above 1, though an interval's end may be
     ax.set_xscale("log", base=2)
     ax.set_xticks(list(places.values()), [str(n) for n in places])
     ax.minorticks_off()

@@ -80,6 +80,13 @@ def test_all_images_stand_behind_the_numbers_and_failed_runs_nowhere():
     assert [label.get_text() for label in ax.get_xticklabels()] == ["2", "16", "all"]
 
 
+def test_no_axis_says_that_an_accuracy_could_be_above_one():
+    ax = shots_curve(SCORES, interval=True).axes[0]
+    assert t_interval([0.5, 0.7])[1] > 1.1 and ax.get_ylim()[1] <= 1.02
+    free = SCORES.rename(columns={"accuracy": "seconds"}).assign(seconds=[1.0, 3.0, 9.0, 2.0])
+    assert shots_curve(free, "seconds", interval=True).axes[0].get_ylim()[1] > 9
+
+
 def test_intervals_are_students_and_methods_stand_side_by_side():
     ax = shots_curve(SCORES, interval=True).axes[0]
     (x, low), (_, high) = ax.collections[0].get_segments()[0]
