@@ -42,6 +42,7 @@ def ablate(
     from medvlp.study.ablation import run_ablation
     from medvlp.study.metrics import METRICS
     from medvlp.study.papers import ABLATIONS, overview
+    from medvlp.study.tables import to_markdown, wide
 
     with pd.option_context("display.max_columns", None, "display.width", 160, "display.max_colwidth", 100):
         if name is None:
@@ -61,6 +62,12 @@ def ablate(
         by = ablation.by and [key for key in ablation.by if key in study.varied]
         table = study.summary(metric, by)
         print(f"\n{table.round(3).to_string(index=False)}")
+        if by and {"method", "data"} <= set(table):
+            for shots, part in (
+                table.groupby("shots", sort=False) if "shots" in table else [("as above", table)]
+            ):
+                cells = to_markdown(wide(part, "method", "data"))
+                print(f"\nshots {shots}: mean of the seeds ± sd [95 % over test images]\n\n{cells}")
         if out:
             with atomic_write(out) as part:
                 table.round(6).to_csv(part, index=False)

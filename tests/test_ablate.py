@@ -6,6 +6,7 @@ import pytest
 from medvlp.__main__ import main
 from medvlp.study.ablation import Study
 from medvlp.study.papers import ABLATIONS
+from medvlp.study.tables import to_markdown, wide
 
 
 def test_without_a_name_the_ablations_are_listed_with_their_questions(capsys):
@@ -50,21 +51,25 @@ def test_one_command_runs_and_shows_and_the_next_runs_nothing(tmp_path, capsys, 
 
 
 def test_a_tuned_ablation_is_shown_written_and_exported_with_the_chosen_runs(tmp_path, capsys):
-    command = ["ablate", "few_shot", "--shots", "1", "--seeds", "1", "2", "-c", "epochs=1"]
+    command = ["ablate", "few_shot", "--shots", "1", "2", "--seeds", "1", "2", "-c", "epochs=1"]
     command += ["--store", str(tmp_path / "runs"), "--out", str(tmp_path / "table.csv")]
     assert main([*command, "--export", str(tmp_path / "chosen")]) == 0
     shown, table = capsys.readouterr().out, pd.read_csv(tmp_path / "table.csv")
     methods = ["ZeroShot", "Linear probe", "Tip-Adapter-F", "CLIP-Adapter", "CoOp", "ViP"]
-    assert table["method"].tolist() == methods and all(name in shown for name in methods)
+    assert list(dict.fromkeys(table["method"])) == methods and set(table["shots"]) == {1, 2}
     assert (table["seeds"] == 2).all()
+    for shots, part in table.groupby("shots"):
+        assert f"shots {shots}: mean" in shown and to_markdown(wide(part, "method", "data")) in shown
     made, chosen = Study(tmp_path / "runs"), Study(tmp_path / "chosen")
-    assert len(made) == 2 + 4 * 3 + 6 and len(chosen) == 12  # rates are tried with the first seed
-    rows = made.runs[made.runs["method"].eq("CoOp") & made.runs["seed"].eq(1)]
-    best = rows.loc[rows["val loss"].idxmin()]
-    assert set(chosen.runs.loc[chosen.runs["method"] == "CoOp", "lr"]) == {best["lr"]}
-    found = chosen.summary(by=["method"]).set_index("method").loc[methods].reset_index()
-    found = found.assign(data="phantom-derm")[table.columns]
-    pd.testing.assert_frame_equal(found, table, check_dtype=False, atol=1e-6)
+    assert len(made) == 2 * (2 + 4 * 3 + 6) and len(chosen) == 24  # rates are tried with the first seed
+    coop = made.runs[made.runs["method"].eq("CoOp") & made.runs["shots"].eq(2)]
+    first = coop[coop["seed"] == 1]
+    kept = set(chosen.runs["run"]) & set(coop["run"])
+    best = first.loc[first["val loss"].idxmin(), "lr"]
+    assert set(coop.loc[coop["run"].isin(kept), "lr"]) == {best} and len(kept) == 2
+    found = chosen.summary(by=["method", "shots"])
+    found = table[["method", "shots"]].merge(found)[[c for c in table.columns if c != "data"]]
+    pd.testing.assert_frame_equal(found, table.drop(columns="data"), check_dtype=False, atol=1e-6)
 
 
 def test_a_rate_that_is_given_is_not_chosen(tmp_path):

@@ -4,6 +4,7 @@ import numbers
 
 import pandas as pd
 
+from medvlp.data.names import unknown_name
 from medvlp.study.metrics import METRICS
 
 MISSING = "–"
@@ -59,6 +60,36 @@ def in_words(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
         else:
             columns[header] = texts
     return pd.DataFrame(columns, dtype=object)
+
+
+def wide(table: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:
+    """A summary with a column for each value of a field: "mean ± sd [images low, images high]" in each cell.
+
+    Args:
+        table: What `summary` gives, with one row for each pair of values of `rows` and `columns`.
+        rows: The field whose values are the index, such as "method".
+        columns: The field whose values are the columns, such as "data".
+
+    Raises:
+        ValueError: a field that is not there, two rows of the table for one cell.
+    """
+    for field in (rows, columns):
+        if field not in table:
+            raise ValueError(unknown_name("column", field, table.columns, "the summary"))
+    if table.duplicated([rows, columns]).any():
+        raise ValueError(
+            f"the summary has several rows for one {rows} and {columns}; select some of it first."
+        )
+
+    def cell(row: pd.Series) -> str:
+        mean, sd, low, high = (
+            as_text(row[name], name) for name in ("mean", "sd", "images low", "images high")
+        )
+        return MISSING if mean == MISSING else f"{mean} ± {sd} [{low}, {high}]"
+
+    cells = table.assign(cell=table.apply(cell, axis=1)).pivot(index=rows, columns=columns, values="cell")
+    cells = cells.loc[table[rows].drop_duplicates(), table[columns].drop_duplicates()].fillna(MISSING)
+    return cells.rename_axis(columns=None)
 
 
 def to_latex(

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medvlp.study.tables import as_text, in_words, to_latex, to_markdown
+from medvlp.study.tables import as_text, in_words, to_latex, to_markdown, wide
 
 TABLE = pd.DataFrame(
     {
@@ -86,3 +86,17 @@ def test_a_line_break_stays_in_its_cell():
     table = pd.DataFrame({"error": ["one\ntwo"]})
     assert len(to_markdown(table).splitlines()) == 3
     assert "one two" in to_latex(table)
+
+
+def test_wide_tables_have_a_cell_for_each_pair_in_the_order_of_the_summary():
+    rows = [("b", "y", 0.5), ("b", "x", 0.6), ("a", "x", 0.7)]
+    table = pd.DataFrame(rows, columns=["method", "data", "mean"])
+    table = table.assign(sd=[0.01, np.nan, 0.0], **{"images low": 0.4, "images high": 0.8})
+    cells = wide(table, "method", "data")
+    assert cells.index.tolist() == ["b", "a"] and cells.columns.tolist() == ["y", "x"]
+    assert cells.loc["b", "y"] == "0.500 ± 0.010 [0.400, 0.800]"
+    assert cells.loc["b", "x"] == "0.600 ± – [0.400, 0.800]" and cells.loc["a", "y"] == "–"
+    with pytest.raises(ValueError, match="unknown column 'dat' in the summary; did you mean 'data'"):
+        wide(table, "method", "dat")
+    with pytest.raises(ValueError, match="several rows for one method and data"):
+        wide(pd.concat([table, table]), "method", "data")
