@@ -67,7 +67,8 @@ class ImageSet(Dataset):
 
     def subset(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> "ImageSet":
         """These images only, in this order; a boolean mask (N,) will do too."""
-        rows = np.arange(len(self))[np.asarray(indices)]
+        indices = np.asarray(indices)
+        rows = np.arange(len(self))[indices if indices.size else np.empty(0, dtype=int)]  # [] is of floats
         return type(self)(self.card, self.split, self._found.take(rows), self.transform)
 
     def of_classes(self, card: DataCard) -> "ImageSet":

@@ -14,7 +14,6 @@ import seaborn as sns
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor, nn
 
@@ -130,8 +129,6 @@ def explanation_figure(
     if "score without" in table:
         return _intervention_figure(table, image, true, predicted)
     fig = symptom_bars(table, true, predicted, image)
-    for text in fig.findobj(Text):
-        text.set_parse_math(False)  # a symptom's dollar signs are no mathematics
     if "weight" not in table:
         return fig
     scores = fig.axes[-1]  # where the bars are

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from medvlp.data.datasets import ImageSet
 from medvlp.methods.cilmp import CILMP
 from medvlp.show.kept_rank import check_intervention, rank_effect
-from medvlp.show.plots import PALETTE, closed
+from medvlp.show.plots import PALETTE, closed, literal_figure
 from medvlp.show.widget_parts import (
     COLOURS,
     Explorer,
@@ -18,7 +18,6 @@ from medvlp.show.widget_parts import (
     checked_images,
     checked_index,
     literal,
-    literal_figure,
     picture_html,
     pixels_of,
     slider,

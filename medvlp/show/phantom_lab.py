@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from medvlp.data.drawing import Draws
 from medvlp.data.phantoms import World, get_world
-from medvlp.show.plots import closed
+from medvlp.show.plots import closed, literal_figure
 from medvlp.show.widget_parts import (
     COLOURS,
     Explorer,
     bar_html,
     literal,
-    literal_figure,
     picture_html,
     pixels_of,
     slider,

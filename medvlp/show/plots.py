@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -94,6 +95,13 @@ def contrastive_matrix(
     return closed(fig)
 
 
+def literal_figure(fig: Figure) -> Figure:
+    """The figure with all its text shown letter by letter: a symptom's dollar signs are no mathematics."""
+    for text in fig.findobj(Text):
+        text.set_parse_math(False)
+    return fig
+
+
 def symptom_bars(
     scores: pd.DataFrame,
     true: str | None = None,
@@ -136,7 +144,7 @@ def symptom_bars(
     ax.set_title("     ".join(f"{what}: {name}" for what, name in words.items() if name), fontsize=10)
     fig.legend(fontsize=8, loc="outside lower center", ncols=min(3, len(classnames)), frameon=False)
     sns.despine(ax=ax)
-    return closed(fig)
+    return closed(literal_figure(fig))
 
 
 def interval_plot(

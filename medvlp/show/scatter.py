@@ -2,8 +2,8 @@
 
 The page asks nothing of the network or of the kernel, so it also works in a saved notebook and as a file. In
 a notebook it stands in a frame of its own without rights on the rest of the page, and all text of classes and
-symptoms enters it as text. It needs no package: libraries that draw this in a notebook bring 1 MB (bokeh) to
-5 MB (plotly) of script for each page, and would still leave thumbnails and their gallery to be written.
+symptoms enters it as text. It needs no package: libraries that draw this in a notebook bring a large script
+for each page, and would still leave thumbnails and their gallery to be written.
 """
 
 import base64

@@ -19,7 +19,6 @@ from medvlp.show.widget_parts import (
     checked_images,
     checked_index,
     literal,
-    literal_figure,
     picture_html,
     pixels_of,
     slider,
@@ -168,7 +167,7 @@ class SymptomExplorer(Explorer):
         """The image beside the scores of the symptoms that are used."""
         table = self.table()
         now = self.probabilities()["now"]
-        return literal_figure(symptom_bars(table[table["used"]], self.true, now.idxmax(), self.image))
+        return symptom_bars(table[table["used"]], self.true, now.idxmax(), self.image)
 
     def _start(self) -> None:
         """The method itself, with all its symptoms."""

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
@@ -44,13 +43,6 @@ def import_widgets() -> Any:
 def literal(text: str) -> str:
     """Text as HTML that shows it letter by letter: no markup, no mathematics."""
     return f'<span class="{LITERAL}">{escape(text)}</span>'
-
-
-def literal_figure(fig: Figure) -> Figure:
-    """The figure with all its text shown letter by letter, dollar signs too."""
-    for text in fig.findobj(Text):
-        text.set_parse_math(False)
-    return fig
 
 
 def jpeg(picture: Image.Image | Figure) -> str:

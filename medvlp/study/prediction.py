@@ -47,7 +47,7 @@ def predict(method: nn.Module, image: str | Path | Image.Image) -> Prediction:
         if hasattr(method, "logits_from_features"):
             features = clip.encode_images(pixels)  # (1, D)
             logits = method.logits_from_features(features)  # (1, n_cls)
-            if getattr(method, "symptoms", None) is not None:
+            if getattr(method, "symptoms", None) is not None and hasattr(method, "symptom_scores"):
                 symptom_scores = score_table(method.symptom_scores(features), method.symptoms)
         else:
             logits = method(pixels)

@@ -564,6 +564,7 @@ def test_subsets_keep_order_ids_labels_and_transform(squares):
     bright = train.subset(train.labels == 2)
     assert bright.counts == {"dark": 0, "grey": 0, "bright": train.counts["bright"]}
     assert part.subset(torch.tensor([1])).ids == [train.ids[0]]
+    assert len(part.subset([])) == len(part.subset(np.zeros(3, dtype=bool))) == 0
     with pytest.raises(IndexError):
         train.subset([len(train)])
 

@@ -22,7 +22,7 @@ from medvlp.methods.zero_shot import ZeroShot
 from medvlp.show.kept_rank import KeptRank, rank_effect, with_rank
 from medvlp.show.phantom_lab import draw_phantom
 from medvlp.show.symptom_explorer import probabilities, with_symptoms
-from medvlp.show.widget_parts import WIDGET_VIEW, bar_html, literal, literal_figure, table_html
+from medvlp.show.widget_parts import WIDGET_VIEW, bar_html, literal, table_html
 from medvlp.show.widgets import InterventionExplorer, PhantomLab, SymptomExplorer, TrainingMonitor
 from medvlp.study.config import TrainConfig
 from medvlp.study.prediction import predict
@@ -369,7 +369,7 @@ def test_text_is_shown_letter_by_letter(clip):
     assert not re.search(r"<img(?! alt=\"image \d+ of [\w-]+\" style=)", html)
     for text in re.findall(r">([^<]*\$[^<]*)<", html):  # dollars only where MathJax does not look
         assert f'<span class="tex2jax_ignore mathjax_ignore">{text}</span>' in html
-    literal_figure(explorer.static()).canvas.draw()  # no formula: a broken one would be an error
+    explorer.static().canvas.draw()  # no formula: a broken one would be an error
     assert "$\\nosuch{$" in [label.get_text() for label in explorer.static().axes[1].get_yticklabels()]
 
 

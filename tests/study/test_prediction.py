@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from medvlp.backbone.clip import Clip, load_clip
+from medvlp.methods.biomedcoop import BiomedCoOp
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.prediction import predict
 from tests.backbone import small_clips
@@ -51,6 +52,12 @@ def test_symptom_scores_explain_the_probabilities(clip, picture):
 
 def test_names_have_no_symptom_scores(clip, picture):
     assert predict(ZeroShot(clip, CARD, "classnames"), picture).symptom_scores is None
+
+
+def test_a_method_that_reads_symptoms_but_scores_none_predicts(clip, picture):
+    method = BiomedCoOp(clip, CARD)
+    prediction = predict(method, picture)
+    assert prediction.symptom_scores is None and abs(prediction.probabilities.sum() - 1) < 1e-6
 
 
 def test_a_method_without_frozen_features_is_asked_by_forward(clip, picture):
