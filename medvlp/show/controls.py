@@ -5,7 +5,7 @@ they pass proves nothing.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from medvlp.data.image_sets import PhantomSet
-from medvlp.methods.parameters import load_own_tensors, own_tensors
 from medvlp.show.faithfulness import counterfactual, mean_auroc
 from medvlp.show.flips import Claims, Flips, claims_of, flip_features, flips_of_features, some
+from medvlp.show.other_symptoms import with_symptoms
 from medvlp.study.statistics import t_interval
 
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
@@ -63,14 +63,6 @@ def shuffled_claims(claims: Claims, seed: int = 1, turn: bool = True) -> dict[st
     other = dict(zip(names, moved, strict=True))
     turned = {attribute: turn and order.random() < 0.5 for attribute in names}
     return {p: (other[attribute], says != turned[attribute]) for p, (attribute, says) in claims.items()}
-
-
-def with_symptoms(method: nn.Module, symptoms: Mapping[str, Sequence[str]]) -> nn.Module:
-    """The same method, `ZeroShot` or `ViP`, with its learned tensors as they are and other symptoms."""
-    lists = {name: list(phrases) for name, phrases in symptoms.items()}
-    other = type(method)(method.clip, method.card, **(method.config | {"symptoms": lists}))
-    load_own_tensors(other, own_tensors(method), f"this {type(method).__name__}")
-    return other.eval()
 
 
 def faithfulness_controls(

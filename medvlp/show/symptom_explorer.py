@@ -1,6 +1,6 @@
 """Symptom explorer: leave symptoms of an image out or write others, and see the decision move."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from medvlp.data.datasets import ImageSet
 from medvlp.data.names import unknown_name
-from medvlp.methods.parameters import load_own_tensors, own_tensors
 from medvlp.methods.zero_shot import score_table
+from medvlp.show.other_symptoms import check_symptoms, with_symptoms
 from medvlp.show.plots import symptom_bars
 from medvlp.show.widget_parts import (
     COLOURS,
@@ -30,32 +30,6 @@ HELP = (
     "Each bar is the cosine of the image with a symptom. Press a symptom to leave it out of its class, press "
     "it again to take it back; write one of your own below. The probabilities follow."
 )
-
-
-def with_symptoms(method: nn.Module, symptoms: Mapping[str, Sequence[str]]) -> nn.Module:
-    """The same method with other symptoms: its configuration and what it has learned stay.
-
-    Args:
-        method: `ZeroShot` with symptoms, or `ViP`, whose learned context and merge prompt then read the new
-            symptoms without any training.
-        symptoms: {classname: [phrase, ...]}, at least one for every class.
-
-    Raises:
-        ValueError: a method without symptom scores; symptoms that the method does not take.
-    """
-    _check(method)
-    config = method.config | {"symptoms": {name: list(phrases) for name, phrases in symptoms.items()}}
-    other = type(method)(method.clip, method.card, **config)
-    load_own_tensors(other, own_tensors(method), f"the trained {type(method).__name__}")
-    return other.eval()
-
-
-def _check(method: nn.Module) -> None:
-    if getattr(method, "symptoms", None) is None or not hasattr(method, "symptom_scores"):
-        raise ValueError(
-            f"this {type(method).__name__} has no symptom scores to explore; give "
-            "ZeroShot(clip, card, knowledge='symptoms') or ViP(clip, card)."
-        )
 
 
 def probabilities(method: nn.Module, image_features: Tensor) -> pd.Series:
@@ -91,7 +65,7 @@ class SymptomExplorer(Explorer):
 
     def __init__(self, method: nn.Module, images: ImageSet, index: int = 0) -> None:
         """Score the first image; see the class."""
-        _check(method)
+        check_symptoms(method)
         checked_images(images, method)
         self.method, self.images = method, images
         self._start()

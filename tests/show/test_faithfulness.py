@@ -11,7 +11,7 @@ from medvlp.data.phantoms import DRAWINGS, get_world
 from medvlp.methods.coop import CoOp
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.show.controls import SAME_SIGN, faithfulness_controls, gibberish, shuffled_claims, with_symptoms
+from medvlp.show.controls import SAME_SIGN, faithfulness_controls, gibberish, shuffled_claims
 from medvlp.show.faithfulness import (
     counterfactual,
     counterfactual_summary,
@@ -21,6 +21,7 @@ from medvlp.show.faithfulness import (
 )
 from medvlp.show.faithfulness_plots import counterfactual_figure, faithfulness_figure, twin_figure
 from medvlp.show.flips import Flips, claims_of, flip, flip_all
+from medvlp.show.other_symptoms import with_symptoms
 from tests.methods.small import make_card, make_set
 
 N = 48

@@ -20,8 +20,9 @@ from medvlp.methods.coop import CoOp
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.show.kept_rank import KeptRank, rank_effect, with_rank
+from medvlp.show.other_symptoms import with_symptoms
 from medvlp.show.phantom_lab import draw_phantom
-from medvlp.show.symptom_explorer import probabilities, with_symptoms
+from medvlp.show.symptom_explorer import probabilities
 from medvlp.show.widget_parts import WIDGET_VIEW, bar_html, literal, table_html
 from medvlp.show.widgets import InterventionExplorer, PhantomLab, SymptomExplorer, TrainingMonitor
 from medvlp.study.config import TrainConfig
