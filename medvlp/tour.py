@@ -14,6 +14,7 @@ from medvlp.data.names import unknown_name
 
 PROGRESS_BAR = re.compile(r"\d+%\||\d+it \[|\[\d+:\d\d")  # how a line of tqdm looks
 WIDGET = "application/vnd.jupyter.widget-view+json"
+STYLE_ID = re.compile(r"\bT_[0-9a-f]{5}(?=[_\" ])")  # of a table styled by pandas
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -120,6 +121,9 @@ def tidy(notebook: Any) -> None:
             del cell.metadata["tags"]
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not is_noise(output)]
+            for output in cell.outputs:
+                keep_picture(output)
+    number_styles(notebook)
 
 
 def is_noise(output: Any) -> bool:
@@ -128,7 +132,23 @@ def is_noise(output: Any) -> bool:
         lines = re.split(r"[\r\n]", output.text)
         output.text = "\n".join(line for line in lines if line.strip() and not PROGRESS_BAR.search(line))
         return not output.text
-    return output.output_type in ("display_data", "execute_result") and WIDGET in output.data
+    data = output.get("data", {})
+    return WIDGET in data and not any(kind.startswith("image/") for kind in data)
+
+
+def keep_picture(output: Any) -> None:
+    """Of a widget that brings a picture of itself, keep the picture: the widget is gone with its kernel."""
+    output.get("data", {}).pop(WIDGET, None)
+
+
+def number_styles(notebook: Any) -> None:
+    """Give tables that pandas has styled, whose ids are random, ids that are the same in every run."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    tables = [output.data for output in outputs if "text/html" in output.get("data", {})]
+    names = dict.fromkeys(name for table in tables for name in STYLE_ID.findall(table["text/html"]))
+    numbers = {name: f"T_{i:05x}" for i, name in enumerate(names)}
+    for table in tables:
+        table["text/html"] = STYLE_ID.sub(lambda found: numbers[found.group()], table["text/html"])
 
 
 def title_of(notebook: Any) -> str:

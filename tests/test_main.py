@@ -1,6 +1,7 @@
 """The command line: which notebooks run, what is written, and what a failure says."""
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -146,15 +147,35 @@ def test_parameter_values_are_yaml():
     assert parse_parameter("root=a=b") == ("root", "a=b")
 
 
+def test_styled_tables_have_the_same_ids_in_every_run():
+    """And tables of one notebook different ones: their styles hold for the whole page."""
+
+    def outputs() -> list[str]:
+        tables = [pd.DataFrame({"a": [k]}).style.format("{:.1f}").highlight_max() for k in range(2)]
+        cells = [
+            new_code_cell("t", outputs=[new_output("execute_result", data={"text/html": table.to_html()})])
+            for table in tables
+        ]
+        tidy(notebook := new_notebook(cells=cells))
+        return [cell.outputs[0].data["text/html"] for cell in notebook.cells]
+
+    first, second = outputs()
+    assert [first, second] == outputs()
+    assert "#T_00000_row0_col0" in first and 'id="T_00000"' in first
+    assert "#T_00001_row0_col0" in second and "T_00000" not in second
+
+
 def test_widgets_go_and_pictures_stay():
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "HBox()"}
     outputs = [
         new_output("display_data", data=widget),
         new_output("display_data", data={"image/png": "aGk="}),
+        new_output("execute_result", data=widget | {"image/jpeg": "aGk="}),
     ]
     notebook = new_notebook(
         cells=[new_code_cell("show()", outputs=outputs)], metadata={"widgets": {"state": 1}}
     )
     tidy(notebook)
-    assert [list(output.data) for output in notebook.cells[0].outputs] == [["image/png"]]
+    kept = [["image/png"], ["text/plain", "image/jpeg"]]  # a widget's own picture, but not the widget
+    assert [list(output.data) for output in notebook.cells[0].outputs] == kept
     assert "widgets" not in notebook.metadata

@@ -1,0 +1,44 @@
+"""The README's tables are those of the committed numbers, and these are of every method of the package."""
+
+from importlib import resources
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from medvlp.methods.registry import METHODS
+from medvlp.study.family_grids import TRAINED
+from medvlp.study.tables import to_markdown, wide
+
+TABLE = pd.read_csv(str(resources.files("medvlp") / "assets" / "family.csv"))
+TABLE["shots"] = TABLE["shots"].astype(str)
+
+
+@pytest.mark.parametrize("shots", ["16", "all"])
+def test_the_readme_shows_the_table_of_the_family(shots, repository: Path):
+    part = TABLE[TABLE["shots"] == shots]
+    assert to_markdown(wide(part, "method", "data")) in (repository / "README.md").read_text("utf-8")
+
+
+def test_the_table_has_every_method_on_every_card_with_three_seeds():
+    names = {method for method, _ in TRAINED.values()} | {"ZeroShot", "TipAdapter", "LinearProbe"}
+    assert names == set(METHODS)
+    assert set(TRAINED) < set(TABLE["method"]) and TABLE["method"].nunique() == len(TRAINED) + 5
+    cards = {"phantom-derm", "phantom-cxr", "phantom-fundus", "pneumonia"}
+    assert set(TABLE["data"]) == cards and len(TABLE) == 2 * 4 * 20
+    assert (TABLE["seeds"] == 3).all() and (TABLE["failed"] == 0).all()
+
+
+def test_each_mean_lies_in_its_interval_and_learning_helps():
+    assert (TABLE["images low"] <= TABLE["mean"]).all() and (TABLE["mean"] <= TABLE["images high"]).all()
+    means = TABLE.pivot(index="method", columns=["data", "shots"], values="mean")
+    chance = {"phantom-derm": 0.5, "phantom-cxr": 0.5, "phantom-fundus": 0.2, "pneumonia": 0.5}
+    for card, level in chance.items():
+        learned = TABLE[(TABLE["data"] == card) & (TABLE["shots"] == "all") & TABLE["method"].isin(TRAINED)]
+        assert (learned["images low"] > level).mean() > 0.8, f"methods at chance on {card}"
+    assert (
+        means.loc["Linear probe"]
+        .xs("all", level="shots")
+        .gt(means.loc["ZeroShot, classnames"].xs("all", level="shots"))
+        .all()
+    )
