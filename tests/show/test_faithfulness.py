@@ -1,3 +1,5 @@
+"""Faithfulness: a perfect reader passes, gibberish does not, and only one attribute is changed at a time."""
+
 import numpy as np
 import pandas as pd
 import pytest
