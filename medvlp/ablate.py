@@ -36,12 +36,14 @@ def ablate(
 
     Raises:
         ValueError: an unknown ablation, card or field.
+        OSError: a place that cannot be written; nothing was run.
     """
-    from medvlp.data.files import atomic_write
+    from medvlp.data.files import atomic_write, check_writable
     from medvlp.data.names import unknown_name  # these load torch, and the other commands need none
     from medvlp.study.ablation import run_ablation
     from medvlp.study.metrics import METRICS
     from medvlp.study.papers import ABLATIONS, overview
+    from medvlp.study.run_store import RunStore
     from medvlp.study.tables import to_markdown, wide
 
     with pd.option_context("display.max_columns", None, "display.width", 160, "display.max_colwidth", 100):
@@ -52,7 +54,13 @@ def ablate(
             raise ValueError(unknown_name("ablation", name, ABLATIONS))
         if metric not in (*METRICS, *OF_CLASSES):
             raise ValueError(unknown_name("metric", metric, [*METRICS, *OF_CLASSES]))
+        if out and out.is_dir():
+            raise OSError(f"{out} is a folder; name a file for the table.")
         ablation = ABLATIONS[name](**settings)
+        if out:
+            check_writable(out.parent)
+        if export:
+            RunStore(export).check_writable()
         place = store or Path("runs") / name
         grids = [{key: grid[key] for key in grid if key not in config} for grid in ablation.grids]
         tune = None if ablation.tune in config else ablation.tune

@@ -37,6 +37,25 @@ def test_wrong_arguments_end_with_a_sentence_before_any_run(arguments, message, 
     assert not list((tmp_path / "runs").glob("*.json"))
 
 
+@pytest.mark.parametrize(
+    ("option", "place", "message"),
+    [
+        ("--export", "file", "the store {}/file cannot be written"),
+        ("--export", "file/new/store", "the store {}/file/new/store cannot be written"),
+        ("--out", "file/table.csv", "the folder {}/file cannot be written"),
+        ("--out", "", "{} is a folder; name a file for the table"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_before_any_run(option, place, message, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    command = ["ablate", "vip_parts", "--shots", "1", "--seeds", "1", "-c", "epochs=1"]
+    command += ["--store", str(tmp_path / "runs"), option, str(tmp_path / place)]
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == 2 and message.format(tmp_path) in capsys.readouterr().err
+    assert not list((tmp_path / "runs").glob("*.json"))
+
+
 def test_one_command_runs_and_shows_and_the_next_runs_nothing(tmp_path, capsys, monkeypatch):
     command = ["ablate", "vip_aggregation", "--shots", "1", "--seeds", "1", "2", "-c", "epochs=1"]
     command += ["-c", "views=0", "-c", "lr=1e-3", "--store", str(tmp_path / "runs")]

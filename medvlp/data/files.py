@@ -30,6 +30,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def check_writable(folder: str | Path, what: str = "the folder") -> None:
+    """Make a folder; OSError that names it where nothing can be written there."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{what} {folder} cannot be written ({error.strerror}).") from None
+
+
 def cache_folder() -> Path:
     """Where what can be made again is kept: the environment's MEDVLP_CACHE, or ~/.cache/medvlp."""
     return Path(os.environ.get("MEDVLP_CACHE") or Path.home() / ".cache" / "medvlp").expanduser()

@@ -100,7 +100,8 @@ def run_ablation(
         tune: Keys of the grid whose values are chosen on the validation images, by their loss, with the first
             seed of the grid and apart for every combination of the other keys; the other seeds run with what
             was chosen. The study has the chosen runs. {"lr": [0.002, 0.02, 0.2]} with `tune="lr"` gives every
-            method the same care; `Study.chosen` is the choice for every seed by itself.
+            method the same care; `Study.chosen` is the choice for every seed by itself. Of one value there is
+            nothing to choose.
         jobs: Processes. None: what `joblib.parallel_config` says, else this process alone. They load a CLIP
             or data set that is given by name, once each; one that is given itself goes to them with each run.
         cache_dir: Of the image features; by default the features' own.
@@ -116,14 +117,15 @@ def run_ablation(
     place.check_writable()
     given = list(dict.fromkeys(key for run in runs for key in run.given))
     features = Path(cache_dir or cache_folder()).expanduser().resolve()
-    if tune:
-        over = keys_to_choose(runs, tune)
+    tried: set[str] = set()
+    if tune and (over := keys_to_choose(runs, tune)):
         first = of_first_seed(runs)
+        tried = {run.id for run in first}
         _make(first, place, jobs, features, progress)
         study = Study(store, {run.id: run.settings for run in first}, given)
         some = (study.runs["status"] == DONE).any()
         runs = settled(runs, study.chosen(over).runs["run"] if some else (), over)
-    _make(runs, place, jobs, features, progress)
+    _make([run for run in runs if run.id not in tried], place, jobs, features, progress)
     for run in {(run.test.fingerprint, run.base_to_new): run for run in runs}.values():
         place.write_test(tested_images(run)[0])  # if it was lost
     return Study(store, {run.id: run.settings for run in runs}, given)
@@ -136,8 +138,8 @@ def _make(runs: Sequence[Run], place: RunStore, jobs: int | None, features: Path
     to_do = [run for run in runs if records[run.id] is None or run.id in failed_before]
     del records  # they hold the logits
     made = failed = 0
-    before = len(runs) - len(to_do)
-    with tqdm(total=len(runs), initial=before, desc="study", unit="run", disable=not progress) as bar:
+    before, shown = len(runs) - len(to_do), progress and len(runs) > 0
+    with tqdm(total=len(runs), initial=before, desc="study", unit="run", disable=not shown) as bar:
 
         def told(status: str) -> None:
             nonlocal made, failed

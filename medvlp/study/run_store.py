@@ -11,7 +11,6 @@ may share a store where the file system has locks for all of them (NFS has; some
 
 import json
 import math
-import tempfile
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from medvlp.data.datasets import ImageSet
-from medvlp.data.files import atomic_write
+from medvlp.data.files import atomic_write, check_writable
 from medvlp.data.names import unknown_name
 
 KIND, TEST_KIND = "medvlp run", "medvlp test set"
@@ -40,11 +39,7 @@ class RunStore:
 
     def check_writable(self) -> None:
         """Make the folder; OSError where nothing could be kept there."""
-        try:
-            with tempfile.TemporaryFile(dir=self._locks()):
-                pass
-        except OSError as error:
-            raise OSError(f"the store {self.folder} cannot be written ({error.strerror}).") from None
+        check_writable(self.folder, "the store")
 
     def ids(self) -> list[str]:
         """Ids of all runs, sorted."""
@@ -84,8 +79,10 @@ class RunStore:
 
         Raises:
             FileNotFoundError: a run, or its test set, is not here.
+            OSError: the other store cannot be written.
         """
         other = RunStore(folder)
+        other.check_writable()
         for run_id in run_ids:
             record = self.read(run_id)
             if record is None:

@@ -11,7 +11,7 @@ NOT_CHOSEN = ("method", "data", "test", "seed", "shots")  # what a comparison co
 
 
 def keys_to_choose(runs: Sequence[Run], over: str | Sequence[str]) -> list[str]:
-    """The keys whose values are chosen.
+    """The keys whose values are chosen: those of `over` with several values in the runs of the first seed.
 
     Raises:
         ValueError: a key that the grids do not have, or that is nothing to choose.
@@ -21,7 +21,8 @@ def keys_to_choose(runs: Sequence[Run], over: str | Sequence[str]) -> list[str]:
     for key in over:
         if key not in known:
             raise ValueError(unknown_name("key to tune", key, known, "the grid"))
-    return over
+    first = of_first_seed(runs)
+    return [key for key in over if len({_value(run, key) for run in first}) > 1]
 
 
 def of_first_seed(runs: Sequence[Run]) -> list[Run]:
@@ -48,9 +49,18 @@ def settled(runs: Sequence[Run], chosen: Iterable[str], over: Sequence[str]) -> 
     ]  # fmt: skip
 
 
+def _value(run: Run, key: str) -> Any:
+    """A setting by the key that grids have for it; None where the run's method has no such argument."""
+    return next((run.settings[name] for name in _names(key) if name in run.settings), None)
+
+
 def _without_seed(run: Run, over: Sequence[str]) -> str:
     """The run's settings but its seed and those in `over`, as text."""
-    left_out = {"seed", "config.seed", "method.seed"}
-    left_out |= {name for key in over for name in (key, f"config.{key}", f"method.{key}")}
+    left_out = {name for key in ("seed", *over) for name in _names(key)}
     kept: Mapping[str, Any] = {key: value for key, value in run.settings.items() if key not in left_out}
     return json.dumps(kept, sort_keys=True)
+
+
+def _names(key: str) -> tuple[str, str, str]:
+    """What a grid's key may be called in a run's settings."""
+    return key, f"config.{key}", f"method.{key}"

@@ -61,6 +61,17 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path):
         RunStore(tmp_path / "file").check_writable()
 
 
+def test_a_copy_to_where_nothing_can_be_written_says_so(tmp_path):
+    store = RunStore(tmp_path / "store")
+    store.write("a", dict.fromkeys(FIELDS, "x"))
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/deeper/copy"):
+        with pytest.raises(OSError, match=f"the store .*{place} cannot be written"):
+            store.copy_to(tmp_path / place, ["a"])
+    other = store.copy_to(tmp_path / "copy", ["a"])
+    assert other.ids() == ["a"] and [path.name for path in other.folder.iterdir()] == ["a.json"]
+
+
 def test_a_damaged_test_set_is_written_again(tmp_path):
     store, images = RunStore(tmp_path), make_set(CARD, [0, 1, 2, 1], "test")
     store.write_test(images)

@@ -69,9 +69,22 @@ def test_rates_that_fail_are_left_out_of_the_choice(folder):
     assert made.runs["status"].tolist() == ["done"] * 2 and set(rates(made)) == {0.5}
 
 
-def test_where_every_value_fails_the_failures_are_seen(folder):
-    made = study(folder, {"method": "Slow", "lr": [1e29, 1e30], "seed": [1, 2]}, tune="lr")
+def test_where_every_value_fails_the_failures_are_seen_and_none_is_tried_twice(folder):
+    grid = {"method": "Slow", "lr": [1e29, 1e30], "seed": [1, 2]}
+    made = study(folder, grid, tune="lr")
     assert len(made) == 4 and set(made.runs["status"]) == {"failed"}
+    assert sorted(seed for seed, _ in noted()) == ["1", "1", "2", "2"]
+    study(folder, grid, tune="lr")  # the next call tries each again, once
+    assert sorted(seed for seed, _ in noted()) == ["1"] * 4 + ["2"] * 4
+
+
+@pytest.mark.parametrize("tune", ["lr", ["lr", "dropout"]])
+def test_a_key_with_one_value_is_taken_as_it_is(folder, tune):
+    grid = {"method": "Prototypes", "lr": 0.5, "dropout": 0.1, "seed": [1, 2]}
+    made = study(folder, grid, tune=tune)
+    assert rates(made) == [0.5, 0.5] and made.runs["seed"].tolist() == [1, 2]
+    more = study(folder, grid | {"lr": [0.5, 1e-6]}, tune=tune)  # a choice is left in one of the two
+    assert len(more) == 2 and len(set(rates(more))) == 1
 
 
 @pytest.mark.parametrize("key", ["lrs", "method", "seed", "shots", "data"])
@@ -90,3 +103,6 @@ def test_exported_runs_are_a_store_of_their_own(folder):
         assert (copied.predictions(run_id).probabilities == made.predictions(run_id).probabilities).all()
     with pytest.raises(FileNotFoundError, match="has no run 'nope'"):
         made.store.copy_to(folder / "other", ["nope"])
+    (folder / "file").write_text("")
+    with pytest.raises(OSError, match="the store .*file/copy cannot be written"):
+        made.store.copy_to(folder / "file" / "copy", made.runs["run"])
