@@ -13,10 +13,9 @@ from medvlp.show.kept_rank import check_intervention, rank_effect
 from medvlp.show.plots import PALETTE, closed, literal_figure
 from medvlp.show.widget_parts import (
     COLOURS,
-    Explorer,
+    ImageExplorer,
     bar_html,
     checked_images,
-    checked_index,
     literal,
     picture_html,
     pixels_of,
@@ -32,7 +31,7 @@ HELP = (
 BARS = {"without edit": 7, "now": 0, "as trained": 2}  # columns of the table, and colours of the palette
 
 
-class InterventionExplorer(Explorer):
+class InterventionExplorer(ImageExplorer):
     """Keep some directions of CILMP's edit, or none, and see probabilities and prompts move.
 
     `InterventionExplorer(cilmp, data.test)` at the end of a cell shows the widget. Its controls are methods,
@@ -67,8 +66,7 @@ class InterventionExplorer(Explorer):
 
     def choose(self, index: int) -> None:
         """Look at another image."""
-        self.index = checked_index(self.images, index)
-        self.image = self.images.image(self.index)
+        self._take(index)
         self._pixels = pixels_of(self.cilmp.clip, [self.image])  # (1, 3, S, S)
         self._effects: dict[int, pd.DataFrame] = {}
 
@@ -103,16 +101,7 @@ class InterventionExplorer(Explorer):
     def decision(self) -> str:
         """In words: what is decided now, and whether that is another class than as trained."""
         table = self.table()
-        now, trained = table["now"].idxmax(), table["as trained"].idxmax()
-        words = f"Decision: {now}, probability {table.loc[now, 'now']:.2f}."
-        if now != trained:
-            words += f" As trained it is {trained}."
-        return f"{words} True class: {self.true}."
-
-    @property
-    def true(self) -> str:
-        """The class of the image."""
-        return self.images.card.classnames[int(self.images.labels[self.index])]
+        return self._in_words(table["now"], table["as trained"], "As trained it is")
 
     def static(self) -> Figure:
         """The image, its probabilities by the rank that is kept, and how far each class's text moves."""

@@ -14,10 +14,9 @@ from medvlp.show.other_symptoms import check_symptoms, with_symptoms
 from medvlp.show.plots import symptom_bars
 from medvlp.show.widget_parts import (
     COLOURS,
-    Explorer,
+    ImageExplorer,
     bar_html,
     checked_images,
-    checked_index,
     literal,
     picture_html,
     pixels_of,
@@ -40,7 +39,7 @@ def probabilities(method: nn.Module, image_features: Tensor) -> pd.Series:
     return pd.Series(values, index=pd.Index(method.card.classnames, name="classname"), name="probability")
 
 
-class SymptomExplorer(Explorer):
+class SymptomExplorer(ImageExplorer):
     """Look at an image through its symptoms, leave some out, write others, and see the decision move.
 
     `SymptomExplorer(vip, data.test)` at the end of a cell shows the widget. Its controls are methods, so that
@@ -79,8 +78,7 @@ class SymptomExplorer(Explorer):
 
     def choose(self, index: int) -> None:
         """Look at another image."""
-        self.index = checked_index(self.images, index)
-        self.image = self.images.image(self.index)
+        self._take(index)
         clip = self.method.clip
         with evaluating(self.method):
             self.features = clip.encode_images(pixels_of(clip, [self.image]))  # (1, D)
@@ -125,17 +123,7 @@ class SymptomExplorer(Explorer):
 
     def decision(self) -> str:
         """In words: what the method decides now, and whether that is another class than before."""
-        table = self.probabilities()
-        before, now = table["before"].idxmax(), table["now"].idxmax()
-        words = f"Decision: {now}, probability {table.loc[now, 'now']:.2f}."
-        if before != now:
-            words += f" It has moved: with the method's own symptoms it is {before}."
-        return f"{words} True class: {self.true}."
-
-    @property
-    def true(self) -> str:
-        """The class of the image."""
-        return self.images.card.classnames[int(self.images.labels[self.index])]
+        return self._in_words(self._now, self._before, "It has moved: with the method's own symptoms it is")
 
     def static(self) -> Figure:
         """The image beside the scores of the symptoms that are used."""

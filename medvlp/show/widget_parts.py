@@ -12,6 +12,7 @@ from functools import cached_property
 from html import escape
 from typing import Any
 
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
@@ -24,7 +25,7 @@ from medvlp.show.plots import PALETTE
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 LITERAL = "tex2jax_ignore mathjax_ignore"  # classes that MathJax passes over
 COLOURS = PALETTE.as_hex()
-_DPI = 80  # of the static pictures that a saved notebook keeps
+_DPI = 72  # of the static pictures that a saved notebook keeps
 _THUMBNAIL = (320, 320)
 
 
@@ -49,7 +50,7 @@ def jpeg(picture: Image.Image | Figure) -> str:
     """A figure, or an image brought down to at most 320 pixels a side, as base64 of a JPEG file."""
     file = io.BytesIO()
     if isinstance(picture, Figure):
-        picture.savefig(file, format="jpeg", dpi=_DPI, bbox_inches="tight", pil_kwargs={"quality": 85})
+        picture.savefig(file, format="jpeg", dpi=_DPI, bbox_inches="tight", pil_kwargs={"quality": 75})
     else:
         ImageOps.contain(picture, _THUMBNAIL).save(file, format="JPEG", quality=95)
     return base64.b64encode(file.getvalue()).decode()
@@ -161,6 +162,36 @@ class Explorer:
         except ImportError:
             live = {}
         return bundle | {kind: data for kind, data in live.items() if kind == WIDGET_VIEW}
+
+
+class ImageExplorer(Explorer):
+    """An explorer of the images of a set, one at a time.
+
+    Attributes:
+        images: The set.
+        index: The image that is shown; `image` is its picture.
+    """
+
+    images: ImageSet
+    index: int
+    image: Image.Image
+
+    @property
+    def true(self) -> str:
+        """The class of the image."""
+        return self.images.card.classnames[int(self.images.labels[self.index])]
+
+    def _take(self, index: int) -> None:
+        self.index = checked_index(self.images, index)
+        self.image = self.images.image(self.index)
+
+    def _in_words(self, now: pd.Series, before: pd.Series, else_it_is: str) -> str:
+        """The decision in words, from P(class) now and before; `else_it_is` leads to another class."""
+        decided, was = now.idxmax(), before.idxmax()
+        words = f"Decision: {decided}, probability {now[decided]:.2f}."
+        if decided != was:
+            words += f" {else_it_is} {was}."
+        return f"{words} True class: {self.true}."
 
 
 def slider(widgets: Any, description: str, most: int, value: int, tooltip: str) -> Any:

@@ -23,7 +23,7 @@ from medvlp.show.kept_rank import KeptRank, rank_effect, with_rank
 from medvlp.show.other_symptoms import with_symptoms
 from medvlp.show.phantom_lab import draw_phantom
 from medvlp.show.symptom_explorer import probabilities
-from medvlp.show.widget_parts import WIDGET_VIEW, bar_html, literal, table_html
+from medvlp.show.widget_parts import WIDGET_VIEW, ImageExplorer, bar_html, literal, table_html
 from medvlp.show.widgets import InterventionExplorer, PhantomLab, SymptomExplorer, TrainingMonitor
 from medvlp.study.config import TrainConfig
 from medvlp.study.prediction import predict
@@ -349,6 +349,26 @@ def test_the_monitor_without_validation_and_with_an_unknown_metric(clip, data):
 
 
 # --- all of them ---
+
+
+def test_explorers_of_images_say_the_class_and_where_the_decision_has_moved(zero, cilmp, data):
+    for explorer in (SymptomExplorer(zero, data.test, 3), InterventionExplorer(cilmp, data.test, 3)):
+        assert isinstance(explorer, ImageExplorer)
+        assert explorer.true == data.card.classnames[int(data.test.labels[3])]
+        now = pd.Series({"melanoma": 0.25, "nevus": 0.75})
+        still = f"Decision: nevus, probability 0.75. True class: {explorer.true}."
+        assert explorer._in_words(now, now / 2, "Once it was") == still
+        moved = still.replace("0.75.", "0.75. Once it was melanoma.")
+        assert explorer._in_words(now, 1 - now, "Once it was") == moved
+    edited = InterventionExplorer(cilmp, data.test)
+    edited._effects = {
+        k: pd.DataFrame({"classname": data.card.classnames, "probability": p, "angle": 0.0, "edit": 0.0})
+        for k, p in ((0, [0.9, 0.1]), (edited.rank, [0.3, 0.7]))
+    }
+    edited.switch(False)
+    first, second = data.card.classnames
+    said = f"Decision: {first}, probability 0.90. As trained it is {second}. True class: {edited.true}."
+    assert edited.decision() == said
 
 
 def test_text_is_shown_letter_by_letter(clip):
