@@ -91,6 +91,32 @@ def test_is_more_prose_than_code_in_short_cells(path):
     assert 4 <= ratio <= 14, f"{ratio:.1f} words of prose per line of code"
 
 
+def links(path: Path) -> list[str]:
+    """Files that the markdown of a notebook, or a page of markdown, links to by a relative path."""
+    if path.suffix == ".ipynb":
+        text = "\n".join(cell.source for cell in cells(path, "markdown"))
+    else:
+        text = path.read_text(encoding="utf-8")
+    found = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [link.split("#")[0] for link in found if not re.match(r"[a-z]+:|#", link)]
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, FOLDER / "glossary.md"], ids=lambda path: path.stem)
+def test_links_to_files_that_exist(path):
+    missing = [link for link in links(path) if not (path.parent / link).exists()]
+    assert not missing, missing
+
+
+@each_notebook
+def test_opens_with_a_link_to_the_glossary_and_leads_to_the_next_notebook(path):
+    assert "](glossary.md)" in cells(path, "markdown")[0].source
+    following = NOTEBOOKS[NOTEBOOKS.index(path) + 1 :]
+    summary = next(c.source for c in cells(path, "markdown") if "## Summary" in c.source)
+    summary = summary.split("## Summary")[1].split("## Exercises")[0]
+    if following:
+        assert f"]({following[0].name})" in summary.partition("**Next:**")[2], following[0].name
+
+
 @pytest.mark.slow
 @pytest.mark.notebook
 @each_notebook
