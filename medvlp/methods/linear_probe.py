@@ -61,7 +61,9 @@ class LinearProbe(nn.Module):
         self.chosen_C: float | None = None
         self.search: pd.DataFrame | None = None
 
-    def fit(self, train: ImageSet, val: ImageSet, cache_dir: str | Path | None = None) -> "LinearProbe":
+    def fit(
+        self, train: ImageSet, val: ImageSet, cache_dir: str | Path | None = None, progress: bool = True
+    ) -> "LinearProbe":
         """Fit on the features of `train`, choose C on those of `val`, and return self.
 
         Raises:
@@ -70,13 +72,13 @@ class LinearProbe(nn.Module):
         for split, dataset in (("training", train), ("validation", val)):
             _check_labels(split, dataset.labels, self.card.classnames)
         _check_every_class(train.labels, self.card.classnames)
-        x, y = _arrays(self.clip, train, cache_dir)  # (N, D), (N,)
-        x_val, y_val = _arrays(self.clip, val, cache_dir)
+        x, y = _arrays(self.clip, train, cache_dir, progress)  # (N, D), (N,)
+        x_val, y_val = _arrays(self.clip, val, cache_dir, progress)
 
         labels = range(len(self.card.classnames))
         present = np.unique(y_val)  # balanced accuracy is the mean recall of the classes that validation has
         models, rows = [], []
-        for C in tqdm(C_GRID, desc="linear probe", unit="C", leave=False, delay=2):
+        for C in tqdm(C_GRID, desc="linear probe", unit="C", leave=False, delay=2, disable=not progress):
             # second order: it also ends at the minimum where C is large
             regression = LogisticRegression(
                 C=C, class_weight=self.config["class_weight"], solver="newton-cg", tol=1e-7
@@ -94,7 +96,11 @@ class LinearProbe(nn.Module):
         return self
 
     def before_training(
-        self, train: ImageSet, val: ImageSet | None, cache_dir: str | Path | None = None
+        self,
+        train: ImageSet,
+        val: ImageSet | None,
+        cache_dir: str | Path | None = None,
+        progress: bool = True,
     ) -> None:
         """`fit`, for `medvlp.fit`.
 
@@ -103,7 +109,7 @@ class LinearProbe(nn.Module):
         """
         if val is None:
             raise ValueError("a linear probe needs validation images to choose C; give val.")
-        self.fit(train, val, cache_dir)
+        self.fit(train, val, cache_dir, progress)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
@@ -128,8 +134,10 @@ class LinearProbe(nn.Module):
             self.fitted.fill_(True)
 
 
-def _arrays(clip: Clip, dataset: ImageSet, cache_dir: str | Path | None) -> tuple[np.ndarray, np.ndarray]:
-    features = image_features(clip, dataset, cache_dir=cache_dir)
+def _arrays(
+    clip: Clip, dataset: ImageSet, cache_dir: str | Path | None, progress: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    features = image_features(clip, dataset, cache_dir=cache_dir, progress=progress)
     return features.features.double().cpu().numpy(), features.labels.cpu().numpy()
 
 

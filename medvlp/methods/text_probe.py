@@ -97,12 +97,17 @@ class TextProbe(nn.Module):
 
     @torch.no_grad()
     def before_training(
-        self, train: ImageSet, val: ImageSet | None = None, cache_dir: str | Path | None = None
+        self,
+        train: ImageSet,
+        val: ImageSet | None = None,
+        cache_dir: str | Path | None = None,
+        progress: bool = True,
     ) -> None:
         """Find lambda from the training images."""
         if not self.constraint:
             return
-        f = training_features(self.clip, train, self.config["multiplier_views"], cache_dir)  # (K, N, D)
+        views = self.config["multiplier_views"]
+        f = training_features(self.clip, train, views, cache_dir, progress)  # (K, N, D)
         labels = train.labels.to(f.device)  # (N,)
         t = F.normalize(self.text_features, dim=-1)  # (n_cls, D)
         p = (self.logit_scale * f @ t.T).softmax(dim=-1)  # (K, N, n_cls)

@@ -140,26 +140,36 @@ class TipAdapter(nn.Module):
             self.register_buffer(name, torch.tensor(float(self.config[name]), device=device))
 
     def before_training(
-        self, train: ImageSet, val: ImageSet | None = None, cache_dir: str | Path | None = None
+        self,
+        train: ImageSet,
+        val: ImageSet | None = None,
+        cache_dir: str | Path | None = None,
+        progress: bool = True,
     ) -> None:
         """Fill the cache with the training images, and forget any other."""
-        f = training_features(self.clip, train, self.config["cache_views"], cache_dir)  # (K, N, D)
+        views = self.config["cache_views"]
+        f = training_features(self.clip, train, views, cache_dir, progress)  # (K, N, D)
         values = F.one_hot(train.labels, len(self.card.classnames)).float()  # (N, n_cls)
         self._fill(F.normalize(f.mean(dim=0), dim=-1), values)
 
     @torch.no_grad()
-    def after_training(self, val: ImageSet | None, cache_dir: str | Path | None = None) -> None:
+    def after_training(
+        self, val: ImageSet | None, cache_dir: str | Path | None = None, progress: bool = True
+    ) -> None:
         """Choose alpha and beta on the validation images; without them both stay as they are."""
         if val is None or not self.config["tune"]:
             return
-        f = image_features(self.clip, val, cache_dir=cache_dir).features.to(self.keys)  # (N_val, D)
+        found = image_features(self.clip, val, cache_dir=cache_dir, progress=progress)
+        f = found.features.to(self.keys)  # (N_val, D)
         labels = val.labels.to(f.device)  # (N_val,)
         text_logits, affinity = self._text_logits(f), f @ self.keys.T  # (N_val, n_cls), (N_val, N)
         alphas = _steps(self.config["alpha_max"], N_ALPHA)
         weights = torch.tensor(alphas, device=f.device)[:, None, None]  # (N_ALPHA, 1, 1)
         rows = []
         betas = _steps(self.config["beta_max"], N_BETA)
-        for beta in tqdm(betas, desc="alpha and beta", unit="beta", leave=False, delay=2):
+        for beta in tqdm(
+            betas, desc="alpha and beta", unit="beta", leave=False, delay=2, disable=not progress
+        ):
             logits = text_logits + weights * self._votes(affinity, beta)  # (N_ALPHA, N_val, n_cls)
             accuracy = (logits.argmax(dim=-1) == labels).float().mean(dim=-1).tolist()  # N_ALPHA
             rows += [(beta, alpha, right) for alpha, right in zip(alphas, accuracy, strict=True)]

@@ -43,9 +43,10 @@ def fit(
     """Train the parameters of `method` that require gradients, by cross-entropy, and keep the best epoch's.
 
     A method may bring more: `training_logits(inputs) -> (logits (B, n_cls), penalty (B,))`, where the mean of
-    cross-entropy and penalty together is minimised; `before_training(train, val, cache_dir)`, called once at
-    the start, and `after_training(val, cache_dir)`, called with the weights that are kept. Where that leaves
-    nothing to train by gradients, as in a linear probe, the history is one row, of epoch 0.
+    cross-entropy and penalty together is minimised; `before_training(train, val, cache_dir, progress)`,
+    called once at the start, and `after_training(val, cache_dir, progress)`, called with the weights that are
+    kept; `progress` says whether to show bars. Where that leaves nothing to train by gradients, as in a
+    linear probe, the history is one row, of epoch 0.
 
     Where the method has `logits_from_features`, the image tower is frozen and its features are computed once
     for each view. With `views=0` that is exactly training without augmentation. With K views it is the
@@ -66,7 +67,7 @@ def fit(
         checkpoint: A file that is replaced, whole, after each epoch. Where it exists the run goes on from it.
         callbacks: Told of each epoch; see `Callback`.
         cache_dir: Of the image features; by default the features' own.
-        progress: Show a bar.
+        progress: Show bars.
 
     Returns:
         One row an epoch: epoch (from 1), lr, loss (the mean over the epoch's images, penalty included),
@@ -84,7 +85,8 @@ def fit(
     with one_accelerator(method, config) as accelerator:
         if hasattr(method, "before_training"):
             with accelerator.main_process_first():  # the others find the features in the cache
-                method.before_training(train, val, cache_dir)
+                bars = progress and accelerator.is_main_process
+                method.before_training(train, val, cache_dir, progress=bars)
         trainer = _Trainer(method, train, val, config, accelerator, callbacks, cache_dir, progress)
         with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
             return trainer.run(Path(checkpoint) if checkpoint else None)
@@ -167,7 +169,7 @@ class _Trainer:
         """Let the method do what it does last, and leave it in evaluation mode."""
         self.method.eval()
         if hasattr(self.method, "after_training"):
-            self.method.after_training(self.val, self.cache_dir)
+            self.method.after_training(self.val, self.cache_dir, progress=self.progress)
 
     def _epoch(self, epoch: int, bar: tqdm) -> None:
         """Train and validate once; then history, kept weights and callbacks know of it."""

@@ -1,6 +1,7 @@
 """What a method may bring to `fit`: a recipe, a penalty, hooks before and after; and the optimisers."""
 
 from dataclasses import replace
+from functools import partial
 from math import isnan
 from typing import ClassVar
 
@@ -9,11 +10,15 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.methods.cilmp import CILMP
+from medvlp.methods.linear_probe import LinearProbe
 from medvlp.methods.parameters import own_tensors
+from medvlp.methods.text_probe import TextProbe
+from medvlp.methods.tip_adapter import TipAdapter
 from medvlp.methods.vip import ViP
 from medvlp.study.averaging import EpochAverage
 from medvlp.study.callbacks import Callback
@@ -58,12 +63,12 @@ class NearestMean(nn.Module):
         self.register_buffer("means", torch.zeros(len(card.classnames), clip.embed_dim))
         self.calls: list[tuple] = []
 
-    def before_training(self, train, val, cache_dir) -> None:
-        found = image_features(self.clip, train, cache_dir=cache_dir)
+    def before_training(self, train, val, cache_dir, progress) -> None:
+        found = image_features(self.clip, train, cache_dir=cache_dir, progress=progress)
         self.means.copy_(torch.stack([found.features[found.labels == c].mean(0) for c in range(3)]))
         self.calls.append(("before", train.split, val and val.split))
 
-    def after_training(self, val, cache_dir) -> None:
+    def after_training(self, val, cache_dir, progress) -> None:
         self.calls.append(("after", val and val.split, self.training))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -177,13 +182,38 @@ def test_a_method_that_is_fitted_before_training_takes_no_steps(clip):
 
 def test_after_training_sees_the_weights_that_are_kept(clip):
     class Noting(Prototypes):
-        def after_training(self, val, cache_dir) -> None:
+        def after_training(self, val, cache_dir, progress) -> None:
             self.seen = (own_tensors(self)["weight"].clone(), val.split, self.training)
 
     method = Noting(clip, CARD)
     fit(method, *small_sets(), replace(RUN, keep="best", lr=50.0), **QUIET)
     weight, split, training = method.seen
     assert torch.equal(weight, method.weight) and (split, training) == ("val", False)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        LinearProbe,
+        partial(TextProbe, multiplier_views=2),
+        partial(TipAdapter, cache_views=2),
+        partial(TipAdapter, cache_views=2, trained=True),
+    ],
+    ids=["LinearProbe", "TextProbe", "TipAdapter", "TipAdapter-F"],
+)
+def test_without_progress_no_bar_is_shown(clip, tmp_path, monkeypatch, make):
+    bars, init = [], tqdm.__init__
+
+    def noting(self, *args, **options) -> None:
+        init(self, *args, **options)
+        if not self.disable:
+            bars.append(options["desc"])
+
+    monkeypatch.setattr(tqdm, "__init__", noting)
+    for progress in (False, True):
+        config = TrainConfig(epochs=1, batch_size=4, views=0)
+        fit(make(clip, CARD), *small_sets(), config, cache_dir=tmp_path / str(progress), progress=progress)
+        assert ("image features" in bars) == bool(bars) == progress
 
 
 def test_the_published_average_is_scaled_to_the_epochs(clip):
