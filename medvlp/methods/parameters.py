@@ -42,12 +42,25 @@ def load_own_tensors(method: nn.Module, tensors: dict[str, Tensor], where: str) 
             own[name].copy_(tensor)
 
 
+def learned_parameters(method: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name.
+
+    Those that require gradients. Where none does, but the method has `before_training`, as a linear probe,
+    its own parameters: what it only stores, such as the features of training images, are buffers.
+    """
+    parameters = dict(method.named_parameters())
+    by_gradient = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    if by_gradient or not hasattr(method, "before_training"):
+        return by_gradient
+    frozen = {id(parameter) for parameter in method.clip.parameters()}
+    return {name: parameter for name, parameter in parameters.items() if id(parameter) not in frozen}
+
+
 def trainable_parameters(method: nn.Module) -> pd.DataFrame:
-    """The parameters that training changes: index part, columns shape and count, and their total last."""
+    """`learned_parameters` as a table: index part, columns shape and count, and their total last."""
     rows = {
         name: (" x ".join(map(str, parameter.shape)), parameter.numel())
-        for name, parameter in method.named_parameters()
-        if parameter.requires_grad
+        for name, parameter in learned_parameters(method).items()
     }
     rows["total"] = ("", sum(count for _, count in rows.values()))
     return pd.DataFrame.from_dict(rows, orient="index", columns=["shape", "count"]).rename_axis("part")

@@ -193,8 +193,9 @@ class Study:
     @cached_property
     def runs(self) -> pd.DataFrame:
         """One row a run: run (its id), method, data, seed and what else varies, status, metrics, the same and
-        the loss on the validation images as "val ...", n_trainable, epoch (whose weights were kept) and
-        seconds. What a run's method does not have is None, metrics of a failed run are NaN.
+        the loss on the validation images as "val ...", n_trainable (how many numbers are learned), epoch
+        (whose weights were kept) and seconds. What a run's method does not have is None, metrics of a failed
+        run are NaN.
         """
         names = dict.fromkeys([*METRICS, *(name for one in self._records.values() for name in _metrics(one))])
         rows = []

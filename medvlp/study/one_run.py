@@ -19,6 +19,7 @@ from torch import nn
 from medvlp.backbone.features import image_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
+from medvlp.methods.parameters import learned_parameters
 from medvlp.study.averaging import EpochAverage
 from medvlp.study.evaluation import predict_logits
 from medvlp.study.metrics import weighted_metrics
@@ -131,7 +132,7 @@ def _results(run: Run, tools: _Tools) -> dict[str, Any]:
     results = _tested(method, test, tools) | {
         "validation": _validated(method, val, tools),
         "kept epoch": kept.iloc[0].to_dict() if len(kept) else None,
-        "n_trainable": sum(p.numel() for p in method.parameters() if p.requires_grad),
+        "n_trainable": sum(parameter.numel() for parameter in learned_parameters(method).values()),
         "device": str(clip.device),
     }
     if run.base_to_new:

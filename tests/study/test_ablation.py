@@ -77,6 +77,17 @@ def test_a_run_is_fit_and_evaluation_as_by_hand(folder, average):
     assert run["n_trainable"] == 3 * 40 and run["status"] == "done" and run["seed"] == 3
 
 
+def test_the_numbers_that_each_method_learns_are_counted(folder):
+    methods = ["Prototypes", "LinearProbe", "TipAdapter", "ZeroShot"]
+    runs = study(folder, {"method": methods, "config.views": 0}).runs
+    assert dict(zip(runs["method"], runs["n_trainable"], strict=True)) == {
+        "Prototypes": 3 * 40,
+        "LinearProbe": 3 * 40 + 3,  # weights and biases
+        "TipAdapter": 0,
+        "ZeroShot": 0,
+    }
+
+
 def test_averaging_changes_a_run(folder):
     made = study(folder, {"method": "Prototypes", "shots": 4, "average": [False, True]})
     one, other = (made.predictions(run).probabilities for run in made.runs["run"])

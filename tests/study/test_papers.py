@@ -111,6 +111,9 @@ def test_shipped_studies_hold_what_their_commands_ask_for(clip):
         if "lr" in found.varied:
             assert (shipped.groupby(rest, dropna=False)["lr"].nunique() == 1).all()
         assert len(shipped) == 3 * len(shipped.drop_duplicates(rest))
+    few_shot = papers.shipped_study("few_shot").runs
+    probes = few_shot.loc[few_shot["method"] == "Linear probe", "n_trainable"]
+    assert set(probes) == {2 * (128 + 1)}  # weights and biases, on the embedded CLIP's features
     with pytest.raises(ValueError, match="unknown shipped study 'few_shots'; did you mean 'few_shot'"):
         papers.shipped_study("few_shots")
 

@@ -18,7 +18,10 @@ from torch import nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
+from medvlp.methods.linear_probe import LinearProbe
 from medvlp.methods.parameters import own_tensors, trainable_parameters
+from medvlp.methods.text_probe import TextProbe
+from medvlp.methods.tip_adapter import TipAdapter
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.callbacks import Callback
@@ -532,3 +535,12 @@ def test_trainable_parameters_by_part(clip):
     }
     assert table.loc["total", "count"] == 3 + 3 * clip.embed_dim
     assert trainable_parameters(ZeroShot(clip, CARD)).loc["total", "count"] == 0
+
+
+def test_what_is_fitted_without_gradients_counts_as_learned(clip):
+    n, D = len(CARD.classnames), clip.embed_dim
+    table = trainable_parameters(LinearProbe(clip, CARD))
+    counts = {"linear.weight": n * D, "linear.bias": n, "total": n * (D + 1)}
+    assert table["count"].to_dict() == counts
+    assert trainable_parameters(TextProbe(clip, CARD)).loc["total", "count"] == n * D
+    assert trainable_parameters(TipAdapter(clip, CARD)).loc["total", "count"] == 0  # keys are not learned
