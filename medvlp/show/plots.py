@@ -29,7 +29,10 @@ def show_images(
     n: int = 8,
     columns: int = 4,
 ) -> Figure:
-    """A grid of the first `n` images, each under its title; a data set's titles are its class names."""
+    """A grid of the first `n` images, each under its title; a data set's titles are its class names.
+
+    Long lines of a title are wrapped; its own line breaks stay.
+    """
     if isinstance(images, ImageSet):
         n = min(n, len(images))
         if titles is None:
@@ -49,7 +52,8 @@ def show_images(
     for i, (ax, image) in enumerate(zip(axes.flat, images, strict=False)):
         ax.imshow(image, cmap="gray")
         if titles is not None:
-            ax.set_title(textwrap.fill(titles[i], 22), fontsize=9)
+            wrapped = [textwrap.fill(line, 22) for line in titles[i].splitlines()]
+            ax.set_title("\n".join(wrapped), fontsize=9)
     return closed(fig)
 
 
@@ -172,7 +176,8 @@ def interval_plot(
     ax.hlines(places, rows["low"], rows["high"], color=PALETTE[0], linewidth=2)
     ax.plot(rows["value"], places, "o", color=PALETTE[0], markersize=6)
     for place, (_, row) in zip(places, rows.iterrows(), strict=True):
-        ax.text(row["value"], place - 0.16, f"{row['value']:.3f}", ha="center", va="bottom", fontsize=8)
+        text = three_decimals(row["value"])
+        ax.text(row["value"], place - 0.16, text, ha="center", va="bottom", fontsize=8)
     _lines(ax, chance, reference or {})
     ax.set_yticks(places, rows.index)
     ax.set_ylim(len(rows) - 0.5, -0.6)
@@ -185,7 +190,7 @@ def interval_plot(
 
 def _lines(ax: Axes, chance: float | None, reference: Mapping[str, float]) -> None:
     if chance is not None:
-        ax.axvline(chance, color=GREY, linestyle="dotted", label=f"chance {chance:.3f}")
+        ax.axvline(chance, color=GREY, linestyle="dotted", label=f"chance {three_decimals(chance)}")
     reference_lines(ax.axvline, reference, first=1)
     if chance is not None or reference:
         ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -194,7 +199,13 @@ def _lines(ax: Axes, chance: float | None, reference: Mapping[str, float]) -> No
 def reference_lines(draw: Callable[..., object], reference: Mapping[str, float], first: int) -> None:
     """Values by name as dashed lines by `draw` (`ax.axhline` or `ax.axvline`), from the `first` colour on."""
     for i, (name, value) in enumerate(reference.items(), start=first):
-        draw(value, color=PALETTE[i % len(PALETTE)], linestyle="dashed", label=f"{name} {value:.3f}")
+        label = f"{name} {three_decimals(value)}"
+        draw(value, color=PALETTE[i % len(PALETTE)], linestyle="dashed", label=label)
+
+
+def three_decimals(value: float) -> str:
+    """The value as a table shows it that pandas rounded: 0.8525 is 0.852 there, and 0.853 by `:.3f` alone."""
+    return f"{np.round(value, 3):.3f}"
 
 
 def save_figure(

@@ -45,6 +45,15 @@ def test_pictures_are_shown_under_their_own_titles():
     assert (fig.axes[1].images[0].get_array()[0, 0] == [20, 0, 0]).all()
 
 
+def test_a_long_line_of_a_title_is_wrapped_and_line_breaks_stay():
+    titles = ["nevus:\nmelanoma -> nevus", "a title of one line, longer than its image"]
+    fig = show_images(pictures(2), titles)
+    assert [ax.get_title().split("\n") for ax in fig.axes] == [
+        ["nevus:", "melanoma -> nevus"],
+        ["a title of one line,", "longer than its image"],
+    ]
+
+
 def test_contrastive_matrix_shows_values_and_outlines_the_diagonal():
     similarity = np.array([[0.9, 0.1], [0.2, 0.8]])
     fig = contrastive_matrix(similarity, ["a mole", "a lung"], pictures(2))
@@ -98,6 +107,15 @@ def test_intervals_run_from_low_to_high_and_lines_stand_where_they_should():
     assert low < 0.5 and high > 0.93
     bottom, top = ax.get_ylim()
     assert bottom > top  # the first method is on top
+
+
+@pytest.mark.parametrize("value", [0.8525, 0.8515, 0.5, 0.12349])
+def test_numbers_in_a_figure_are_those_of_a_table_that_pandas_rounds(value):
+    table = pd.DataFrame({"value": [value], "low": [value], "high": [value]}, index=["accuracy"])
+    ax = interval_plot({"a": table}, chance=value, reference={"best": value}).axes[0]
+    written = f"{table.round(3).loc['accuracy', 'value']:.3f}"
+    assert ax.texts[0].get_text() == written
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [f"chance {written}", f"best {written}"]
 
 
 def test_no_lines_no_legend():
