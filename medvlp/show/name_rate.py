@@ -69,7 +69,7 @@ def one_run(rate: float, seed: int, world_name: str = "derm", progress: bool = T
 def name_rate_figure(table: pd.DataFrame, bayes: float, chance: float) -> Figure:
     """Accuracy against the rate of named captions, one panel a moment of training, a line a kind of text.
 
-    The band is the range over seeds.
+    Each seed is a mark, the line their mean.
     """
     steps = sorted(table["step"].unique())
     fig, axes = plt.subplots(
@@ -77,14 +77,16 @@ def name_rate_figure(table: pd.DataFrame, bayes: float, chance: float) -> Figure
     )
     for ax, step in zip(axes, steps, strict=True):
         part = table[table["step"] == step]
-        sns.lineplot(part, x="rate", y="accuracy", hue="knowledge", style="knowledge", markers=True, ax=ax,
-                     palette="colorblind", errorbar=("pi", 100), legend=step == steps[-1])  # fmt: skip
+        kinds = {"x": "rate", "y": "accuracy", "hue": "knowledge", "style": "knowledge", "ax": ax}
+        sns.lineplot(part, **kinds, palette="colorblind", errorbar=None, legend=step == steps[-1])
+        sns.scatterplot(part, **kinds, palette="colorblind", s=25, legend=False)
         ax.axhline(bayes, color="0.4", linestyle="dashed", linewidth=1)
         ax.axhline(chance, color="0.4", linestyle="dotted", linewidth=1)
         ax.set(xscale="log", title=f"after {step} steps", xlabel="share of captions that name a disease")
     axes[0].text(RATES[0], bayes + 0.005, "Bayes optimum", fontsize=8, color="0.4")
     axes[0].text(RATES[0], chance + 0.005, "chance", fontsize=8, color="0.4")
     axes[0].set_ylabel("zero-shot accuracy")
+    axes[-1].get_legend().set_title("line: mean of seeds\nmarks: each seed")
     plt.close(fig)
     return fig
 

@@ -1,3 +1,4 @@
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -35,10 +36,13 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path, monkeypatch):
     assert pd.read_csv(csv).equals(table)
 
 
-def test_the_figure_draws_the_mean_over_seeds_and_the_reference_lines():
+def test_the_figure_draws_every_seed_the_mean_over_seeds_and_the_reference_lines():
     table = pd.concat([fake_run(rate, seed) for rate in (0.01, 0.1) for seed in (0, 1)])
     figure = name_rate.name_rate_figure(table, bayes=0.89, chance=0.5)
     assert len(figure.axes) == len(name_rate.MEASURED_AT)
+    dots = np.vstack([dots.get_offsets() for dots in figure.axes[0].collections])  # no band around the mean
+    each = [(rate, 0.5 + 0.1 * seed) for rate in (0.01, 0.1) for seed in (0, 1) for _ in range(2)]
+    assert np.allclose(sorted(map(tuple, dots)), sorted(each))
     heights = [line.get_ydata() for line in figure.axes[0].lines]
     assert any(len(y) == 2 and y == pytest.approx([0.55, 0.55]) for y in heights)
     assert any(list(y) == [0.89, 0.89] for y in heights) and any(list(y) == [0.5, 0.5] for y in heights)
