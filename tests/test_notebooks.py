@@ -86,7 +86,8 @@ def test_is_more_prose_than_code_in_short_cells(path):
     code = cells(path, "code")
     longest = max(code, key=lambda cell: len(cell.source.splitlines()))
     assert len(longest.source.splitlines()) <= 30, longest.source
-    words = sum(len(cell.source.split()) for cell in cells(path, "markdown"))
+    prose = "\n".join(cell.source for cell in cells(path, "markdown"))
+    words = len(prose.partition("\n## References\n")[0].split())
     ratio = words / sum(len(code_lines(cell)) for cell in code)
     assert 4 <= ratio <= 14, f"{ratio:.1f} words of prose per line of code"
 
