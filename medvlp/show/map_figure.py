@@ -43,9 +43,9 @@ def map_figure(
     styles = MapStyles(maps, colour, marker)
     small = each[1:4]
     text = "" if hidden is None else hidden_text(hidden)
-    height = 5.4 + 0.17 * (text.count("\n") + 1)
-    fig = plt.figure(figsize=(9.5 if small else 7.4, height), layout="constrained")
-    grid = fig.add_gridspec(2, 2 if small else 1, height_ratios=(5.4, height - 5.4))
+    height = 4.4 + 0.17 * (text.count("\n") + 1)
+    fig = plt.figure(figsize=(7.8 if small else 6.2, height), layout="constrained")
+    grid = fig.add_gridspec(2, 2 if small else 1, height_ratios=(4.4, height - 4.4))
     if small:
         grid.set_width_ratios((3.3, 1))
         side = grid[0, 1].subgridspec(len(small), 1)
@@ -151,11 +151,15 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.1e}"
+
+
 def hidden_text(hidden: pd.DataFrame) -> str:
     """`what_a_map_hides` as lines of text, a fixed width."""
     lines = [f"{'what the map hides':36}{'original':>10}{'map':>10}   over seeds"]
     for measure, row in hidden.iterrows():
-        value, drawn = (format(row[c], ".3f") if pd.notna(row[c]) else "-" for c in ("original", "map"))
+        value, drawn = (_number(row[c]) if pd.notna(row[c]) else "-" for c in ("original", "map"))
         spread = f"{row['lowest']:.3f} to {row['highest']:.3f}" if pd.notna(row["lowest"]) else ""
         lines.append(f"{textwrap.shorten(str(measure), 35):36}{value:>10}{drawn:>10}   {spread}".rstrip())
     if any(str(measure).startswith(GAP) for measure in hidden.index):

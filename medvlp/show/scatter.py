@@ -29,6 +29,7 @@ from medvlp.data.files import atomic_write
 from medvlp.data.image_sets import ImageSet
 from medvlp.show.map_figure import MapStyles, map_figure
 from medvlp.show.maps import PARAMETERS
+from medvlp.show.widget_parts import picture_html
 
 TOLD = ("what", "classname", "text", "method", "stage")  # of a point under the pointer
 QUALITY = 80  # of the JPEG that holds all thumbnails
@@ -59,13 +60,11 @@ class ScatterPage:
 
     def _repr_html_(self) -> str:
         """The page in a frame without rights, and the figure under it, folded."""
-        png = io.BytesIO()
-        self.picture.savefig(png, format="png", dpi=80, bbox_inches="tight", metadata={"Software": None})
         return (
             f'<iframe sandbox="allow-scripts" title="interactive map" srcdoc="{escape(self.html)}" '
             f'style="width:100%;height:{self.height}px;border:0"></iframe>'
             "<details><summary>The same map as a picture</summary>"
-            f'<img alt="the map as a picture" src="{_url("image/png", png.getvalue())}"></details>'
+            f"{picture_html(self.picture, 'the map as a picture', '40em')}</details>"
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medvlp.data.names import unknown_name
 from medvlp.show.curves import training_curves
 from medvlp.show.plots import PALETTE, closed
-from medvlp.show.widget_parts import jpeg, literal, picture_html, table_html
+from medvlp.show.widget_parts import literal, picture_html, table_html
 from medvlp.study.callbacks import Callback
 from medvlp.study.config import LOWER_IS_BETTER
 
@@ -107,7 +107,7 @@ class TrainingMonitor(Callback):
             return
         if getattr(get_ipython(), "kernel", None) is None or not self.rows:
             return
-        bundle = {"text/html": self.html(), "image/jpeg": jpeg(self.static()), "text/plain": repr(self)}
+        bundle = {"text/html": self.html(), "text/plain": repr(self)}
         if self._handle is None:
             self._handle = display(bundle, raw=True, display_id=True)
         else:

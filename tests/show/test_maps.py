@@ -144,6 +144,8 @@ def test_the_figure_shows_four_seeds_the_parameters_and_what_is_hidden(maps):
         assert len(ax.get_xticks()) == 0
     assert hidden_text(hidden) in below.texts[0].get_text()
     assert "distance between two modalities" in hidden_text(hidden)
+    hidden.iloc[0, 0] = 143948552.466
+    assert "1.4e+08" in hidden_text(hidden) and "143948552" not in hidden_text(hidden)
     names = [text.get_text() for text in fig.legends[0].get_texts()]
     assert names == ["classname", "zoster", "acne", "wart", "what", "class", "image"]
     colours = [handle.get_markerfacecolor() for handle in fig.legends[0].legend_handles[1:4]]
