@@ -66,7 +66,7 @@ def forest_plot(comparison: pd.DataFrame, panels: str | None = None) -> Figure:
             ax.set_title(_name(panels, value), fontsize=10)
     axes[0, 0].set_yticks(range(len(order)), order)
     axes[0, 0].set_ylim(len(order) - 0.4, -0.6)
-    fig.suptitle(f"difference in {_measure(comparison)} from {_baseline(comparison, fields)}", fontsize=10)
+    fig.suptitle(f"difference in {_measure(comparison)} from {comparison['baseline'].iloc[0]}", fontsize=10)
     fig.legend(handles=_handles(comparison), fontsize=8, loc="outside lower center", ncols=3, frameon=False)
     sns.despine(fig)
     return closed(fig)
@@ -150,27 +150,6 @@ def _values(table: pd.DataFrame, field: str) -> list[object]:
 def _measure(table: pd.DataFrame) -> str:
     measure = table["measure"].iloc[0]
     return f"{measure} (lower is better)" if measure == "ECE" else measure
-
-
-def _baseline(comparison: pd.DataFrame, fields: Sequence[str]) -> str:
-    """The baseline in words; a number, True or False stands behind the name of its field.
-
-    The comparison does not say which field that is: it is one of such values that no row has at this one.
-    Where several fields are like that, the value stands alone.
-    """
-    value = comparison["baseline"].iloc[0]
-    if _kind(value) == "text":
-        return value
-    texts = {field: set(map(str, comparison[field])) for field in fields}
-    alike = [field for field in fields if _kind(value) in map(_kind, texts[field])]
-    found = [field for field in alike if value not in texts[field]]
-    return f"{found[0]} {value}" if len(found) == 1 else value
-
-
-def _kind(text: str) -> str:
-    if text in ("True", "False"):
-        return "switch"
-    return "number" if np.isfinite(pd.to_numeric(text, errors="coerce")) else "text"
 
 
 def _colours(cells: np.ndarray, value: str) -> dict[str, object]:

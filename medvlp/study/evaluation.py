@@ -80,7 +80,7 @@ class Report:
         return f"{self._title()}\n{self.metrics.round(3).to_string()}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self._title())}</p>{self.metrics.to_html(float_format='{:.3f}'.format)}"
+        return f"<p>{html.escape(self._title())}</p>{self.metrics.round(3).to_html()}"
 
 
 def evaluate(

@@ -87,7 +87,9 @@ def shipped_study(name: str) -> Study:
 
 
 def overview(seeds: Sequence[int] = SEEDS) -> pd.DataFrame:
-    """The ablations with their default cards and shots: index ablation, columns question and runs."""
+    """The ablations with their default cards and shots: index ablation, columns question, "runs at most"."""
     made = {name: build(seeds=seeds) for name, build in ABLATIONS.items()}
     rows = {name: (one.question, one.n_runs) for name, one in made.items()}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["question", "runs"]).rename_axis("ablation")
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["question", "runs at most"]).rename_axis(
+        "ablation"
+    )

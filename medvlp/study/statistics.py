@@ -5,7 +5,7 @@ Would other seeds (other shots, starting values, order) say the same? Student's 
 Would other test images? The bootstrap of the test set's groups, with the trained methods as they are.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,6 +150,11 @@ def _paired(
     return row | _mcnemar(ours.mean, theirs.mean)
 
 
+def _in_words(baseline: Mapping[str, object]) -> str:
+    """A baseline's values; what is no text, such as 16 or True, stands behind the name of its field."""
+    return ", ".join(v if isinstance(v, str) else f"{field} {v}" for field, v in baseline.items())
+
+
 def _table(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=columns)
     for field in (column for column in columns if any(column in row and row[column] is None for row in rows)):
@@ -230,6 +235,7 @@ def compare(
 
     Returns:
         A row a group other than the baseline, with the columns `by` and `COMPARISON`:
+        baseline: its values in words, such as "CoOp" or "n_ctx 16".
         difference: mean over seeds of the metric, less the baseline's.
         images low, images high: 95 % percentile interval of the difference; both are resampled together.
         p: two-sided, of the same resamples: twice the share on the far side of zero, so below 0.05 where the
@@ -255,7 +261,7 @@ def compare(
     tested: dict[RunGroup, _Tested] = {}
     rows = []
     for group, base in tqdm(pairs, desc="compare", leave=False, delay=2):
-        row = {"baseline": ", ".join(map(str, fixed.values())), "measure": metric, "seeds": len(group.runs)}
+        row = {"baseline": _in_words(fixed), "measure": metric, "seeds": len(group.runs)}
         if len(group.runs):
             for one in (group, base):
                 if one not in tested:

@@ -79,26 +79,6 @@ def test_an_error_is_better_where_it_is_lower():
     assert "ECE (lower is better)" in forest_plot(COMPARED.assign(measure="ECE")).get_suptitle()
 
 
-@pytest.mark.parametrize(
-    ("columns", "baseline", "words"),
-    [
-        ({"n_ctx": [4, 8]}, "16", "n_ctx 16"),
-        ({"n_ctx": [4, 8], "shots": [16, 16]}, "16", "n_ctx 16"),
-        ({"method": ["ViP", "CoOp"], "shots": [1, "all"]}, "16", "shots 16"),
-        ({"csc": [False, False], "shots": [1, 16]}, "True", "csc True"),
-        ({"lr": [0.002, 0.06]}, "2.0", "lr 2.0"),
-        ({"symptoms": ["1", "2"], "shots": [1, 16]}, "4", "4"),  # of symptoms or of shots?
-        ({"method": ["ViP", "CoOp"], "shots": [1, 16]}, "ZeroShot", "ZeroShot"),
-        ({"context": [True, False], "aggregation": ["mean", "mean"]}, "True, merge", "True, merge"),
-    ],
-)
-def test_a_baseline_that_is_a_number_is_named_by_its_field(columns, baseline, words):
-    rows = pd.DataFrame(columns)
-    numbers = COMPARED[:2][list(COMPARISON)].reset_index(drop=True).assign(baseline=baseline)[: len(rows)]
-    fig = forest_plot(pd.concat([rows, numbers], axis=1))
-    assert fig.get_suptitle() == f"difference in accuracy from {words}"
-
-
 def test_heat_map_orders_the_grid_and_writes_the_interval():
     ax = heat_map(SUMMED, x="shots", y="method").axes[0]
     assert ticks(ax.xaxis) == ["4", "16", "all"] and ticks(ax.yaxis) == ["ViP", "probe"]

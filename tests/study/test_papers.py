@@ -65,7 +65,7 @@ class TestDefaults:
 def test_the_overview_lists_them_all():
     table = papers.overview(seeds=[1])
     assert list(table.index) == list(papers.ABLATIONS)
-    assert table["runs"]["vip_parts"] == 4 and table["runs"]["cilmp_lengths"] == 9
+    assert table["runs at most"]["vip_parts"] == 4 and table["runs at most"]["cilmp_lengths"] == 9
 
 
 def test_kinds_of_knowledge_are_those_of_the_card_and_more(clip):

@@ -290,3 +290,17 @@ def test_a_metric_that_no_resample_can_give_is_refused():
 def test_predictions_that_are_none_are_refused(labels, probabilities, message):
     with pytest.raises(ValueError, match=message):
         Predictions(np.array(labels), np.arange(len(labels)), np.array(probabilities))
+
+
+def test_the_baseline_is_told_in_words_with_its_field_where_it_is_no_text():
+    runs = Runs(labels_of(20))
+    for shots in (1, 16):
+        for method in ("a", "base"):
+            runs.add(np.arange(20) < 10 + shots // 2, method=method, shots=shots)
+    for baseline, words in (
+        ("base", "base"),
+        ({"shots": 16}, "shots 16"),
+        ({"method": "a", "shots": 1}, "a, shots 1"),
+    ):
+        table = against(runs, baseline, by=["method", "shots"], n_bootstrap=10)
+        assert set(table["baseline"]) == {words}
