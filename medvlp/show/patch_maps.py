@@ -38,10 +38,10 @@ def patch_similarity(clip: Clip, image: Image.Image | Tensor, texts: Sequence[st
         texts: Symptoms, or other short texts.
 
     Raises:
-        ValueError: an image tower without patch tokens, such as a ResNet; no text.
+        ValueError: an image tower without patch tokens, such as a ResNet; no text, or no list of them.
     """
     with torch.no_grad():
-        t = clip.encode_texts([symptom_text(text) for text in texts])  # (n, D)
+        t = _text_features(clip, texts)  # (n, D)
         return (patch_features(clip, _pixels(clip, image)) @ t.T)[0].cpu()  # (H', W', n)
 
 
@@ -79,10 +79,10 @@ def occlusion_map(clip: Clip, image: Image.Image | Tensor, texts: Sequence[str],
         patches: H' and W'.
 
     Raises:
-        ValueError: no text, or a number of patches that is not from 2 to S.
+        ValueError: no text, no list of them, or a number of patches that is not from 2 to S.
     """
     with torch.no_grad():
-        t = clip.encode_texts([symptom_text(text) for text in texts])  # (n, D)
+        t = _text_features(clip, texts)  # (n, D)
         return occlusion(clip, _pixels(clip, image), t, patches)[0].cpu()
 
 
@@ -163,6 +163,13 @@ def map_figure(
         ax.set_title(textwrap.fill(title, 20), fontsize=9, parse_math=False)
     fig.colorbar(shades, ax=list(axes), label=label, shrink=0.8)
     return closed(fig)
+
+
+def _text_features(clip: Clip, texts: Sequence[str]) -> Tensor:
+    """Texts as `ZeroShot` reads symptoms, (n, D); ValueError for one text without its list."""
+    if isinstance(texts, str):
+        raise ValueError(f"texts is one text; give a list, such as [{texts!r}].")
+    return clip.encode_texts([symptom_text(text) for text in texts])
 
 
 def _pixels(clip: Clip, image: Image.Image | Tensor) -> Tensor:

@@ -74,8 +74,8 @@ class PhantomLab(Explorer):
 
     def __init__(self, methods: Mapping[str, nn.Module], seed: int = 1) -> None:
         """Draw the first phantom; see the class."""
-        if not methods:
-            raise ValueError("there is no method to watch; give some by name, {'zero-shot': method}.")
+        if not isinstance(methods, Mapping) or not methods:
+            raise ValueError("there is no method to watch; give a dictionary, such as {'zero-shot': method}.")
         self.methods = dict(methods)
         cards = {method.card.name: method.card for method in self.methods.values()}
         if len(cards) > 1:

@@ -55,6 +55,9 @@ def test_similarities_are_cosines_in_the_order_of_the_texts(clip, images, pixels
     torch.testing.assert_close(one[..., 0], maps[..., 1])
     with pytest.raises(ValueError, match="no text"):
         patch_similarity(clip, pixels[1], [])
+    for maps_of in (patch_similarity, occlusion_map):
+        with pytest.raises(ValueError, match="texts is one text; give a list, such as .'black dots'."):
+            maps_of(clip, pixels[1], "black dots")
 
 
 def test_rollout_is_the_product_of_the_heads_own_weights(clip, pixels):

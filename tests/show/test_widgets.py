@@ -442,6 +442,13 @@ def test_every_control_is_labelled_and_every_picture_has_words(explorers):
         assert all('alt="' in tag for tag in re.findall("<img[^>]*>", shown_html(explorer.box)))
 
 
+def test_a_text_is_sent_whole_so_that_no_press_of_a_button_overtakes_its_last_letters(explorers):
+    controls = [one for explorer in explorers for one in all_widgets(explorer.box)]
+    texts = [one for one in controls if isinstance(one, ipywidgets.Text | ipywidgets.BoundedIntText)]
+    assert len(texts) == 2
+    assert not any(one.continuous_update for one in texts)
+
+
 def test_a_large_image_is_embedded_small(zero, data):
     large = Image.effect_noise((2000, 1500), 80).convert("RGB")
     explorer = SymptomExplorer(zero, data.test)
@@ -461,6 +468,7 @@ def test_errors_say_what_is_wrong_and_what_to_do(clip, data, zero, cilmp):
         (lambda: SymptomExplorer(zero, images), "the images have the classes melanoma, nevus, keratosis"),
         (lambda: SymptomExplorer(zero, data.test, 2000), "no image 2000; the 2000 images are counted from 0"),
         (lambda: PhantomLab({}), "no method to watch"),
+        (lambda: PhantomLab(zero), "give a dictionary"),
         (lambda: PhantomLab({"a": ZeroShot(clip, card)}), "needs a phantom card"),
         (lambda: PhantomLab({"a": zero, "b": ZeroShot(clip, card)}), "of the cards phantom-derm, lesions"),
         (lambda: PhantomLab({"a": zero}).set("vail", 1), "did you mean 'veil'"),
