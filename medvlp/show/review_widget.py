@@ -102,7 +102,9 @@ class ReviewWidget:
         )
         self.approve = w.Button(description="Approve", tooltip="approve this class's phrases as they are now")
         self.undo = w.Button(description="Undo", tooltip="take the last change back")
-        self.initials = w.Text(description="initials", tooltip="your initials, 1 to 8 letters")
+        self.initials = w.Text(
+            description="initials", tooltip="your initials, 1 to 8 letters", continuous_update=False
+        )
         self.save = w.Button(description="Save", tooltip="write the reviewed phrases, all classes approved")
         self.box = w.VBox(
             [

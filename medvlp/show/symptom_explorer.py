@@ -174,7 +174,9 @@ class SymptomExplorer(ImageExplorer):
             options=self.images.card.classnames, description="class", tooltip="the class of your own symptom"
         )
         self._text = w.Text(
-            description="symptom", tooltip="a symptom of your own: something that can be seen"
+            description="symptom",
+            continuous_update=False,  # sent whole: letter by letter, a press of Add may overtake the last
+            tooltip="a symptom of your own: something that can be seen",
         )
         self._add = w.Button(description="Add", tooltip="add your own symptom to this class")
         self._reset = w.Button(description="Reset", tooltip="the method's symptoms again, and no others")

@@ -295,6 +295,12 @@ def test_the_widget_shows_the_phrases_of_one_class_with_their_numbers(review, wi
     assert review.changes == []  # looking is no edit
 
 
+def test_texts_are_sent_whole_so_that_no_press_of_a_button_overtakes_their_last_letters(widget):
+    texts = [one for one in all_widgets(widget.box) if isinstance(one, ipywidgets.Text)]
+    assert {widget.new, widget.initials} < set(texts)
+    assert not any(one.continuous_update for one in texts)
+
+
 def test_an_edit_in_the_widget_recomputes_similarity_and_keeps_the_fields(review, widget, card, clip, images):
     fields, before = widget.list.children, widget.rows[1].facts.value
     widget.rows[1].text.value = "white dots on a red ground "
