@@ -9,6 +9,7 @@ a token made for this run, and has settings of its own. Nothing is fetched from 
     page.run()             runs its cells, one after the other, and waits for the last
     page.output(2)         the output of the third cell
     page.errors            what the console called an error, and every dialog
+    page.outside           addresses of other machines that were asked for
 """
 
 import contextlib
@@ -70,6 +71,9 @@ class Page:
     def __init__(self, page: Any, url: str) -> None:
         self.page = page
         self.errors: list[str] = []
+        self.outside: list[str] = []
+        own = (url.split("/lab/")[0] + "/", "data:", "blob:")
+        page.on("request", lambda one: self.outside.append(one.url) if not one.url.startswith(own) else 0)
         page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else 0)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("dialog", self._on_dialog)

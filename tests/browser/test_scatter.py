@@ -109,6 +109,15 @@ def test_hostile_names_are_text(chromium, tmp_path):
     assert said == [] and tab.locator("img").count() == 0
 
 
+def test_without_scripts_the_page_says_what_to_do(chromium, tmp_path):
+    page = scatter_page(make_maps()).save(tmp_path / "map.html").as_uri()
+    for scripts in (True, False):
+        tab = chromium.new_context(java_script_enabled=scripts).new_page()
+        tab.goto(page)
+        assert tab.locator("noscript").is_visible() != scripts
+        tab.context.close()
+
+
 def test_in_jupyterlab(lab, tmp_path):
     page = lab.open(CELLS)
     page.run()
