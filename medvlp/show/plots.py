@@ -53,7 +53,7 @@ def show_images(
         ax.imshow(image, cmap="gray")
         if titles is not None:
             wrapped = [textwrap.fill(line, 22) for line in titles[i].splitlines()]
-            ax.set_title("\n".join(wrapped), fontsize=9)
+            ax.set_title("\n".join(wrapped), fontsize=9, parse_math=False)
     return closed(fig)
 
 

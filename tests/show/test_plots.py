@@ -1,5 +1,7 @@
 """The figures: what stands in their axes, and what is written to disk."""
 
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -52,6 +54,12 @@ def test_a_long_line_of_a_title_is_wrapped_and_line_breaks_stay():
         ["nevus:", "melanoma -> nevus"],
         ["a title of one line,", "longer than its image"],
     ]
+
+
+def test_dollar_signs_in_a_title_are_no_mathematics():
+    fig = show_images(pictures(1), ["from $5 to $10_{"])
+    assert not fig.axes[0].title.get_parse_math()
+    fig.savefig(io.BytesIO())  # as mathematics it would be an error
 
 
 def test_contrastive_matrix_shows_values_and_outlines_the_diagonal():
