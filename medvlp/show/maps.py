@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.manifold import trustworthiness
 from sklearn.metrics import pairwise_distances, silhouette_score
 from sklearn.neighbors import NearestNeighbors
@@ -167,6 +168,7 @@ def _umap(
     progress: bool,
 ) -> np.ndarray:
     """UMAP's map of X (N, D), (N, 2)."""
+    threads = torch.get_num_threads()
     try:
         from umap import UMAP  # seconds: numba compiles
     except ImportError:
@@ -183,7 +185,10 @@ def _umap(
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"precomputed_knn\[2\]")  # new points are never added to this map
-        return reducer.fit_transform(X)
+        try:
+            return reducer.fit_transform(X)
+        finally:
+            torch.set_num_threads(threads)  # numba gives all cores to the OpenMP that torch runs on, too
 
 
 def _distances(X: np.ndarray, metric: str) -> np.ndarray:

@@ -204,7 +204,13 @@ def draw(folder: Path) -> bytes:
 
 @pytest.mark.slow
 def test_two_processes_draw_the_same_bytes(tmp_path, repository):
-    code = "import sys, pathlib; from tests.show.test_maps import draw; draw(pathlib.Path(sys.argv[1]))"
+    code = """
+import sys, pathlib, torch
+torch.set_num_threads(1)
+from tests.show.test_maps import draw
+draw(pathlib.Path(sys.argv[1]))
+assert torch.get_num_threads() == 1, "numba must not change how many threads torch has"
+"""
     command = [sys.executable, "-c", code, str(tmp_path / "other")]
     subprocess.run(command, cwd=repository, check=True, timeout=300)
     assert draw(tmp_path / "here") == (tmp_path / "other" / "map.png").read_bytes()
