@@ -40,7 +40,8 @@ def test_is_small_and_has_its_card(repository):
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 12_000_000
     card = (folder / "README.md").read_text(encoding="utf-8")
     recorded = json.loads((folder / "training.json").read_text(encoding="utf-8"))["config"]
-    config = asdict(PretrainConfig())
+    config = asdict(PretrainConfig(bf16=True))
+    assert "--bf16 --out medvlp/assets/tiny" in card
     assert recorded == config | {"worlds": list(config["worlds"])}, "the card's command makes other weights"
     assert f"{config['steps']:,} steps of {config['batch_size']} pairs" in card
     assert f"{config['n_images']:,} drawn images" in card and f"{config['name_rate']:.4f}" in card

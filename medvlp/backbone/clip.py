@@ -20,12 +20,23 @@ from medvlp.data.files import sha256
 from medvlp.data.names import unknown_name
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BFLOAT16_PRODUCTS = ("avx512_bf16", "amx_bf16", "bf16")  # x86 with vectors, with tiles; ARM
 PROFILES = {"clip": "ViT-B-16-quickgelu/openai", "large": "ViT-L-14-336-quickgelu/openai"}  # as ViP uses
 TEXTS_AT_ONCE = 256  # texts encoded in one go
 PROBE = [  # the fingerprint knows a tokenizer by what it makes of these
     "a dermoscopy image of an asymmetric lesion with irregular dots, 3 colours & a blue-white veil.",
     "Consolidation in the LEFT lower lobe; pleural effusion (2.5 cm), air bronchograms?",
 ]
+
+
+def native_bfloat16() -> bool:
+    """Whether this machine's processor has products in bfloat16.
+
+    Without them torch converts every number there and back: a step of pre-training then takes 8 times as long
+    as in float32. A torch too old to tell (`torch.cpu.get_capabilities` is missing) counts as no.
+    """
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in BFLOAT16_PRODUCTS)
 
 
 class Clip(nn.Module):

@@ -15,7 +15,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from medvlp.backbone.clip import Clip
+from medvlp.backbone.clip import Clip, native_bfloat16
 from medvlp.data.captions import captions
 from medvlp.data.files import atomic_write
 from medvlp.data.phantoms import Latents, World, get_world
@@ -68,7 +68,8 @@ class PretrainConfig:
     name_rate: float = 1e-4  # how often a caption names a disease,
     wrong_rate: float = 0.2  # and how often that name is wrong
     seed: int = 0
-    bf16: bool = True  # matrix products in bfloat16, weights in float32
+    # matrix products in bfloat16, weights in float32; by default where the processor has such products
+    bf16: bool = field(default_factory=native_bfloat16)
 
 
 def new_clip(seed: int = 0) -> Clip:
@@ -213,6 +214,12 @@ def main() -> None:
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=kind, default=default, help=f"default {default}"
         )
+    parser.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        default=native_bfloat16(),
+        help="products in bfloat16; by default where this processor has them",
+    )
     options = vars(parser.parse_args())
     out = options.pop("out")
     config = PretrainConfig(**options)

@@ -62,3 +62,31 @@ def test_normalise_is_the_clips_own_preprocessing():
 def test_a_diverging_run_says_what_to_try():
     with pytest.raises(FloatingPointError, match="try a lower lr"):
         pretrain(PretrainConfig(("derm",), 64, 20, 16, lr=1e25, warmup=1, bf16=False), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "native"),
+    [
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx2": True, "avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"neon": True, "bf16": False}, False),
+        ({"neon": True, "bf16": True}, True),
+        ({}, False),
+    ],
+)
+def test_products_in_bfloat16_only_where_the_processor_has_them(monkeypatch, capabilities, native):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert PretrainConfig().bf16 is native
+    used = []
+    autocast = torch.autocast
+    monkeypatch.setattr(
+        torch, "autocast", lambda *a, enabled: used.append(enabled) or autocast(*a, enabled=enabled)
+    )
+    pretrain(PretrainConfig(("derm",), n_images=8, steps=1, batch_size=4), progress=False)
+    assert used == [native]
+
+
+def test_a_torch_that_cannot_tell_counts_as_a_processor_without(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert PretrainConfig().bf16 is False
