@@ -22,7 +22,7 @@ def ablate(
     """Make the runs of an ablation that its store lacks, and print what they found.
 
     Args:
-        name: One of `medvlp.study.papers.ABLATIONS`; None lists them.
+        name: One of `medvlp.study.ablation.papers.ABLATIONS`; None lists them.
         store: Folder of the runs; by default runs/NAME, here.
         settings: Cards, shots and seeds, where they are not the ablation's own.
         config: Fields of TrainConfig for all runs.
@@ -38,13 +38,13 @@ def ablate(
         ValueError: an unknown ablation, card or field.
         OSError: a place that cannot be written; nothing was run.
     """
+    from medvlp.data.errors import unknown_name  # these load torch, and the other commands need none
     from medvlp.data.files import atomic_write, check_writable
-    from medvlp.data.names import unknown_name  # these load torch, and the other commands need none
-    from medvlp.study.ablation import run_ablation
+    from medvlp.study.ablation.papers import ABLATIONS, overview
+    from medvlp.study.ablation.store import RunStore
+    from medvlp.study.ablation.study import run_ablation
+    from medvlp.study.ablation.tables import to_markdown, wide
     from medvlp.study.metrics import METRICS
-    from medvlp.study.papers import ABLATIONS, overview
-    from medvlp.study.run_store import RunStore
-    from medvlp.study.tables import to_markdown, wide
 
     with pd.option_context("display.max_columns", None, "display.width", 160, "display.max_colwidth", 100):
         if name is None:

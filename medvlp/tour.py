@@ -9,8 +9,8 @@ from typing import Any
 
 from joblib import Parallel, delayed, parallel_config
 
+from medvlp.data.errors import unknown_name
 from medvlp.data.files import atomic_write
-from medvlp.data.names import unknown_name
 
 PROGRESS_BAR = re.compile(r"\d+%\||\d+it \[|\[\d+:\d\d")  # how a line of tqdm looks
 WIDGET = "application/vnd.jupyter.widget-view+json"

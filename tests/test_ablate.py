@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from medvlp.__main__ import main
-from medvlp.study.ablation import Study
-from medvlp.study.papers import ABLATIONS
-from medvlp.study.tables import to_markdown, wide
+from medvlp.study.ablation.papers import ABLATIONS
+from medvlp.study.ablation.study import Study
+from medvlp.study.ablation.tables import to_markdown, wide
 
 
 def test_without_a_name_the_ablations_are_listed_with_their_questions(capsys):

@@ -9,8 +9,8 @@ import torch
 
 import medvlp
 from medvlp.methods import registry
-from medvlp.study.config import TrainConfig
-from tests.study.small_training import CARD, small_clip, small_sets
+from medvlp.study.training.config import TrainConfig
+from tests.study.training.small_training import CARD, small_clip, small_sets
 
 
 @pytest.fixture

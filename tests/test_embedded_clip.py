@@ -7,7 +7,7 @@ import pytest
 
 import medvlp
 from medvlp.backbone.pretrain import PretrainConfig
-from medvlp.data.phantoms import get_world
+from medvlp.data.phantoms.worlds import get_world
 
 WORLDS = ("derm", "cxr", "fundus")
 FRESH = 31  # a seed that no notebook and no pre-training uses

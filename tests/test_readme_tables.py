@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from medvlp.methods.registry import METHODS
-from medvlp.study.family_grids import TRAINED
-from medvlp.study.tables import to_markdown, wide
+from medvlp.study.ablation.family_grids import TRAINED
+from medvlp.study.ablation.tables import to_markdown, wide
 
 TABLE = pd.read_csv(str(resources.files("medvlp") / "assets" / "family.csv"))
 TABLE["shots"] = TABLE["shots"].astype(str)

@@ -16,8 +16,8 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from medvlp.backbone.sources import load_source
+from medvlp.data.errors import unknown_name
 from medvlp.data.files import sha256
-from medvlp.data.names import unknown_name
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BFLOAT16_PRODUCTS = ("avx512_bf16", "amx_bf16", "bf16")  # x86 with vectors, with tiles; ARM

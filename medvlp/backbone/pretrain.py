@@ -32,9 +32,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip, native_bfloat16
-from medvlp.data.captions import captions
 from medvlp.data.files import atomic_write
-from medvlp.data.phantoms import Latents, World, get_world
+from medvlp.data.phantoms.captions import captions
+from medvlp.data.phantoms.worlds import Latents, World, get_world
 
 TINY = {  # open_clip's model_cfg: two towers of four layers; embed_dim differs from the text width
     "embed_dim": 128,

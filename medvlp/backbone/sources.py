@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from medvlp.data.names import unknown_name
+from medvlp.data.errors import unknown_name
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 CONFIG = ("open_clip_config.json",)

@@ -23,9 +23,9 @@ from pydantic import (
 
 from medvlp.data.card_classes import ClassInfo, Phrase
 from medvlp.data.card_sources import SOURCES, AnySource, Strict
+from medvlp.data.errors import unknown_name
 from medvlp.data.files import sha256
 from medvlp.data.frontmatter import read_front_matter
-from medvlp.data.names import unknown_name
 
 INHERITED = {"modality", "templates", "classes"}  # what a card that is `like` another takes from it
 

@@ -14,7 +14,7 @@ from medvlp.data.files import sha256
 from medvlp.data.folders import SPLITS, Problems, read_csv, read_folder
 from medvlp.data.image_sets import ImageSet, PhantomSet
 from medvlp.data.medmnist import read_medmnist
-from medvlp.data.phantoms import get_world
+from medvlp.data.phantoms.worlds import get_world
 from medvlp.data.splits import few_shot, split
 from medvlp.data.stores import Files, Found, Rendered
 

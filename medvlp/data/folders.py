@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from medvlp.data.cards import DataCard
+from medvlp.data.errors import unknown_name
 from medvlp.data.images import SUFFIXES
-from medvlp.data.names import unknown_name
 from medvlp.data.stores import Files, Found
 
 SPLITS = ("train", "val", "test")

@@ -12,9 +12,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from medvlp.data.cards import DataCard
+from medvlp.data.errors import unknown_name
 from medvlp.data.files import sha256
-from medvlp.data.names import unknown_name
-from medvlp.data.phantoms import World
+from medvlp.data.phantoms.worlds import World
 from medvlp.data.stores import Found
 
 

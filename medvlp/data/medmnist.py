@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from medvlp.data.cards import DataCard
+from medvlp.data.errors import unknown_name
 from medvlp.data.folders import label_from
-from medvlp.data.names import unknown_name
 from medvlp.data.stores import Found, Pixels
 
 SIZES = (28, 64, 128, 224)  # pixels a side that MedMNIST comes in

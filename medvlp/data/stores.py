@@ -12,7 +12,7 @@ from PIL import Image
 
 from medvlp.data.files import sha256
 from medvlp.data.images import read_image
-from medvlp.data.phantoms import Latents, World
+from medvlp.data.phantoms.worlds import Latents, World
 
 CHUNK = 64  # phantoms rendered at a time
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.deep import encode_deep_text, image_blocks, image_width, text_blocks
-from medvlp.backbone.image_walk import encode_image_prompts
-from medvlp.backbone.inject import SLOT, find_slots, word_tokens
-from medvlp.backbone.text_walk import SlotVectors, TextWalk, can_walk_text
+from medvlp.backbone.prompts.hooks import encode_deep_text, image_blocks, image_width, text_blocks
+from medvlp.backbone.prompts.image_walk import encode_image_prompts
+from medvlp.backbone.prompts.slots import SLOT, find_slots, word_tokens
+from medvlp.backbone.prompts.text_walk import SlotVectors, TextWalk, can_walk_text
 from medvlp.data.cards import DataCard
-from medvlp.data.names import unknown_name
-from medvlp.knowledge.representations import Representations, shipped_representations
+from medvlp.data.errors import unknown_name
+from medvlp.knowledge.llm.representations import Representations, shipped_representations
 from medvlp.methods.interventions import ConditionalLoReFT, EditedRows, LoReFT
 from medvlp.methods.parameters import factor_on_cosines
 from medvlp.methods.prompt_texts import FIRST_CTX, STD, plain_name

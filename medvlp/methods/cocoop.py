@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import TEXTS_AT_ONCE, Clip
-from medvlp.backbone.inject import encode_prompts
+from medvlp.backbone.prompts.slots import encode_prompts
 from medvlp.data.cards import DataCard
 from medvlp.methods.context import TRAINER, ContextPrompts
 from medvlp.methods.prompt_texts import FIRST_CTX

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.inject import tokenize_slots, word_tokens
+from medvlp.backbone.prompts.slots import tokenize_slots, word_tokens
 from medvlp.data.cards import DataCard
-from medvlp.data.names import unknown_name
+from medvlp.data.errors import unknown_name
 from medvlp.methods.parameters import factor_on_cosines
 from medvlp.methods.prompt_texts import POSITIONS, STD, plain_name, slotted
 

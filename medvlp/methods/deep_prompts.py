@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.deep import encode_deep_text
-from medvlp.backbone.image_walk import encode_image_prompts
-from medvlp.backbone.inject import find_slots, word_tokens
+from medvlp.backbone.prompts.hooks import encode_deep_text
+from medvlp.backbone.prompts.image_walk import encode_image_prompts
+from medvlp.backbone.prompts.slots import find_slots, word_tokens
 from medvlp.methods.prompt_texts import FIRST_CTX, STD, plain_name, slotted
 
 DEPTH = 9  # of the prompts of MaPLe and PromptSRC, in towers of 12 blocks

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.deep import image_blocks, image_width, text_blocks
+from medvlp.backbone.prompts.hooks import image_blocks, image_width, text_blocks
 from medvlp.data.cards import DataCard
 from medvlp.methods.context import TRAINER
 from medvlp.methods.deep_prompts import DEPTH, ClassTexts, depth_in, drawn, prompted_image_features

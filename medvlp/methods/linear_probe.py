@@ -17,7 +17,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
-from medvlp.data.names import unknown_name
+from medvlp.data.errors import unknown_name
 
 CLASS_WEIGHT = (None, "balanced")
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.data.names import unknown_name
+from medvlp.data.errors import unknown_name
 
 
 def own_tensors(method: nn.Module) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from medvlp.backbone.inject import SLOT
+from medvlp.backbone.prompts.slots import SLOT
 
 POSITIONS = ("end", "middle", "front")
 STD = 0.02  # of learned vectors that are drawn at the start

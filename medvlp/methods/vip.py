@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.inject import encode_prompts, tokenize_slots
+from medvlp.backbone.prompts.slots import encode_prompts, tokenize_slots
 from medvlp.data.cards import DataCard
-from medvlp.data.names import unknown_name
+from medvlp.data.errors import unknown_name
 from medvlp.methods.parameters import factor_on_cosines
 from medvlp.methods.prompt_texts import POSITIONS, STD, slotted
 from medvlp.methods.zero_shot import checked_symptoms, symptom_text

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
-from medvlp.data.names import unknown_name
+from medvlp.data.errors import unknown_name
 
 NAME_KINDS = ("classnames", "templates")
 

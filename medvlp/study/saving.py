@@ -11,11 +11,11 @@ from torch import nn
 
 from medvlp.backbone.clip import PRECISIONS, Clip, load_clip
 from medvlp.data.cards import DataCard, list_cards, load_card
-from medvlp.data.names import unknown_name
-from medvlp.knowledge.representations import Representations
+from medvlp.data.errors import unknown_name
+from medvlp.data.tensor_files import read_tensors, write_tensors
+from medvlp.knowledge.llm.representations import Representations
 from medvlp.methods.parameters import load_own_tensors, own_tensors
 from medvlp.methods.registry import METHODS
-from medvlp.study.tensor_files import read_tensors, write_tensors
 
 KIND = "medvlp method"
 SAVED = "saved"

@@ -5,7 +5,7 @@ import torch
 
 from medvlp.backbone.clip import load_clip
 from medvlp.backbone.pretrain import PretrainConfig, new_clip, normalise, pretrain, save_clip
-from medvlp.data.phantoms import get_world
+from medvlp.data.phantoms.worlds import get_world
 
 SHORT = PretrainConfig(
     worlds=("derm",), n_images=256, steps=40, batch_size=48, plain=1.0, warmup=10, seed=3, bf16=False

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from medvlp.backbone.clip import load_clip
 from medvlp.backbone.features import image_features
 from medvlp.methods.vip import ViP
-from medvlp.study.ablation import run_ablation
-from medvlp.study.config import TrainConfig
-from medvlp.study.run_sources import ALL, load_parts
+from medvlp.study.ablation.sources import ALL, load_parts
+from medvlp.study.ablation.study import run_ablation
+from medvlp.study.training.config import TrainConfig
 
 LRS, CONTEXTS, SEEDS = (0.0005, 0.001, 0.002, 0.004, 0.008), (2, 4), range(1, 11)
 

@@ -12,15 +12,20 @@ import pandas as pd
 
 from medvlp.backbone.clip import load_clip
 from medvlp.data.datasets import load_dataset
-from medvlp.data.phantoms import DRAWINGS
+from medvlp.data.phantoms.worlds import DRAWINGS
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.show.controls import faithfulness_controls
-from medvlp.show.faithfulness import counterfactual, counterfactual_summary, faithfulness, what_is_seen
-from medvlp.show.flips import flip_all
-from medvlp.show.localisation import localisation
-from medvlp.study.config import TrainConfig
-from medvlp.study.training import fit
+from medvlp.show.explanations.localisation import localisation
+from medvlp.show.faithfulness.controls import faithfulness_controls
+from medvlp.show.faithfulness.measures import (
+    counterfactual,
+    counterfactual_summary,
+    faithfulness,
+    what_is_seen,
+)
+from medvlp.show.faithfulness.twins import flip_all
+from medvlp.study.training.config import TrainConfig
+from medvlp.study.training.fit import fit
 
 SEEN = 0.95  # AUROC of the linear probe from which on an attribute is called seen here
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from medvlp import ZeroShot, image_features, load_clip, load_dataset
-from medvlp.show.gallery import failures
+from medvlp.show.gallery.failures import failures
 
 
 def main() -> None:

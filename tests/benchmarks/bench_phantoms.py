@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from medvlp.data.phantoms import DRAWINGS, get_world
+from medvlp.data.phantoms.worlds import DRAWINGS, get_world
 
 N, SINGLE, ROUNDS = 1024, 64, 5
 

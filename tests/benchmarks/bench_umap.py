@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medvlp.show.embeddings import Embeddings
-from medvlp.show.map_figure import map_figure
-from medvlp.show.maps import map_points, nearest_points, what_a_map_hides
-from medvlp.show.scatter import scatter_page
+from medvlp.show.maps.embeddings import Embeddings
+from medvlp.show.maps.figure import map_figure
+from medvlp.show.maps.page import scatter_page
+from medvlp.show.maps.umap import map_points, nearest_points, what_a_map_hides
 
 
 def groups(n: int, dim: int) -> Embeddings:

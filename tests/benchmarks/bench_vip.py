@@ -27,7 +27,7 @@ from PIL import Image
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.features import RandomView
-from medvlp.backbone.inject import encode_prompts
+from medvlp.backbone.prompts.slots import encode_prompts
 from medvlp.data.cards import load_card
 from medvlp.methods.vip import ViP, merge
 

@@ -6,7 +6,7 @@ import pytest
 
 from medvlp.backbone.clip import load_clip
 from tests.backbone.small_clips import open_clip_kind
-from tests.show.test_gallery_page import HOSTILE, hostile_card, page_of
+from tests.show.gallery.test_page import HOSTILE, hostile_card, page_of
 
 OWN = {  # the elements that the page itself is made of
     *("html", "head", "meta", "title", "style", "body", "header", "main", "section", "footer", "article"),

@@ -2,15 +2,15 @@
 
 import json
 
-from medvlp.show.scatter import scatter_page
-from tests.show.test_scatter import HOSTILE, images, make_maps
+from medvlp.show.maps.page import scatter_page
+from tests.show.maps.test_page import HOSTILE, images, make_maps
 
 CELLS = [
     """
 import pandas as pd
 import medvlp
-from medvlp.show.embeddings import Embeddings, image_points, symptom_points
-from medvlp.show.scatter import scatter_page
+from medvlp.show.maps.embeddings import Embeddings, image_points, symptom_points
+from medvlp.show.maps.page import scatter_page
 clip = medvlp.load_clip("tiny", device="cpu")
 data = medvlp.load_dataset("phantom-derm")
 few = data.test.subset(range(40))

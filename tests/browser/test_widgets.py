@@ -39,7 +39,7 @@ CELLS = [
     "InterventionExplorer(medvlp.CILMP(clip, data.card), data.test)",
     TRAINING,
     """from IPython.display import HTML
-from medvlp.show.widget_parts import literal
+from medvlp.show.widgets.parts import literal
 HTML(f"<p>$x^3$, but {literal('$y^3$')}</p>")""",  # output that MathJax typesets
 ]
 CONTRAST = """

@@ -5,7 +5,7 @@ import pytest
 from open_clip.tokenizer import SimpleTokenizer
 
 from medvlp.data.cards import DataCard, Phrase, list_cards, load_card
-from medvlp.data.phantoms import get_world
+from medvlp.data.phantoms.worlds import get_world
 
 KINDS = ["symptoms", "out-of-domain", "useless", "incorrect"]
 CARDS = list_cards()

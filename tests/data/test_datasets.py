@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from medvlp.data.cards import DataCard, load_card
 from medvlp.data.datasets import PhantomSet, load_dataset
 from medvlp.data.images import ImageError
-from medvlp.data.phantoms import get_world
+from medvlp.data.phantoms.worlds import get_world
 
 LEVELS = {"dark": 20, "grey": 120, "bright": 220}  # the classes of a small data set, by their brightness
 TEN_LINES = """---

@@ -3,10 +3,10 @@
 import pytest
 
 from medvlp.data.cards import DataCard
-from medvlp.knowledge.symptom_sets import SymptomSet
-from medvlp.knowledge.symptoms import generate_symptoms
-from tests.knowledge.fake_server import FakeServer
-from tests.knowledge.lesions import CARD
+from medvlp.knowledge.symptoms.generate import generate_symptoms
+from medvlp.knowledge.symptoms.sets import SymptomSet
+from tests.knowledge.symptoms.fake_server import FakeServer
+from tests.knowledge.symptoms.lesions import CARD
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.features import image_features
 from medvlp.methods.clip_adapter import CLIPAdapter
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.study.config import TrainConfig, recipe
-from medvlp.study.training import fit
+from medvlp.study.training.config import TrainConfig, recipe
+from medvlp.study.training.fit import fit
 from tests.backbone import small_clips
 from tests.methods.small import make_card, make_set
 

@@ -15,10 +15,10 @@ from medvlp.methods.context import ContextPrompts
 from medvlp.methods.coop import CoOp
 from medvlp.methods.kgcoop import KgCoOp
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.study.config import TrainConfig, recipe
 from medvlp.study.evaluation import evaluate, predict_logits
 from medvlp.study.saving import load, save
-from medvlp.study.training import fit
+from medvlp.study.training.config import TrainConfig, recipe
+from medvlp.study.training.fit import fit
 from tests.backbone import small_clips
 from tests.methods.small import SYMPTOMS, make_card, make_set
 

@@ -18,11 +18,11 @@ from medvlp.methods.maple import MaPLe
 from medvlp.methods.parameters import own_tensors, trainable_parameters
 from medvlp.methods.promptsrc import PromptSRC
 from medvlp.methods.vpt import VPT
-from medvlp.study.averaging import EpochAverage
-from medvlp.study.config import recipe
 from medvlp.study.evaluation import predict_logits
 from medvlp.study.saving import load, save
-from medvlp.study.training import fit
+from medvlp.study.training.averaging import EpochAverage
+from medvlp.study.training.config import recipe
+from medvlp.study.training.fit import fit
 from tests.backbone import small_clips
 from tests.methods.small import make_card
 

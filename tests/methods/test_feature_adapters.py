@@ -15,10 +15,10 @@ from medvlp.methods.parameters import own_tensors, trainable_parameters
 from medvlp.methods.text_probe import TextProbe
 from medvlp.methods.tip_adapter import TipAdapter
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.study.config import TrainConfig, recipe
 from medvlp.study.evaluation import predict_logits
 from medvlp.study.saving import load, save
-from medvlp.study.training import fit
+from medvlp.study.training.config import TrainConfig, recipe
+from medvlp.study.training.fit import fit
 from tests.backbone import small_clips
 from tests.methods.small import make_card, make_set
 

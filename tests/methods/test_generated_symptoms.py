@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medvlp.backbone.clip import Clip, load_clip
-from medvlp.knowledge.symptom_sets import SymptomSet
+from medvlp.knowledge.symptoms.sets import SymptomSet
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
 from tests.backbone import small_clips

@@ -6,8 +6,8 @@ import torch
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.methods.ivlp import IVLP
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.study.config import TrainConfig
-from medvlp.study.training import fit
+from medvlp.study.training.config import TrainConfig
+from medvlp.study.training.fit import fit
 from tests.backbone import small_clips
 from tests.methods import deep_oracle
 from tests.methods.small import make_card, make_set

@@ -10,8 +10,8 @@ from sklearn.preprocessing import StandardScaler
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.features import image_features
 from medvlp.methods.linear_probe import C_GRID, LinearProbe
-from medvlp.study.config import TrainConfig
-from medvlp.study.training import fit
+from medvlp.study.training.config import TrainConfig
+from medvlp.study.training.fit import fit
 from tests.backbone import small_clips
 from tests.methods.small import make_card, make_set
 

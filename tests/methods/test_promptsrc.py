@@ -10,9 +10,9 @@ from medvlp.backbone.clip import Clip, load_clip
 from medvlp.methods.ivlp import IVLP
 from medvlp.methods.parameters import own_tensors
 from medvlp.methods.promptsrc import PromptSRC
-from medvlp.study.averaging import EpochAverage
-from medvlp.study.config import TrainConfig
-from medvlp.study.training import fit
+from medvlp.study.training.averaging import EpochAverage
+from medvlp.study.training.config import TrainConfig
+from medvlp.study.training.fit import fit
 from tests.backbone import small_clips
 from tests.methods import deep_oracle
 from tests.methods.small import make_card, make_set

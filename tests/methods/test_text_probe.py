@@ -10,8 +10,8 @@ from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.features import image_features
 from medvlp.methods.text_probe import TextProbe
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.study.config import TrainConfig, recipe
-from medvlp.study.training import fit
+from medvlp.study.training.config import TrainConfig, recipe
+from medvlp.study.training.fit import fit
 from tests.backbone import small_clips
 from tests.methods.small import SYMPTOMS, make_card, make_set
 

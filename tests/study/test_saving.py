@@ -18,12 +18,12 @@ from medvlp.methods.parameters import own_tensors
 from medvlp.methods.registry import METHODS
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.study.config import TrainConfig
 from medvlp.study.evaluation import predict_logits
 from medvlp.study.prediction import predict
 from medvlp.study.saving import load, save
-from medvlp.study.training import fit
-from tests.study.small_training import CARD, Prototypes, Tinted, small_clip, small_sets
+from medvlp.study.training.config import TrainConfig
+from medvlp.study.training.fit import fit
+from tests.study.training.small_training import CARD, Prototypes, Tinted, small_clip, small_sets
 
 OWN = {"melanoma": ["jagged"], "nevus": ["smooth", "even"], "keratosis": ["waxy"]}
 

@@ -6,14 +6,14 @@ from torch import nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
-from medvlp.knowledge.representations import Representations
+from medvlp.knowledge.llm.representations import Representations
 from medvlp.methods.cilmp import CILMP
 from medvlp.methods.linear_probe import LinearProbe
 from medvlp.methods.parameters import own_tensors
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.transfer import base_and_new, transfer
-from tests.study.small_training import Prototypes, small_clip
+from tests.study.training.small_training import Prototypes, small_clip
 
 NAMES = ["melanoma", "nevus", "keratosis", "wart", "cyst"]
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,1 @@
+"""Learned prompts into unmodified towers: slots among the tokens, hooks, and walks through the blocks."""

@@ -1,0 +1,1 @@
+"""Large language models: found, read for hidden states, and served on this machine."""

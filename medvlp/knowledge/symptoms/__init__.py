@@ -1,0 +1,1 @@
+"""Visual symptoms of diseases, asked of an LLM, read, checked and kept."""

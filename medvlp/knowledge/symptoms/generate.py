@@ -1,0 +1,261 @@
+"""generate_symptoms: visual symptoms for the classes of a card, asked of any OpenAI-compatible LLM.
+
+As ViP describes it (arXiv 2409.00341), for each class:
+
+    1  text      which visual features help to recognise it?
+    2  images    optional: which features do 16 training images of it share?
+    3  agree     with 2: the phrases of 1 that 2 bears out, by cosine in CLIP's text space or by the LLM
+
+How ViP's authors intersect the two lists is not published; both ways here are our own. Every phrase is
+checked (`medvlp.knowledge.symptoms.phrases`), what was rejected keeps its reason, and a class with too few is
+asked again.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
+
+from medvlp.backbone.clip import Clip
+from medvlp.data.cards import DataCard
+from medvlp.data.datasets import ImageSet
+from medvlp.data.errors import unknown_name
+from medvlp.data.files import cache_folder, sha256
+from medvlp.knowledge.symptoms.contact_sheet import ROWS, TILE, check_shown, contact_sheet
+from medvlp.knowledge.symptoms.one_class import OneClass, Run
+from medvlp.knowledge.symptoms.phrases import PhraseChecker
+from medvlp.knowledge.symptoms.questions import DEFAULT, SymptomPrompts
+from medvlp.knowledge.symptoms.server import Server, SymptomError
+from medvlp.knowledge.symptoms.sets import ClassRecord, SymptomRecord, SymptomSet, now
+
+if TYPE_CHECKING:  # it takes a second to import
+    from openai import OpenAI
+
+__all__ = ["SymptomError", "generate_symptoms"]
+
+AGREE = ("similarity", "llm")
+ON_TOO_FEW = ("error", "keep")
+
+
+def generate_symptoms(
+    card: DataCard,
+    client: "OpenAI",
+    model: str,
+    n: int = 4,
+    images: ImageSet | None = None,
+    *,
+    send_images: bool = False,
+    agree: str = "similarity",
+    threshold: float = 0.7,
+    clip: Clip | None = None,
+    prompts: SymptomPrompts = DEFAULT,
+    max_asks: int = 3,
+    on_too_few: str = "error",
+    temperature: float = 0.0,
+    seed: int = 1,
+    max_tokens: int = 400,
+    max_words: int = 12,
+    store: str | Path | None = None,
+    progress: bool = True,
+) -> SymptomSet:
+    """Ask an LLM for `n` visual symptoms of every class, check them, and keep the whole story.
+
+    The set is stored after each class. The same inputs give it back without a call; a run that was stopped
+    goes on at the first class that is not finished, from the replies that it had. To ask
+    anew, change the seed or the store.
+
+    Args:
+        card: whose classes.
+        client: `openai.OpenAI()`, with `base_url=` for any other server. Its key comes from the environment;
+            it is never stored or shown. Its `timeout` and `max_retries` hold.
+        model: the name that the server knows the model by.
+        n: symptoms a class; ViP's lists have 4.
+        images: training images (`data.train`) for stage 2. They leave this machine, so it takes send_images.
+        send_images: agree that one JPEG sheet of up to 16 images a class goes to the server, without
+            metadata. What is burnt into the pixels goes with them.
+        agree: with images: "similarity" (needs `clip`) keeps phrases of stage 1 whose best cosine with a
+            phrase of stage 2 reaches `threshold`; "llm" asks the model which ones agree.
+        threshold: cosine of text features, -1 to 1, after the mean of known visual terms is taken away:
+            without that, unrelated phrases have cosines near 1. 0.7 parts paraphrases from other phrases best
+            in the embedded CLIP, and badly: it keeps 13 of 20 paraphrases and takes nearly half of the
+            unrelated phrases for agreeing with one of four. What suits another CLIP is unknown;
+            `candidates()` shows the cosines.
+        clip: adds the checks that need a CLIP, and compares phrases.
+        prompts: the questions; `print(prompts)` shows them.
+        max_asks: how often a class is asked at most, the first time included; where that was not enough, the
+            same call made once more asks as often again.
+        on_too_few: after that, "error", or "keep" for what passed, where that is at least one phrase.
+        temperature: of sampling; 0 is greedy.
+        seed: of sampling (sent to the server, plus one for each further question) and of the images shown.
+        max_tokens: the longest answer.
+        max_words: the longest phrase.
+        store: folder of stored sets; default: symptoms in MEDVLP_CACHE or ~/.cache/medvlp. A set is found
+            again by its inputs, the model's name and the server's address with its port. The client of a
+            `local_llm` is known by its LLM's hash instead (a hub LLM by name), as its port changes.
+        progress: show a bar with calls, tokens and seconds.
+
+    Raises:
+        SymptomError: too few phrases passed, or the server failed; the message shows what came back.
+        ValueError: settings that do not go together, or a damaged file in the store.
+        TypeError: a setting of another type.
+        OSError: a store that cannot be written; nothing was asked.
+        ImportError: without the package openai.
+    """
+    numbers = {"n": n, "max_asks": max_asks, "max_tokens": max_tokens, "max_words": max_words}
+    _check_types(card, images, clip, prompts, {**numbers, "seed": seed}, temperature, threshold)
+    for what, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{what} must be at least 1, not {number}.")
+    _check_settings(card, images, send_images, agree, threshold, clip, on_too_few)
+    server = Server(client, model, temperature, max_tokens)
+    checker = PhraseChecker(card, clip, max_words=max_words)
+    settings = {
+        "n": n,
+        "agree": agree if images is not None else None,
+        "threshold": threshold if images is not None and agree == "similarity" else None,
+        "images": images.fingerprint if images is not None else None,
+        "clip": clip.name if clip is not None else None,
+        "clip_fingerprint": clip.fingerprint if clip is not None else None,
+        "temperature": temperature,
+        "seed": seed,
+        "max_tokens": max_tokens,
+        "max_words": max_words,
+    }
+    record = SymptomRecord(
+        card=card.name,
+        card_hash=card.hash,
+        model=server.clean(model),
+        server=server.address,
+        prompts=prompts.facts,
+        settings=settings,
+        checks=checker.facts,
+        created=now(),
+        classes={name: ClassRecord() for name in card.classnames},
+    )
+    inputs = record.model_dump(mode="json", include={"card_hash", "model", "prompts", "settings", "checks"})
+    key = sha256(json.dumps({**inputs, "server": server.place, "version": record.version}, sort_keys=True))
+    # these two say when to stop asking, not what was asked: a class that is done stays done
+    record.settings |= {"max_asks": max_asks, "on_too_few": on_too_few, "inputs": key}
+    folder = Path(store) if store is not None else cache_folder() / "symptoms"
+    path = folder.expanduser() / f"{card.name}-{key[:16]}.json"
+    if path.exists():
+        stored = _stored(path, key, card)
+        if all(_is_done(made, record) for made in stored.classes.values()):
+            return SymptomSet(stored, new_calls=0)
+        record.created, record.classes = stored.created, stored.classes
+    _check_writable(path.parent)
+
+    pending = [name for name, made in record.classes.items() if not _is_done(made, record)]
+    if images is not None:
+        listed = ", ".join(map(repr, pending))
+        tqdm.write(
+            f"Leaving this machine for {server.address}: one JPEG sheet ({ROWS * TILE} x {ROWS * TILE}, no "
+            f"metadata) of up to {ROWS * ROWS} training images for each of {listed}."
+        )
+    with tqdm(
+        total=len(record.classes),
+        initial=len(record.classes) - len(pending),
+        desc="symptoms",
+        unit="class",
+        delay=2,
+        disable=not progress,
+    ) as bar:
+        run = Run(card, record, server, checker, prompts, clip, path, bar)
+        for name in pending:
+            sheet = contact_sheet(images, name, seed) if images is not None else None
+            one = OneClass(run, name, sheet, record.classes[name])
+            try:
+                record.classes[name] = one.generate()
+            except BaseException:  # KeyboardInterrupt, too: replies are paid for
+                if one.calls:
+                    record.classes[name] = one.so_far()
+                raise
+            finally:
+                SymptomSet(record).save(path)
+            bar.update()
+    return SymptomSet(record, new_calls=run.calls)
+
+
+def _check_types(
+    card: DataCard,
+    images: ImageSet | None,
+    clip: Clip | None,
+    prompts: SymptomPrompts,
+    integers: dict[str, int],
+    temperature: float,
+    threshold: float,
+) -> None:
+    """TypeError for a setting of another type, before anything is asked."""
+    settings = [
+        ("card", card, DataCard, "a DataCard"),
+        ("images", images, ImageSet | None, "an ImageSet such as data.train, or None"),
+        ("clip", clip, Clip | None, "a Clip, as load_clip gives it, or None"),
+        ("prompts", prompts, SymptomPrompts, "SymptomPrompts"),
+        *((name, number, int, "a whole number") for name, number in integers.items()),
+        ("temperature", temperature, int | float, "a number"),
+        ("threshold", threshold, int | float, "a number"),
+    ]
+    for name, value, kind, wanted in settings:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"{name} must be {wanted}, not {value!r} ({type(value).__name__}).")
+
+
+def _check_settings(
+    card: DataCard,
+    images: ImageSet | None,
+    send_images: bool,
+    agree: str,
+    threshold: float,
+    clip: Clip | None,
+    on_too_few: str,
+) -> None:
+    for what, name, choices in (("agree", agree, AGREE), ("on_too_few", on_too_few, ON_TOO_FEW)):
+        if name not in choices:
+            raise ValueError(unknown_name(what, name, choices))
+    if not -1 <= threshold <= 1:
+        raise ValueError(f"threshold is a cosine, from -1 to 1, not {threshold}.")
+    if send_images and images is None:
+        raise ValueError("send_images=True needs images: pass the training images, images=data.train.")
+    if images is None:
+        return
+    if not send_images:
+        raise ValueError(
+            "images would leave this machine for the server: pass send_images=True if they may, or leave "
+            "images out."
+        )
+    if images.card.classnames != card.classnames:
+        raise ValueError(f"the images are those of card {images.card.name!r}, not of card {card.name!r}.")
+    check_shown(images, card.classnames)
+    if agree == "similarity" and clip is None:
+        raise ValueError("agree='similarity' compares phrases with a CLIP: pass clip=, or agree='llm'.")
+
+
+def _check_writable(folder: Path) -> None:
+    """Make the folder of the store; OSError where nothing could be kept there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"the store {folder} cannot be written ({error.strerror}), so nothing was asked: give another "
+            "folder, store=..."
+        ) from None
+
+
+def _stored(path: Path, key: str, card: DataCard) -> SymptomRecord:
+    """The record of a stored set, whose inputs must be these."""
+    found = SymptomSet.load(path).record
+    if found.settings.get("inputs") != key or list(found.classes) != card.classnames:
+        raise ValueError(f"{path} holds symptoms of other inputs; delete it and generate them again.")
+    return found
+
+
+def _is_done(made: ClassRecord, record: SymptomRecord) -> bool:
+    """Whether a class need not be asked about, or not again."""
+    if not made.finished or len(made.phrases) >= record.settings["n"]:
+        return made.finished
+    asks = max((call.attempt for call in made.calls), default=0)
+    return record.settings["on_too_few"] == "keep" and asks >= record.settings["max_asks"]

@@ -1,0 +1,330 @@
+"""One class's visual symptoms: asked for, checked, compared with what its images show, asked for again."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm.auto import tqdm
+
+from medvlp.backbone.clip import Clip
+from medvlp.data.cards import DataCard
+from medvlp.knowledge.symptoms.contact_sheet import ContactSheet
+from medvlp.knowledge.symptoms.phrases import PhraseChecker, words_of
+from medvlp.knowledge.symptoms.questions import SymptomPrompts
+from medvlp.knowledge.symptoms.replies import ReplyError, parse_reply
+from medvlp.knowledge.symptoms.server import SHOWN, Answer, Server, SymptomError
+from medvlp.knowledge.symptoms.sets import Call, Candidate, ClassRecord, SymptomRecord
+
+SURPLUS = 2  # phrases asked for, for each one wanted: the checks reject some
+IMAGE_READ = 1.3  # an image costs tokens: a question that costs less than this, times its text, came without
+
+
+def centred_cosines(clip: Clip, ours: list[str], theirs: list[str], centre: Tensor) -> Tensor:
+    """Cosines (A, B) between two lists of phrases, of text features (D,) from which `centre` is taken away.
+
+    Texts of a CLIP all lie close together: without it, unrelated phrases have cosines near 1, too.
+    """
+    ours_, theirs_ = (normalize(_features(clip, texts) - centre, dim=-1) for texts in (ours, theirs))
+    return ours_ @ theirs_.T
+
+
+@dataclass
+class Run:
+    """What the classes of one run share, and what they have cost so far."""
+
+    card: DataCard
+    record: SymptomRecord
+    server: Server
+    checker: PhraseChecker
+    prompts: SymptomPrompts
+    clip: Clip | None
+    path: Path
+    bar: tqdm
+    calls: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @cached_property
+    def centre(self) -> Tensor:
+        """The mean text feature of the known visual terms, (D,)."""
+        return _features(self.clip, self.checker.terms["visual"]).mean(dim=0)
+
+    def count(self, answer: Answer) -> None:
+        """Add an answer's cost and show the sum."""
+        self.calls += 1
+        self.tokens += (answer.prompt_tokens or 0) + (answer.completion_tokens or 0)
+        self.seconds += answer.seconds
+        self.bar.set_postfix(calls=self.calls, tokens=self.tokens, seconds=f"{self.seconds:.1f}")
+
+
+class OneClass:
+    """One class while it is being asked about.
+
+    Args:
+        run: what it shares with the other classes; `run.record.settings` says what is wanted.
+        name: the class.
+        sheet: images of it for stage 2, or None for the text question alone.
+        before: what earlier runs were told about it and could not finish; asking goes on from there.
+    """
+
+    def __init__(self, run: Run, name: str, sheet: ContactSheet | None, before: ClassRecord) -> None:
+        self.run, self.name, self.sheet, self.settings = run, name, sheet, run.record.settings
+        if before.finished and sheet:  # its marks no longer tell what passed from what was not seen
+            before = ClassRecord()
+        self.candidates, self.calls = list(before.candidates), list(before.calls)
+        self.passed: dict[str, list[str]] = {
+            stage: [one.text for one in self.candidates if one.stage == stage and one.kept]
+            for stage in (("text", "images") if sheet else ("text",))
+        }
+        self.unconfirmed: dict[str, str] = {}  # phrases of stage 1 that passed, and why they do not count
+
+    def generate(self) -> ClassRecord:
+        """Ask until there are n phrases; SymptomError where there are not.
+
+        First asks what is missing of an earlier run's last question. Where that asked `max_asks` times in
+        vain, this one may ask as often again.
+        """
+        n, most, phrases = self.settings["n"], self.settings["max_asks"], []
+        keep = self.settings["on_too_few"] == "keep"
+        begun = max((call.attempt for call in self.calls), default=0)
+        for attempt in range(begun or 1, (most if begun < most else begun + most) + 1):
+            again = [] if attempt == begun else list(self.passed)
+            for stage in [s for s in self.passed if len(self.passed[s]) < n] or again:
+                if self._call(stage, attempt) is None:
+                    self._ask_stage(stage, attempt)
+            phrases = self._agreed(attempt) if self.sheet else self.passed["text"]
+            if len(phrases) >= n or (keep and phrases and attempt >= most):
+                break
+        if not phrases or (len(phrases) < n and not keep):
+            raise SymptomError(self._too_few(phrases), "too few", self.name)
+        phrases = phrases[:n]
+        for one in self.candidates:
+            if one.kept and (one.stage != "text" or one.text not in phrases):
+                one.kept, one.reason = False, self._why_not(one)
+        return ClassRecord(phrases=phrases, candidates=self.candidates, calls=self.calls, finished=True)
+
+    def so_far(self) -> ClassRecord:
+        """What was paid for and is not finished, to go on from."""
+        phrases = [] if self.sheet else list(self.passed["text"])
+        return ClassRecord(phrases=phrases, candidates=self.candidates, calls=self.calls)
+
+    def _call(self, stage: str, attempt: int) -> Call | None:
+        return next((call for call in self.calls if (call.stage, call.attempt) == (stage, attempt)), None)
+
+    def _ask_stage(self, stage: str, attempt: int) -> None:
+        """Ask once, and check what came back."""
+        have = self.passed[stage]
+        messages = self._messages(stage, attempt)
+        answer = self._ask(stage, attempt, messages)
+        if stage == "images":
+            self._warn_if_unread()
+        others = {name: made.phrases for name, made in self.run.record.classes.items()}
+        question = f" {words_of(self._question(stage))} "
+        lines = {words_of(line) for line in _text(messages[-1]).splitlines()}
+        for verdict in self.run.checker.check(self.name, answer, {**others, self.name: list(have)}):
+            reason = verdict.reason
+            words = words_of(verdict.phrase)
+            if reason is None and (words in lines or f" {words} " in question):
+                reason = "copied from the question"
+            one = Candidate(
+                text=verdict.phrase, stage=stage, attempt=attempt, kept=reason is None, reason=reason
+            )
+            self.candidates.append(one)
+            if one.kept:
+                have.append(one.text)
+
+    def _ask(self, stage: str, attempt: int, messages: list[dict]) -> list[str]:
+        sheet = self.sheet if stage == "images" else None
+        answer = self.run.server.ask(messages, self.settings["seed"] + attempt - 1, self.name, bool(sheet))
+        call = Call(
+            stage=stage,
+            attempt=attempt,
+            messages=[_without_image(message, sheet) for message in messages],
+            options=answer.options,
+            reply=answer.reply,
+            problem="refusal" if answer.refused else None,
+            finish_reason=answer.finish_reason,
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+            seconds=answer.seconds,
+            time=answer.time,
+        )
+        self.calls.append(call)
+        self.run.count(answer)
+        return self._read(call)
+
+    def _read(self, call: Call) -> list[str]:
+        """The phrases of an answer; none where it cannot be used, which the call notes."""
+        names = self.run.checker.names(self.name)
+        try:
+            return [] if call.problem else parse_reply(call.reply, call.finish_reason == "length", names)
+        except ReplyError as error:
+            call.problem = error.kind
+            return []
+
+    def _question(self, stage: str) -> str:
+        """The first question of a stage."""
+        return self.run.prompts.fill(
+            stage,
+            classname=self.name,
+            modality=self.run.card.modality,
+            others=", ".join(name for name in self.run.card.classnames if name != self.name),
+            count=SURPLUS * self.settings["n"],
+            **({"shown": self.sheet.shown} if stage == "images" else {}),
+        )
+
+    def _messages(self, stage: str, attempt: int) -> list[dict]:
+        """The first question, or that one with the last reply and what is wrong with it."""
+        count = SURPLUS * self.settings["n"]
+        question = self._question(stage)
+        asked = [call for call in self.calls if call.stage == stage]
+        if not asked:
+            return [self._user(stage, question)]
+        lines = [
+            f"- {one.text} ({one.reason or self.unconfirmed.get(one.text)})"
+            for one in self.candidates
+            if one.stage == stage and (not one.kept or one.text in self.unconfirmed)
+        ]
+        again = self.run.prompts.fill(
+            "again",
+            classname=self.name,
+            modality=self.run.card.modality,
+            count=count,
+            kept=_bullets(p for p in self.passed[stage] if p not in self.unconfirmed) or "(none yet)",
+            rejected="\n".join(lines[-count:]) or "(your answer held no list of phrases)",
+        )
+        last = asked[-1]
+        if last.problem or not last.reply.strip():  # nothing worth going on from, and some servers mind
+            return [self._user(stage, f"{question}\n\n{again}")]
+        return [
+            self._user(stage, question),
+            {"role": "assistant", "content": last.reply},
+            {"role": "user", "content": again},
+        ]
+
+    def _user(self, stage: str, text: str) -> dict:
+        if stage != "images":
+            return {"role": "user", "content": text}
+        image = {"type": "image_url", "image_url": {"url": self.sheet.url}}
+        return {"role": "user", "content": [{"type": "text", "text": text}, image]}
+
+    def _agreed(self, attempt: int) -> list[str]:
+        """Stage 3: the phrases of stage 1 that stage 2 bears out, the surest first."""
+        texts, seen = self.passed["text"], self.passed["images"]
+        self.unconfirmed = {}
+        if not texts or not seen:
+            self.unconfirmed = dict.fromkeys(texts, "nothing came from the images to compare with")
+            return []
+        if self.settings["agree"] == "llm":
+            return self._agreed_by_llm(attempt)
+        cosines = centred_cosines(self.run.clip, texts, seen, self.run.centre)  # (A, B)
+        best, which = cosines.max(dim=1)  # (A,)
+        for one in self.candidates:
+            row = cosines[texts.index(one.text)] if one.stage == "text" and one.kept else None
+            row = cosines[:, seen.index(one.text)] if one.stage == "images" and one.kept else row
+            one.similarity = None if row is None else round(float(row.max()), 4)
+        limit = self.settings["threshold"]
+        for phrase, cosine, i in zip(texts, best.tolist(), which.tolist(), strict=True):
+            if cosine < limit:
+                why = f"not seen in the images: nearest there is {seen[i]!r}, {cosine:.2f} < {limit:.2f}"
+                self.unconfirmed[phrase] = why
+        order = sorted(range(len(texts)), key=lambda i: -float(best[i]))
+        return [texts[i] for i in order if texts[i] not in self.unconfirmed]
+
+    def _agreed_by_llm(self, attempt: int) -> list[str]:
+        texts, seen, told = self.passed["text"], self.passed["images"], self._call("agree", attempt)
+        question = self.run.prompts.fill(
+            "agree",
+            classname=self.name,
+            modality=self.run.card.modality,
+            count=len(texts),
+            from_text=_bullets(texts),
+            from_images=_bullets(seen),
+        )
+        asked = [{"role": "user", "content": question}]
+        answer = self._read(told) if told else self._ask("agree", attempt, asked)
+        known = {_key(phrase): phrase for phrase in texts}  # what is in neither list is none of them
+        agreed = list(dict.fromkeys(known[_key(phrase)] for phrase in answer if _key(phrase) in known))
+        self.unconfirmed = {
+            p: "not seen in the images, as the LLM compares the lists" for p in texts if p not in agreed
+        }
+        return agreed
+
+    def _why_not(self, one: Candidate) -> str:
+        if one.stage == "images":
+            return "from the images: it serves to bear out the phrases of the text question"
+        return self.unconfirmed.get(one.text) or f"not needed: {self.settings['n']} came before it"
+
+    def _warn_if_unread(self) -> None:
+        """A server of a model that reads no images may drop them without a word; tokens tell."""
+        text = next((call for call in self.calls if call.stage == "text"), None)
+        image = self.calls[-1]
+        if text is None or not text.prompt_tokens or not image.prompt_tokens:
+            return
+        of_text = text.prompt_tokens * _letters(image.messages) / _letters(text.messages)
+        if image.prompt_tokens < IMAGE_READ * of_text:
+            warnings.warn(
+                f"class {self.name!r}: the question with the image cost {image.prompt_tokens} tokens, hardly "
+                "more than its text. The server may have dropped the image: does the model read images?",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _too_few(self, phrases: list[str]) -> str:
+        asked = self.calls[-1].attempt
+        times = "once" if asked == 1 else f"{asked} times"
+        problems = [f"reply {i} ({c.stage}): {c.problem}" for i, c in enumerate(self.calls, 1) if c.problem]
+        rejected = [
+            f"{one.text!r} ({one.stage}): {one.reason or self.unconfirmed[one.text]}"
+            for one in self.candidates
+            if not one.kept or (one.stage == "text" and one.text in self.unconfirmed)
+        ]
+        reply = self.calls[-1].reply
+        keep = " or on_too_few='keep' to go on with what passed;" if phrases else ""
+        shown = reply if len(reply) <= SHOWN else f"{reply[:SHOWN]}..."
+        return "\n  ".join(
+            [
+                f"class {self.name!r}: {len(phrases)} of {self.settings['n']} symptoms passed, with "
+                f"{self.run.record.model} at {self.run.record.server} asked {times}.",
+                *problems,
+                *dict.fromkeys(rejected),
+                f"The last reply was: {shown!r}",
+                f"Try another model, other prompts, more max_asks or a smaller n;{keep} what came "
+                f"back is kept in {self.run.path}, and the same call goes on from it.",
+            ]
+        )
+
+
+def _features(clip: Clip, phrases: list[str]) -> Tensor:
+    with torch.no_grad():
+        return clip.encode_texts([f"{phrase.rstrip('.')}." for phrase in phrases])  # (N, D)
+
+
+def _without_image(message: dict, sheet: ContactSheet | None) -> dict:
+    """A message as it is kept: hash and size in place of the image."""
+    if sheet is None or isinstance(message["content"], str):
+        return message
+    text, image = message["content"]
+    return {**message, "content": [text, {**image, "image_url": sheet.facts}]}
+
+
+def _letters(messages: list[dict]) -> int:
+    return sum(len(_text(message)) for message in messages)
+
+
+def _text(message: dict) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else content[0]["text"]
+
+
+def _bullets(phrases: Iterable[str]) -> str:
+    return "\n".join(f"- {phrase}" for phrase in phrases)
+
+
+def _key(phrase: str) -> str:
+    return " ".join(phrase.casefold().split()).strip(" .")

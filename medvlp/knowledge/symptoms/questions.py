@@ -1,0 +1,123 @@
+"""What an LLM is asked for visual symptoms: the questions, their version, and the shape of an answer.
+
+After ViP (arXiv 2409.00341): a text question says that CLIP is to detect the class and asks for plain visual
+features without its name; an image question shows one sheet of training images and asks for colour, shape and
+texture. The wording is our own, as the authors' is not published.
+"""
+
+from dataclasses import asdict, dataclass, fields, replace
+from string import Template
+
+from medvlp.data.errors import unknown_name
+
+PLACEHOLDERS = {  # what each question may ask for, and what it must
+    "text": ({"count", "classname", "modality", "others"}, {"classname", "modality"}),
+    "images": ({"count", "classname", "modality", "others", "shown"}, {"modality"}),
+    "agree": ({"count", "classname", "modality", "from_text", "from_images"}, {"from_text", "from_images"}),
+    "again": ({"count", "classname", "modality", "kept", "rejected"}, set()),
+}
+SCHEMA = {  # for servers with structured output
+    "type": "object",
+    "properties": {"symptoms": {"type": "array", "items": {"type": "string"}}},
+    "required": ["symptoms"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class SymptomPrompts:
+    """The four questions, with `$name` for what is filled in and `$$` for a dollar sign.
+
+    Args:
+        text: stage 1. `$count` phrases for `$classname` in `$modality`; `$others` are the other classes.
+        images: stage 2, sent with the contact sheet of `$shown` images.
+        agree: stage 3, where the LLM compares: the phrases `$from_text` and `$from_images`, one a line.
+        again: sent after an answer with too few usable phrases: `$rejected` ones with their reasons, one a
+            line, and those already `$kept`.
+        version: your name for this wording; it is stored with what it produced.
+
+    Raises:
+        ValueError: an unknown placeholder, a missing one, or a stray dollar sign.
+    """
+
+    text: str
+    images: str
+    agree: str
+    again: str
+    version: str
+
+    def __post_init__(self) -> None:
+        for stage, (known, needed) in PLACEHOLDERS.items():
+            prompt = Template(getattr(self, stage))
+            if not prompt.is_valid():
+                raise ValueError(f"the prompt {stage!r} has a stray dollar sign; write $$ for one.")
+            named = prompt.get_identifiers()
+            for name in named:
+                if name not in known:
+                    raise ValueError(
+                        unknown_name("placeholder", name, sorted(known), f"the prompt {stage!r}")
+                    )
+            for name in sorted(needed):
+                if name not in named:
+                    raise ValueError(f"the prompt {stage!r} needs the placeholder ${name}.")
+        if not self.version.strip():
+            raise ValueError("prompts need a version, such as 'mine 1'.")
+
+    def fill(self, stage: str, **values: str | int) -> str:
+        """One question with its values put in, once: a value with `$` or braces stays as it is."""
+        return Template(getattr(self, stage)).substitute(values)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Version and full texts, for provenance."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        parts = [f"{field.name}:\n{getattr(self, field.name)}" for field in fields(self)]
+        return "\n\n".join(parts)
+
+
+DEFAULT = SymptomPrompts(
+    text=(
+        "I use CLIP, a model that compares pictures with short texts, to detect $classname in $modality.\n"
+        "Which visible features help to recognise $classname there? Only what can be seen in the picture "
+        "counts: colour, brightness, shape, edge, texture, place. No symptoms that a patient feels, no "
+        "causes, no treatment.\n"
+        "Answer with $count bullets and nothing else. Each is one phrase of 3 to 8 plain words that CLIP "
+        "knows from everyday pictures, describes one thing that is present, and names neither $classname nor "
+        "any other diagnosis ($others)."
+    ),
+    images=(
+        "The picture is one sheet of $shown training images, all of one kind: $modality with the same "
+        "finding.\n"
+        "Which visible features do they share in colour, shape and texture?\n"
+        "Answer with $count bullets and nothing else. Each is one phrase of 3 to 8 plain words about one "
+        "thing that is seen in most of them. Name no diagnosis, and do not describe the sheet itself."
+    ),
+    agree=(
+        "Two lists describe the same finding in $modality.\n"
+        "List A, from knowledge:\n$from_text\n"
+        "List B, from looking at images:\n$from_images\n"
+        "Which phrases of list A say the same as some phrase of list B? Copy those phrases of list A word "
+        "for word, one a bullet, at most $count, and write nothing else."
+    ),
+    again=(
+        "These phrases cannot be used:\n$rejected\n"
+        "These are already in the list:\n$kept\n"
+        "Give $count other bullets that avoid those faults: short plain phrases of what can be seen in "
+        "$modality, and nothing else."
+    ),
+    version="1",
+)
+
+SMALL = replace(  # a small LLM goes on with a pattern better than it follows instructions
+    DEFAULT,
+    text=(
+        "Question: What can be seen in a photo of a ripe banana?\n"
+        "Answer:\n- bright yellow color\n- long curved shape\n- smooth waxy skin\n- small brown spots\n\n"
+        "Question: What can be seen in $modality of $classname?\n"
+        "Answer:"
+    ),
+    again="Question: What else can be seen in $modality of $classname?\nAnswer:",
+    version="small 1",
+)

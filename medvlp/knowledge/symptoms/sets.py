@@ -1,0 +1,299 @@
+"""SymptomSet: symptoms by class together with how they came about, kept as readable JSON."""
+
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medvlp.data.cards import DataCard
+from medvlp.data.errors import unknown_name
+from medvlp.data.files import atomic_write
+
+KIND = "medvlp symptoms"
+VERSION = 1
+LITERAL = '<div class="mathjax_ignore tex2jax_ignore">'  # or Jupyter would typeset $...$ as mathematics
+REMAKE = "Delete it and generate the symptoms again, or give another path."
+
+
+class _Part(BaseModel):
+    """A part of the record: its fields and no others."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Candidate(_Part):
+    """A phrase that came back, what became of it and why; `similarity` is its best with the other stage."""
+
+    text: str
+    stage: Literal["text", "images", "review"]
+    attempt: int
+    kept: bool
+    reason: str | None = None
+    similarity: float | None = None
+
+
+class Call(_Part):
+    """One answer of the server. `options` are what was sent beside the messages; images are hashes."""
+
+    stage: Literal["text", "images", "agree"]
+    attempt: int
+    messages: list[dict[str, Any]]
+    options: dict[str, Any]
+    reply: str
+    problem: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    seconds: float
+    time: str
+
+
+class ClassRecord(_Part):
+    """One class: its phrases, every candidate and every call."""
+
+    phrases: list[str] = []
+    candidates: list[Candidate] = []
+    calls: list[Call] = []
+    finished: bool = False
+
+
+class Review(_Part):
+    """Who read the phrases, when, what was changed, and the review before this one."""
+
+    reviewer: str = Field(pattern=r"^[^\W\d_]{1,8}$")
+    date: date
+    changes: list[dict[str, Any]] = []
+    before: "Review | None" = None
+
+
+class SymptomRecord(_Part):
+    """Everything about a SymptomSet, as it is stored; `classes` in label order."""
+
+    kind: Literal["medvlp symptoms"] = KIND
+    version: Literal[1] = VERSION
+    card: str
+    card_hash: str
+    origin: str = "generated"
+    model: str | None = None
+    server: str | None = None
+    prompts: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    checks: dict[str, Any] = {}
+    created: str
+    classes: dict[str, ClassRecord]
+    review: Review | None = None
+
+
+class SymptomSet(Mapping[str, list[str]]):
+    """Symptoms by class name, in label order, with their record: `symptoms=` of ZeroShot and ViP as it is.
+
+    Attributes:
+        record: SymptomRecord; `print(symptoms.record.model_dump_json(indent=2))` shows all of it.
+        new_calls: how many of its calls `generate_symptoms` made just now; 0 for a replay.
+    """
+
+    def __init__(self, record: SymptomRecord, new_calls: int | None = None) -> None:
+        self.record, self.new_calls = record, new_calls
+
+    @classmethod
+    def from_phrases(
+        cls, card: DataCard, symptoms: Mapping[str, Sequence[str]], origin: str = "given by hand"
+    ) -> "SymptomSet":
+        """Symptoms that no LLM made here, such as `card.symptoms()`, as a set that can be reviewed and saved.
+
+        Raises:
+            ValueError: a class missing, unknown or without a phrase.
+        """
+        phrases = _in_order(card.classnames, symptoms)
+        made = {name: ClassRecord(phrases=found, finished=True) for name, found in phrases.items()}
+        return cls(
+            SymptomRecord(card=card.name, card_hash=card.hash, origin=origin, created=now(), classes=made)
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SymptomSet":
+        """Read what `save` wrote; FileNotFoundError, or ValueError for a damaged or another file."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path} with symptoms.")
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged, or no JSON: {error}. {REMAKE}") from None
+        if not isinstance(facts, dict) or facts.get("kind") != KIND:
+            raise ValueError(f"{path} holds no symptoms saved by medvlp. {REMAKE}")
+        if facts.get("version") != VERSION:
+            raise ValueError(
+                f"{path} is of version {facts.get('version')!r}, and this medvlp reads version {VERSION}. "
+                f"{REMAKE}"
+            )
+        try:
+            return cls(SymptomRecord.model_validate(facts))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ", ".join(map(str, first["loc"]))
+            raise ValueError(f"{path} is damaged: {place}: {first['msg']}. {REMAKE}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write readable JSON, whole or not at all."""
+        with atomic_write(path) as part:
+            part.write_text(self.record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    def __getitem__(self, classname: str) -> list[str]:
+        if classname not in self.record.classes:
+            where = f"the symptoms for card {self.record.card!r}"
+            raise KeyError(unknown_name("class", classname, self.record.classes, where))
+        return list(self.record.classes[classname].phrases)
+
+    def __contains__(self, classname: object) -> bool:
+        return classname in self.record.classes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.record.classes)
+
+    def __len__(self) -> int:
+        return len(self.record.classes)
+
+    def candidates(self) -> pd.DataFrame:
+        """One row for each phrase that came back: what became of it and why."""
+        columns = ["classname", "phrase", "stage", "kept", "reason", "similarity", "attempt"]
+        rows = [
+            (name, one.text, one.stage, one.kept, one.reason, one.similarity, one.attempt)
+            for name, made in self.record.classes.items()
+            for one in made.candidates
+        ]
+        table = pd.DataFrame(rows, columns=columns)
+        return table.astype({"kept": bool, "similarity": float})
+
+    def calls(self) -> pd.DataFrame:
+        """One row for each answer of the server: stage, tokens, seconds and the raw reply."""
+        columns = ["stage", "attempt", "problem", "finish_reason", "prompt_tokens", "completion_tokens"]
+        columns += ["seconds", "time", "reply"]
+        rows = [
+            (name, *(getattr(call, column) for column in columns))
+            for name, made in self.record.classes.items()
+            for call in made.calls
+        ]
+        table = pd.DataFrame(rows, columns=["classname", *columns])
+        return table.astype({"prompt_tokens": "Int64", "completion_tokens": "Int64"})
+
+    def reviewed(
+        self,
+        symptoms: Mapping[str, Sequence[str]],
+        reviewer: str,
+        date: str | None = None,
+        changes: Sequence[Mapping[str, Any]] = (),
+    ) -> "SymptomSet":
+        """The set with these phrases in place of its own, and who reviewed it; the set itself stays.
+
+        Candidates that are no longer in it are marked, phrases that are new become candidates of stage
+        "review". A review of a reviewed set keeps the one before.
+
+        Args:
+            symptoms: phrases of every class.
+            reviewer: initials, 1 to 8 letters.
+            date: ISO date, such as "2026-05-31"; default today (UTC).
+            changes: what was done, JSON-able.
+
+        Raises:
+            ValueError: a class missing, unknown or without a phrase; initials or a date of another form.
+        """
+        phrases = _in_order(list(self), symptoms)
+        day = date or datetime.now(UTC).date().isoformat()
+        try:
+            review = Review(
+                reviewer=reviewer, date=day, changes=[dict(c) for c in changes], before=self.record.review
+            )
+        except ValidationError as error:
+            field = error.errors(include_url=False)[0]["loc"][0]
+            hint = "initials, 1 to 8 letters" if field == "reviewer" else "an ISO date such as '2026-05-31'"
+            value = reviewer if field == "reviewer" else day
+            raise ValueError(f"the review's {field} must be {hint}, not {value!r}.") from None
+        classes = {
+            name: _reviewed(self.record.classes[name], phrases[name], reviewer)
+            for name in self.record.classes
+        }
+        return SymptomSet(self.record.model_copy(update={"classes": classes, "review": review}))
+
+    @property
+    def origin(self) -> str:
+        """One line: made by which model, from which prompts, on which day, reviewed by whom."""
+        record, review = self.record, self.record.review
+        by = f" by {record.model}, prompts {record.prompts.get('version')}" if record.model else ""
+        seen = f", reviewed by {review.reviewer} on {review.date}" if review else ", not reviewed"
+        return f"{record.origin}{by}, {record.created[:10]}{seen}"
+
+    def __repr__(self) -> str:
+        lines = [f"SymptomSet for card {self.record.card!r}: {_plain(self.origin)}"]
+        for name, made in self.record.classes.items():
+            note = "" if made.finished else " (not finished)"
+            lines += [f"  {_plain(name)}{note}", *(f"    - {_plain(phrase)}" for phrase in made.phrases)]
+        return "\n".join([*lines, f"  {_plain(self._cost())}"])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{_escaped(name)}</th><td style='text-align:left'>"
+            f"{'<br>'.join(map(_escaped, made.phrases))}</td></tr>"
+            for name, made in self.record.classes.items()
+        )
+        return (
+            f"{LITERAL}<p>Symptoms for card <b>{_escaped(self.record.card)}</b>: {_escaped(self.origin)}.<br>"
+            f"{_escaped(self._cost())}</p><table><tr><th>class</th><th>symptoms</th></tr>{rows}</table></div>"
+        )
+
+    def _cost(self) -> str:
+        calls = [call for made in self.record.classes.values() for call in made.calls]
+        tokens = sum((call.prompt_tokens or 0) + (call.completion_tokens or 0) for call in calls)
+        rejected = sum(not one.kept for made in self.record.classes.values() for one in made.candidates)
+        seconds = sum(call.seconds for call in calls)
+        counted = tokens if any(call.prompt_tokens for call in calls) else "uncounted"
+        replayed = " (replayed, none made now)" if self.new_calls == 0 and calls else ""
+        return (
+            f"{len(calls)} calls{replayed}, {counted} tokens, {seconds:.1f} s; {rejected} candidates not kept"
+        )
+
+
+def now() -> str:
+    """This moment in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _in_order(classnames: Sequence[str], symptoms: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The phrases of every class in label order, stripped; ValueError where something is missing."""
+    for name in symptoms:
+        if name not in classnames:
+            raise ValueError(unknown_name("class", name, classnames, "the symptoms"))
+    found = {}
+    for name in classnames:
+        phrases = symptoms.get(name, [])
+        if isinstance(phrases, str) or not all(isinstance(one, str) and one.strip() for one in phrases):
+            raise ValueError(f"the symptoms of {name!r} must be a list of phrases, not {phrases!r}.")
+        if not phrases:
+            raise ValueError(f"class {name!r} has no symptoms; give it at least one.")
+        found[name] = [phrase.strip() for phrase in phrases]
+    return found
+
+
+def _reviewed(made: ClassRecord, phrases: list[str], reviewer: str) -> ClassRecord:
+    candidates = []
+    for one in made.candidates:
+        dropped = one.kept and one.text not in phrases
+        update = {"kept": False, "reason": f"dropped in review by {reviewer}"} if dropped else {}
+        candidates.append(one.model_copy(update=update))
+    known = {one.text for one in candidates if one.kept}
+    new = [Candidate(text=p, stage="review", attempt=1, kept=True) for p in phrases if p not in known]
+    return made.model_copy(update={"phrases": phrases, "candidates": candidates + new, "finished": True})
+
+
+def _plain(text: str) -> str:
+    """Text for a terminal: what cannot be printed is shown as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _escaped(text: str) -> str:
+    return html.escape(_plain(text))

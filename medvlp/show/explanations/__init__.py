@@ -1,0 +1,1 @@
+"""What an image's scores and patches say about a decision."""

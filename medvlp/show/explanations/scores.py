@@ -1,0 +1,187 @@
+"""Why this class? Symptom scores of one image, and for CILMP what its intervention changes.
+
+A symptom's score is a cosine, not a finding. Whether it says what its words say is measured on phantoms:
+`faithfulness`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+
+from medvlp.data.images import to_rgb
+from medvlp.methods.cilmp import CILMP
+from medvlp.methods.vip import ViP
+from medvlp.methods.zero_shot import score_table
+from medvlp.show.figures.basic import GREY, PALETTE, closed, symptom_bars
+from medvlp.study.evaluation import evaluating
+
+
+def symptom_scores_table(
+    method: nn.Module, image: Image.Image | Tensor, reference: Tensor | None = None
+) -> pd.DataFrame:
+    """What argued for each class in one image, by the method's own terms.
+
+    Args:
+        method: `ZeroShot` with symptoms, `ViP`, or `CILMP`.
+        image: A PIL image, or its normalised feature, (D,) or (1, D): the clip's, or for CILMP that of
+            `method.image_features`.
+        reference: For CILMP only: features of other images (N, D), such as the training images'. Their mean
+            is the image that the "mean image" columns are conditioned on.
+
+    Returns:
+        ZeroShot: a row a symptom: classname, symptom, score (cosine). A class's logit is exp(logit_scale)
+        times the mean of its scores.
+        ViP: also weight, the merge attention, where it learns one. It is the same for every image.
+        CILMP: see `intervention_table`.
+
+    Raises:
+        ValueError: a method without symptoms.
+    """
+    with evaluating(method):
+        f = _features(method, image)  # (1, D)
+        if isinstance(method, CILMP):
+            return intervention_table(method, f, reference)
+        if getattr(method, "symptoms", None) is None or not hasattr(method, "symptom_scores"):
+            raise ValueError(
+                f"{type(method).__name__} has no symptoms to score here; use ZeroShot with "
+                "knowledge='symptoms', ViP or CILMP."
+            )
+        table = score_table(method.symptom_scores(f), method.symptoms)
+        if isinstance(method, ViP) and method.aggregation == "merge":
+            table["weight"] = method.merge_weights()["weight"]  # in the same order
+    return table
+
+
+@torch.no_grad()
+def intervention_table(method: CILMP, features: Tensor, reference: Tensor | None = None) -> pd.DataFrame:
+    """What CILMP's intervention changes for one image, as a row a class.
+
+    Args:
+        method: In evaluation mode.
+        features: (1, D), of `method.image_features`.
+        reference: (N, D), see `symptom_scores_table`.
+
+    Returns:
+        Columns classname; score and probability, the cosine f . t_c(f) and the softmax of the logits; "score
+        without" and "probability without", the same with h' = h in every layer; change, score less "score
+        without". With `reference` also "score mean image", the cosine f . t_c(mean f), and "own image", score
+        less that: what it is worth that the prompt saw this image.
+    """
+    f = features.to(method.ctx)  # (1, D)
+
+    def cosines(seen: Tensor) -> Tensor:
+        return (f[:, None] * method.class_features(seen)).sum(dim=-1)[0]  # (n_cls,)
+
+    def probabilities(scores: Tensor) -> np.ndarray:
+        return (method.logit_scale * scores.double()).softmax(dim=0).cpu().numpy()
+
+    own = cosines(f)
+    with without_intervention(method):
+        plain = cosines(f)
+    table = pd.DataFrame({"classname": method.classnames, "score": own.cpu().numpy()})
+    table["score without"] = plain.cpu().numpy()
+    table["change"] = table["score"] - table["score without"]
+    table["probability"], table["probability without"] = probabilities(own), probabilities(plain)
+    if reference is not None:
+        mean = F.normalize(reference.to(f).mean(dim=0, keepdim=True), dim=-1)  # (1, D)
+        table["score mean image"] = cosines(mean).cpu().numpy()
+        table["own image"] = table["score"] - table["score mean image"]
+    return table
+
+
+@contextmanager
+def without_intervention(method: CILMP) -> Iterator[None]:
+    """Inside the block every row of the LLM stays as it was, h' = h, in every layer; A, B and ctx stay."""
+
+    def plain(site: nn.Module, inputs: tuple, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        first, _, last, _ = inputs
+        h = torch.cat([first, last], dim=1)  # (n_cls, P + S, d)
+        return (h @ site.A.T @ site.B.T)[None], output[1]  # (1, n_cls, P + S, w), (M, w)
+
+    handles = [site.register_forward_hook(plain) for site in method.sites]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def explanation_figure(
+    table: pd.DataFrame,
+    image: Image.Image | None = None,
+    true: str | None = None,
+    predicted: str | None = None,
+) -> Figure:
+    """The table of `symptom_scores_table` as a figure.
+
+    Scores as bars by class; with weights, a second panel of them beside; for CILMP each class's cosine
+    without the intervention (a ring), with it (a dot), and with the mean image's prompt (a cross).
+    """
+    if "score without" in table:
+        return _intervention_figure(table, image, true, predicted)
+    fig = symptom_bars(table, true, predicted, image)
+    if "weight" not in table:
+        return fig
+    scores = fig.axes[-1]  # where the bars are
+    width, height = fig.get_size_inches()
+    fig.set_size_inches(width + 2.2, height)
+    weights = scores.inset_axes((1.04, 0, 0.42, 1), sharey=scores)
+    places = [bar.get_y() + bar.get_height() / 2 for bars in scores.containers for bar in bars]
+    colours = [bar.get_facecolor() for bars in scores.containers for bar in bars]
+    weights.barh(places, table["weight"], color=colours, height=0.75, alpha=0.6)
+    counts = table.groupby("classname", sort=False)["weight"].transform("size")
+    weights.plot(1 / counts, places, "|", color="black", markersize=9)
+    weights.tick_params(axis="y", labelleft=False, length=0)
+    weights.set_xlabel("merge weight (line: plain mean)")
+    sns.despine(ax=weights)
+    return fig
+
+
+def _intervention_figure(
+    table: pd.DataFrame, image: Image.Image | None, true: str | None, predicted: str | None
+) -> Figure:
+    height = max(0.5 * len(table) + 1.4, 2.2)
+    if image is None:
+        fig, ax = plt.subplots(figsize=(6.5, height), layout="constrained")
+    else:
+        fig, (left, ax) = plt.subplots(
+            1, 2, figsize=(8.5, height), layout="constrained", width_ratios=(1, 2.5)
+        )
+        left.imshow(image, cmap="gray")
+        left.set_axis_off()
+    y = np.arange(len(table))
+    ax.hlines(y, table["score without"], table["score"], color=GREY)
+    ax.plot(
+        table["score without"], y, "o", color=PALETTE[0], fillstyle="none", label="without the intervention"
+    )
+    ax.plot(table["score"], y, "o", color=PALETTE[0], label="with it")
+    if "score mean image" in table:
+        ax.plot(table["score mean image"], y, "x", color=PALETTE[1], label="with the mean image's")
+    ax.set_yticks(y, table["classname"], parse_math=False)
+    ax.set_ylim(len(table) - 0.5, -0.5)
+    ax.set_xlabel("cosine of the image with the class's prompt")
+    words = {"true": true, "predicted": predicted}
+    title = "     ".join(f"{what}: {name}" for what, name in words.items() if name)
+    ax.set_title(title, fontsize=10, parse_math=False)
+    fig.legend(fontsize=8, loc="outside lower center", ncols=3, frameon=False)
+    sns.despine(ax=ax)
+    return closed(fig)
+
+
+def _features(method: nn.Module, image: Image.Image | Tensor) -> Tensor:
+    """The normalised feature of one image as the method sees it, (1, D)."""
+    if isinstance(image, Tensor):
+        return image.reshape(1, -1).to(method.clip.device)
+    pixels = method.clip.preprocess(to_rgb(image))[None].to(method.clip.device)  # (1, 3, S, S)
+    if isinstance(method, CILMP):
+        return method.image_features(pixels)
+    return method.clip.encode_images(pixels)

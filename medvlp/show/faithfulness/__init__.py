@@ -1,0 +1,1 @@
+"""Whether explanations are true: one attribute turned round, and controls."""

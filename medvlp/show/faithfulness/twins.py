@@ -1,0 +1,165 @@
+"""Phantoms with one attribute turned round, as a method scores them.
+
+Each image is drawn again with one attribute changed and everything else, noise included, as it was
+(`Latents.flip`). So whatever changes in a score was caused by that attribute. Attributes that come with each
+other in a class cannot stand in for one another, as they can in a collection of images.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from medvlp.backbone.clip import Clip
+from medvlp.backbone.features import image_features
+from medvlp.data.image_sets import ImageSet, PhantomSet
+from medvlp.data.phantoms.worlds import Latents, World
+from medvlp.data.stores import Found, Rendered
+from medvlp.study.evaluation import evaluating, predict_logits
+
+Claims = Mapping[str, tuple[str, bool]]  # {phrase: (the attribute it names, whether it says present)}
+
+
+def claims_of(world: World, symptoms: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, bool]]:
+    """What each symptom claims, by the world's wordings: {phrase: (attribute, whether it says present)}.
+
+    Phrases that are no wording of the world claim nothing and are left out.
+    """
+    claims = {}
+    for phrase in dict.fromkeys(phrase for phrases in symptoms.values() for phrase in phrases):
+        try:
+            k, present = world.reading(phrase)
+        except ValueError:
+            continue
+        claims[phrase] = (world.attributes[k].name, present)
+    return claims
+
+
+def flip(images: PhantomSet, attribute: str) -> PhantomSet:
+    """The same phantoms, each with this attribute turned round; their labels stay.
+
+    ValueError for an unknown attribute, or images that are no phantoms.
+    """
+    latents = phantoms(images).latents.flip(images.world.index(attribute))
+    size = images.image(0).width
+    store = Rendered(images.world, latents, size)
+    found = Found(list(images.ids), images.labels.numpy(), list(images.groups), store)
+    return PhantomSet(images.card, images.split, found, images.transform)
+
+
+@dataclass(frozen=True, eq=False)
+class Flips:
+    """N phantoms as they are and with each of K attributes turned round, as one method sees them.
+
+    Attributes:
+        latents: Of the images as they are.
+        classnames: The method's classes.
+        symptoms: The M symptoms, a row each: classname, symptom; None for a method without symptoms.
+        scores: (1 + K, N, M), of the images as they are, and then with attribute k turned round; or None.
+        logits: (1 + K, N, n_cls), likewise.
+    """
+
+    world: World
+    latents: Latents
+    classnames: list[str]
+    symptoms: pd.DataFrame | None
+    scores: np.ndarray | None
+    logits: np.ndarray
+
+    def present(self, k: int) -> np.ndarray:
+        """Whether attribute k is there in the images as they are, (N,)."""
+        return self.latents.attributes[:, k].numpy()
+
+    @property
+    def phrases(self) -> list[str]:
+        """The different phrases among the symptoms; several classes may list the same."""
+        return [] if self.symptoms is None else list(dict.fromkeys(self.symptoms["symptom"]))
+
+    def moves(self) -> np.ndarray:
+        """Each phrase's change of score with each attribute, the mean over its classes: (phrases, K, N)."""
+        change = self.scores[1:] - self.scores[:1]  # (K, N, M)
+        codes = pd.factorize(self.symptoms["symptom"])[0]  # (M,)
+        return np.stack([change[:, :, codes == i].mean(axis=2) for i in range(codes.max() + 1)])
+
+
+def flip_all(method: nn.Module, images: PhantomSet, n_images: int | None = 500, seed: int = 1) -> Flips:
+    """Score `n_images` phantoms, drawn by `seed` (None: all), as they are and with each attribute flipped.
+
+    Features come from the cache where they were computed before; a bar over two seconds.
+
+    Raises:
+        ValueError: images that are no phantoms, or of other classes than the method's.
+    """
+    images = some(images, n_images, seed)
+    classnames = _classnames(method, images)
+    if hasattr(method, "logits_from_features"):
+        return flips_of_features(method, images, flip_features(method.clip, images))
+    parts = tqdm(with_flips(images), desc="flip attributes", unit="attribute", leave=False, delay=2)
+    logits = np.stack([predict_logits(method, part, progress=False).numpy() for part in parts])
+    return Flips(images.world, images.latents, classnames, None, None, logits)
+
+
+def flip_features(clip: Clip, images: PhantomSet) -> list[Tensor]:
+    """Features of the phantoms as they are, and with each attribute turned round: 1 + K of (N, D)."""
+    parts = tqdm(with_flips(images), desc="flip attributes", unit="attribute", leave=False, delay=2)
+    return [encode(clip, part) for part in parts]
+
+
+def flips_of_features(method: nn.Module, images: PhantomSet, features: Sequence[Tensor]) -> Flips:
+    """What `flip_all` makes of these images, all of them, from their `flip_features`."""
+    classnames, symptoms = _classnames(method, images), getattr(method, "symptoms", None)
+    scores, logits = [], []
+    with evaluating(method):
+        for f in features:
+            f = f.to(method.clip.device)  # (N, D)
+            logits.append(method.logits_from_features(f).float().cpu().numpy())  # (N, n_cls)
+            if symptoms is not None and hasattr(method, "symptom_scores"):
+                by_class = method.symptom_scores(f)
+                scores.append(torch.cat(list(by_class.values()), dim=1).float().cpu().numpy())  # (N, M)
+    if not scores:
+        return Flips(images.world, images.latents, classnames, None, None, np.stack(logits))
+    rows = [(name, phrase) for name, phrases in symptoms.items() for phrase in phrases]
+    table = pd.DataFrame(rows, columns=["classname", "symptom"])
+    return Flips(images.world, images.latents, classnames, table, np.stack(scores), np.stack(logits))
+
+
+def _classnames(method: nn.Module, images: PhantomSet) -> list[str]:
+    if images.card.classnames != method.card.classnames:
+        raise ValueError(
+            f"{type(method).__name__} has the classes {method.card.classnames}, the images "
+            f"{images.card.classnames}; build the method from the images' card."
+        )
+    return list(method.card.classnames)
+
+
+def phantoms(images: ImageSet | None) -> PhantomSet:
+    """The images, if they are phantoms; else ValueError."""
+    if not isinstance(images, PhantomSet):
+        raise ValueError(
+            "faithfulness is measured where attributes are known: give phantoms, such as "
+            "load_dataset('phantom-derm').test."
+        )
+    return images
+
+
+def some(images: PhantomSet, n_images: int | None, seed: int) -> PhantomSet:
+    """`n_images` of them, or all where there are no more; in their order."""
+    if n_images is not None and n_images < 1:
+        raise ValueError(f"n_images is {n_images}; give at least 1, or None for all.")
+    if n_images is None or n_images >= len(phantoms(images)):
+        return phantoms(images)
+    return images.subset(np.sort(np.random.default_rng(seed).permutation(len(images))[:n_images]))
+
+
+def with_flips(images: PhantomSet) -> list[PhantomSet]:
+    """The images as they are, and with each attribute turned round; drawn when looked at."""
+    return [images, *(flip(images, attribute.name) for attribute in images.world.attributes)]
+
+
+def encode(clip: Clip, images: PhantomSet) -> Tensor:
+    """Features (N, D), from the cache or into it; phantoms are drawn in this process."""
+    return image_features(clip, images, num_workers=0, progress=False).features

@@ -1,0 +1,246 @@
+"""Figures. Each function returns a closed Figure: end a notebook cell with it to see it once."""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from medvlp.data.datasets import ImageSet
+from medvlp.data.errors import unknown_name
+from medvlp.data.files import atomic_write
+
+PALETTE = sns.color_palette("colorblind")
+GREY = "0.45"
+_ANNOTATED = 12  # largest matrix whose cells carry their numbers
+
+
+def show_images(
+    images: ImageSet | Sequence[Image.Image],
+    titles: Sequence[str] | None = None,
+    n: int = 8,
+    columns: int = 4,
+) -> Figure:
+    """A grid of the first `n` images, each under its title; a data set's titles are its class names.
+
+    Long lines of a title are wrapped; its own line breaks stay.
+    """
+    if isinstance(images, ImageSet):
+        n = min(n, len(images))
+        if titles is None:
+            titles = [images.card.classnames[int(label)] for label in images.labels[:n]]
+        images = [images.image(i) for i in range(n)]
+    images = list(images[:n])
+    if not images:
+        raise ValueError("there are no images to show.")
+    if titles is not None and len(titles) < len(images):
+        raise ValueError(f"{len(titles)} titles for {len(images)} images; give one each.")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figsize = (1.9 * columns, 2.1 * rows)
+    fig, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout="constrained")
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for i, (ax, image) in enumerate(zip(axes.flat, images, strict=False)):
+        ax.imshow(image, cmap="gray")
+        if titles is not None:
+            wrapped = [textwrap.fill(line, 22) for line in titles[i].splitlines()]
+            ax.set_title("\n".join(wrapped), fontsize=9, parse_math=False)
+    return closed(fig)
+
+
+def contrastive_matrix(
+    similarity: ArrayLike, captions: Sequence[str], images: Sequence[Image.Image] | None = None
+) -> Figure:
+    """The matrix of contrastive learning: cosines of images (rows) with captions (columns), (N, N).
+
+    The pairs that belong together, the diagonal, are outlined. With `images`, each row begins with its image.
+    """
+    similarity = np.asarray(similarity, dtype=float)
+    n = len(captions)
+    if similarity.shape != (n, n):
+        raise ValueError(f"similarity has shape {similarity.shape}, but {n} captions need ({n}, {n}).")
+    if images is not None and len(images) != n:
+        raise ValueError(f"{len(images)} images for {n} captions; give one each.")
+    size = max(3.5, 0.55 * n + 1.5)
+    fig, ax = plt.subplots(figsize=(size + 0.8, size + 0.6), layout="constrained")
+    sns.heatmap(
+        similarity,
+        ax=ax,
+        cmap="cividis",
+        square=True,
+        annot=n <= _ANNOTATED,
+        fmt=".2f",
+        annot_kws={"fontsize": 8},
+        xticklabels=[textwrap.fill(caption, 28) for caption in captions],
+        yticklabels=[f"image {i + 1}" for i in range(n)],
+        cbar_kws={"label": "cosine", "shrink": 0.6},
+    )
+    for i in range(n):
+        ax.add_patch(plt.Rectangle((i, i), 1, 1, fill=False, edgecolor=PALETTE[3], linewidth=2))
+    ax.tick_params(axis="x", rotation=45, labelsize=8)
+    plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")
+    ax.tick_params(axis="y", rotation=0, labelsize=8)
+    if images is not None:
+        ax.set_yticklabels([])
+        ax.tick_params(axis="y", length=0)
+        for i, image in enumerate(images):
+            thumbnail = ax.inset_axes((-1.1, i + 0.05, 0.9, 0.9), transform=ax.transData)
+            thumbnail.imshow(image, cmap="gray")
+            thumbnail.set_axis_off()
+    return closed(fig)
+
+
+def literal_figure(fig: Figure) -> Figure:
+    """The figure with all its text shown letter by letter: a symptom's dollar signs are no mathematics."""
+    for text in fig.findobj(Text):
+        text.set_parse_math(False)
+    return fig
+
+
+def symptom_bars(
+    scores: pd.DataFrame,
+    true: str | None = None,
+    predicted: str | None = None,
+    image: Image.Image | None = None,
+) -> Figure:
+    """One image's symptom scores as bars by class, the mean of each class as a line.
+
+    `scores` has the columns classname, symptom, score, as `ZeroShot.explain` and `predict` give them. The
+    class with the highest mean is what zero-shot predicts.
+    """
+    classnames = list(scores["classname"].unique())
+    for name in (true, predicted):
+        if name is not None and name not in classnames:
+            raise ValueError(unknown_name("class", name, classnames, "the symptom scores"))
+    height = 0.3 * len(scores) + 0.45 * len(classnames) + 0.6
+    if image is None:
+        fig, ax = plt.subplots(figsize=(7, height), layout="constrained")
+    else:
+        fig, (left, ax) = plt.subplots(
+            1, 2, figsize=(9, max(height, 2.2)), layout="constrained", width_ratios=(1, 2.5)
+        )
+        left.imshow(image, cmap="gray")
+        left.set_axis_off()
+    y, ticks = 0.0, []
+    for i, classname in enumerate(classnames):
+        rows = scores[scores["classname"] == classname]
+        colour = PALETTE[i % len(PALETTE)]
+        places = y + np.arange(len(rows))
+        mean = rows["score"].mean()
+        ax.barh(places, rows["score"], color=colour, height=0.75, label=f"{classname}: mean {mean:.3f}")
+        ax.vlines(mean, places[0] - 0.5, places[-1] + 0.5, colors="black", linestyles="dashed", linewidth=1)
+        ticks += zip(places, rows["symptom"], strict=True)
+        y += len(rows) + 0.7
+    ax.set_yticks([place for place, _ in ticks], [textwrap.shorten(s, 60) for _, s in ticks], fontsize=8)
+    ax.set_ylim(ticks[-1][0] + 0.8, -0.8)
+    ax.axvline(0, color=GREY, linewidth=0.8)
+    ax.set_xlabel("cosine with the image (dashed: mean of the class)")
+    words = {"true": true, "predicted": predicted}
+    ax.set_title("     ".join(f"{what}: {name}" for what, name in words.items() if name), fontsize=10)
+    fig.legend(fontsize=8, loc="outside lower center", ncols=min(3, len(classnames)), frameon=False)
+    sns.despine(ax=ax)
+    return closed(literal_figure(fig))
+
+
+def interval_plot(
+    tables: Mapping[str, pd.DataFrame],
+    metric: str = "accuracy",
+    chance: float | None = None,
+    reference: Mapping[str, float] | None = None,
+) -> Figure:
+    """One metric of several methods: the value as a point, its 95 % interval as a line.
+
+    Args:
+        tables: `Report.table()` by the method's name, drawn from top to bottom.
+        metric: A row of the tables.
+        chance: Where guessing would be, as a dotted line.
+        reference: Other lines by name, such as {"Bayes optimum": 0.93}, dashed.
+    """
+    if not tables:
+        raise ValueError("there are no tables to plot; give at least one method's Report.table().")
+    for name, table in tables.items():
+        if metric not in table.index:
+            raise ValueError(unknown_name("metric", metric, table.index, f"the table of {name!r}"))
+    fig, ax = plt.subplots(figsize=(6.5, 0.42 * len(tables) + 1.3), layout="constrained")
+    rows = pd.DataFrame({name: table.loc[metric] for name, table in tables.items()}).T
+    places = np.arange(len(rows))
+    ax.hlines(places, rows["low"], rows["high"], color=PALETTE[0], linewidth=2)
+    ax.plot(rows["value"], places, "o", color=PALETTE[0], markersize=6)
+    for place, (_, row) in zip(places, rows.iterrows(), strict=True):
+        text = three_decimals(row["value"])
+        ax.text(row["value"], place - 0.16, text, ha="center", va="bottom", fontsize=8)
+    _lines(ax, chance, reference or {})
+    ax.set_yticks(places, rows.index)
+    ax.set_ylim(len(rows) - 0.5, -0.6)
+    ax.set_xlabel(f"{metric} (95 % interval)")
+    ax.grid(axis="x", color="0.9")
+    ax.set_axisbelow(True)
+    sns.despine(ax=ax)
+    return closed(fig)
+
+
+def _lines(ax: Axes, chance: float | None, reference: Mapping[str, float]) -> None:
+    if chance is not None:
+        ax.axvline(chance, color=GREY, linestyle="dotted", label=f"chance {three_decimals(chance)}")
+    reference_lines(ax.axvline, reference, first=1)
+    if chance is not None or reference:
+        ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+
+def reference_lines(draw: Callable[..., object], reference: Mapping[str, float], first: int) -> None:
+    """Values by name as dashed lines by `draw` (`ax.axhline` or `ax.axvline`), from the `first` colour on."""
+    for i, (name, value) in enumerate(reference.items(), start=first):
+        label = f"{name} {three_decimals(value)}"
+        draw(value, color=PALETTE[i % len(PALETTE)], linestyle="dashed", label=label)
+
+
+def three_decimals(value: float) -> str:
+    """The value as a table shows it that pandas rounded: 0.8525 is 0.852 there, and 0.853 by `:.3f` alone."""
+    return f"{np.round(value, 3):.3f}"
+
+
+def save_figure(
+    fig: Figure, name: str, made_by: str, folder: str | Path | None = None, dpi: int = 110
+) -> Figure:
+    """Write `folder`/`name`.png whole or not at all, and return the figure.
+
+    The file names its maker, such as "notebooks/01_zero_shot_clip.ipynb", under the PNG key "Source", and
+    holds neither date nor version, so that the same figure gives the same bytes. `folder` is by default the
+    `figures` folder beside `notebooks`, here or in a parent folder; outside a checkout, `figures` here.
+
+    Raises:
+        ValueError: a name that is not a bare file name, or an absolute path as `made_by`.
+    """
+    if not name or Path(name).name != name or name.endswith(".png"):
+        raise ValueError(f"figure name {name!r} must be bare, such as 'symptom_bars': no folder, no .png.")
+    if Path(made_by).is_absolute():
+        raise ValueError(f"made_by {made_by!r} is an absolute path; write it from the repository's root.")
+    folder = figures_folder() if folder is None else Path(folder)
+    with atomic_write(folder / f"{name}.png") as part:
+        metadata = {"Source": made_by, "Software": None}
+        fig.savefig(part, format="png", dpi=dpi, bbox_inches="tight", metadata=metadata)
+    return fig
+
+
+def figures_folder() -> Path:
+    """The checkout's `figures` folder, seen from the working directory or one of its parents."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "figures").is_dir() and (folder / "notebooks").is_dir():
+            return folder / "figures"
+    return here / "figures"
+
+
+def closed(fig: Figure) -> Figure:
+    """The figure, which no backend will show again by itself."""
+    plt.close(fig)
+    return fig

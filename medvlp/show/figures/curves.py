@@ -1,0 +1,113 @@
+"""Curves: a training run epoch by epoch, and accuracy by the number of labelled images."""
+
+from collections.abc import Iterable, Mapping
+from numbers import Real
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from medvlp.data.errors import unknown_name
+from medvlp.show.figures.basic import GREY, PALETTE, closed, reference_lines
+from medvlp.study.ablation.statistics import t_interval
+from medvlp.study.metrics import METRICS
+
+
+def training_curves(histories: pd.DataFrame | Mapping[str, pd.DataFrame], metric: str = "accuracy") -> Figure:
+    """Loss and a validation metric by epoch; a dot marks the epoch whose weights were kept.
+
+    Args:
+        histories: What `fit` returned, or several such tables by name.
+        metric: A metric of validation, as `TrainConfig.metric` names it.
+
+    Raises:
+        ValueError: no history, or one without that metric.
+    """
+    runs = {"": histories} if isinstance(histories, pd.DataFrame) else histories
+    if not runs:
+        raise ValueError("there is no history to draw; give what fit returned.")
+    column = "val_" + metric.replace(" ", "_").replace("-", "_")
+    for name, history in runs.items():
+        if column not in history:
+            known = [c.removeprefix("val_") for c in history if c.startswith("val_")]
+            where = f"the history of {name!r}" if name else "the history"
+            raise ValueError(unknown_name("metric", metric, known, where))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    for i, (name, history) in enumerate(runs.items()):
+        colour, best = PALETTE[i % len(PALETTE)], history[history["best"]]
+        left.plot(history["epoch"], history["loss"], color=colour, label=f"{name} training".strip())
+        if metric != "loss":
+            style = {"color": colour, "linestyle": "dashed"}
+            left.plot(history["epoch"], history["val_loss"], label=f"{name} validation".strip(), **style)
+        right.plot(history["epoch"], history[column], color=colour, label=name)
+        right.plot(best["epoch"], best[column], "o", color=colour)
+    left.set_ylabel("loss")
+    right.set_ylabel(f"validation {metric}")
+    for ax in (left, right):
+        ax.set_xlabel("epoch")
+        ax.grid(color="0.9")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    left.legend(fontsize=8, frameon=False)
+    sns.despine(fig)
+    return closed(fig)
+
+
+def shots_curve(
+    scores: pd.DataFrame,
+    metric: str = "accuracy",
+    reference: Mapping[str, float] | None = None,
+    interval: bool = False,
+) -> Figure:
+    """A metric by the number of training images a class: every run a dot, the mean over seeds a line.
+
+    Args:
+        scores: One row a run, with the columns method, shots (numbers, or "all", which is drawn last) and the
+            metric. Runs without a value are left out.
+        metric: The column that is drawn.
+        reference: Other methods' values by name, as dashed lines.
+        interval: Whether each mean has its 95 % `t_interval` over seeds as a bar; the methods then stand side
+            by side.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    for column in ("method", "shots", metric):
+        if column not in scores:
+            raise ValueError(unknown_name("column", column, scores.columns, "the scores"))
+    scores = scores.dropna(subset=[metric])
+    shots = by_size(scores["shots"])
+    largest = max((n for n in shots if not isinstance(n, str)), default=0.5)
+    places = {n: 2 * largest if isinstance(n, str) else n for n in shots}
+    fig, ax = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
+    n_methods = scores["method"].nunique()
+    for i, (name, runs) in enumerate(scores.groupby("method", sort=False)):
+        colour, again = PALETTE[i % len(PALETTE)], i // len(PALETTE)
+        aside = 2 ** (min(0.12, 0.6 / n_methods) * (i - (n_methods - 1) / 2)) if interval else 1
+        runs = runs.assign(place=runs["shots"].map(places).astype(float) * aside)
+        by_place = runs.groupby("place")[metric]
+        mean, line = by_place.mean(), ("-", "-.", ":")[again % 3]
+        ax.plot(mean.index, mean, line, color=colour, label=f"{name} (mean of seeds)")
+        ax.plot(runs["place"], runs[metric], "osD"[again % 3], color=colour, alpha=0.5, markersize=4)
+        if interval:
+            low, high = zip(*by_place.apply(t_interval), strict=True)
+            ax.vlines(mean.index, low, high, color=colour, linewidth=1.5)
+    reference_lines(ax.axhline, reference or {}, first=n_methods)
+    if metric in METRICS:
+        ax.set_ylim(top=min(ax.get_ylim()[1], 1.02))  # none is above 1, though an interval's end may be
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(list(places.values()), [str(n) for n in places])
+    ax.minorticks_off()
+    ax.set_xlabel("training images a class" + (" (bars: 95 % over seeds)" if interval else ""))
+    ax.set_ylabel(metric)
+    ax.grid(color=GREY, alpha=0.2)
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    sns.despine(fig)
+    return closed(fig)
+
+
+def by_size(values: Iterable[object]) -> list[object]:
+    """The different values: numbers by size, then the others as they come."""
+    values = list(dict.fromkeys(values))
+    numbers = [value for value in values if isinstance(value, Real) and not isinstance(value, bool)]
+    return sorted(numbers) + [value for value in values if value not in numbers]

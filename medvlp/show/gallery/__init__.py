@@ -1,0 +1,1 @@
+"""The images that a method gets wrong, and why."""

@@ -1,0 +1,163 @@
+"""A gallery as one HTML page that needs nothing else: no script, no request, every text escaped."""
+
+import base64
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+from tqdm.contrib.concurrent import thread_map
+
+from medvlp.data.cards import DataCard
+from medvlp.data.files import atomic_write
+from medvlp.data.image_sets import ImageSet
+
+if TYPE_CHECKING:
+    from medvlp.show.gallery.failures import Failures
+
+PICTURE, SMALL = 160, 80  # most pixels a side: of an image, and of a training image beside it
+QUALITY = 85  # of the JPEG
+N_SYMPTOMS = 3  # listed for each class
+
+
+def write_page(path: str | Path, sections: Sequence["Failures"], show_ids: bool | None = None) -> Path:
+    """Write galleries under one another as one page, whole or not at all; return its path.
+
+    Pictures are small JPEGs inside the page, without anything that the file said of itself. The page has no
+    script, and a policy that forbids scripts and requests. Class names, symptoms and notes are text there,
+    whatever they are made of. Light or dark is as the reader's system has it.
+
+    Args:
+        path: the page's file, such as "failures.html".
+        sections: galleries, such as failures, flips and label-noise suspects.
+        show_ids: whether an image's id, which may name a file or a patient, is shown. None: where the card
+            of its data set allows redistribution. Images are numbered by their place in the set.
+
+    Raises:
+        ValueError: no section.
+        OSError: `path` cannot be written.
+    """
+    if not sections:
+        raise ValueError("a page needs at least one gallery.")
+    style = _asset("page.css")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    pictures = _pictures(sections)
+    cards = _data_cards(sections)
+    page = (
+        Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+        .from_string(_asset("page.html"))
+        .render(
+            policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; "
+            "form-action 'none'",
+            style=Markup(style),
+            sections=[_section(section, pictures, show_ids) for section in sections],
+            data_cards=cards,
+            phantoms=any("misled_by" in section.table for section in sections),
+            symptoms=any(len(section.symptoms) for section in sections),
+            neighbours=any(len(section.neighbours) for section in sections),
+            warnings=[
+                f"{card.title}: its card does not allow passing its images on, and this page has some."
+                for card in cards
+                if not card.redistribution
+            ],
+        )
+    )
+    path = Path(path)
+    with atomic_write(path) as part:
+        part.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate of an LLM becomes a "?"
+    return path
+
+
+def picture_uri(image: Image.Image, side: int) -> str:
+    """A picture of at most `side` pixels a side as a data: URI, a JPEG of the pixels alone."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(small)).save(buffer, "JPEG", quality=QUALITY)  # without comment, EXIF, profile
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _asset(name: str) -> str:
+    return (resources.files("medvlp.show.gallery") / name).read_text(encoding="utf-8")
+
+
+def _pictures(sections: Iterable["Failures"]) -> dict[tuple[int, int, int], str]:
+    """Every picture of the page by (id of its set, image, side); each is made once."""
+    wanted: dict[tuple[int, int, int], ImageSet] = {}
+    for section in sections:
+        for images, places, side in (
+            (section.images, section.table["image"], PICTURE),
+            (section.train, section.neighbours["neighbour"], SMALL),
+        ):
+            wanted |= {(id(images), int(i), side): images for i in places}
+    if not wanted:
+        return {}
+
+    def make(item: tuple[tuple[int, int, int], ImageSet]) -> str:
+        (_, i, side), images = item
+        return picture_uri(images.image(i), side)
+
+    uris = thread_map(make, wanted.items(), desc="pictures", unit="image", leave=False, delay=2)
+    return dict(zip(wanted, uris, strict=True))
+
+
+def _data_cards(sections: Iterable["Failures"]) -> list[DataCard]:
+    sets = [images for s in sections for images in (s.images, s.train) if images is not None]
+    return list({images.card.name: images.card for images in sets}.values())
+
+
+def _section(
+    section: "Failures", pictures: dict[tuple[int, int, int], str], show_ids: bool | None
+) -> dict[str, Any]:
+    """What the template shows of one gallery."""
+    symptoms = dict(list(section.symptoms.groupby("image")))
+    neighbours = dict(list(section.neighbours.groupby("image")))
+    groups = []
+    for _, pair in section.pairs().iterrows():
+        of_pair = (section.table["true"] == pair["true"]) & (section.table["predicted"] == pair["predicted"])
+        rows = section.table[of_pair].to_dict("records")
+        cards = [
+            {"misled_by": None, "best_rule": None}
+            | row
+            | {
+                "picture": pictures[id(section.images), row["image"], PICTURE],
+                "id": _id(section.images, row["image"], show_ids),
+                "symptoms": _symptoms(symptoms.get(row["image"]), pair["true"], pair["predicted"]),
+                "neighbours": [
+                    near
+                    | {
+                        "picture": pictures[id(section.train), near["neighbour"], SMALL],
+                        "id": _id(section.train, near["neighbour"], show_ids),
+                    }
+                    for near in neighbours.get(row["image"], section.neighbours[:0]).to_dict("records")
+                ],
+            }
+            for row in rows
+        ]
+        groups.append({**pair[["true", "predicted", "confidence"]], "cards": cards})
+    return {"title": section.title, "words": section.words, "groups": groups}
+
+
+def _id(images: ImageSet, i: int, show_ids: bool | None) -> str | None:
+    return images.ids[i] if (images.card.redistribution if show_ids is None else show_ids) else None
+
+
+def _symptoms(
+    table: pd.DataFrame | None, true: str, predicted: str
+) -> list[tuple[str, str, list[tuple[str, float, float]]]]:
+    """For the predicted and the true class: what it is here, its name, and (phrase, score, above usual)."""
+    if table is None:
+        return []
+    listed = []
+    for kind, name in {predicted: "predicted", true: "true"}.items():
+        mine = table[(table["classname"] == kind) & (table["argued"] > 0)].head(N_SYMPTOMS)
+        phrases = zip(mine["symptom"], mine["score"], mine["score"] - mine["usual"], strict=True)
+        listed.append((name, kind, list(phrases)))
+    return listed

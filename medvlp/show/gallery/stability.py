@@ -1,0 +1,119 @@
+"""Decisions that a change which means nothing turns round: a shift, a mirror image, a little more light."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from medvlp.backbone.clip import Clip
+from medvlp.data.cards import DataCard
+from medvlp.data.image_sets import ImageSet
+from medvlp.show.gallery.failures import Failures, check_images, describe, name_of
+from medvlp.study.evaluation import evaluating
+
+Change = Callable[[Tensor], Tensor]  # preprocessed images (B, 3, S, S) -> changed ones
+
+SHIFT = 1 / 32  # of the image's side: 2 pixels of 64, 7 of 224
+LIGHT = 0.1
+ONE_SIDED = ("chest",)  # a modality that names one of these shows organs that belong on one side
+_BATCH = 64
+
+
+def harmless_changes(clip: Clip, card: DataCard) -> dict[str, Change]:
+    """Changes by name that should leave every decision alone, on images as `clip.preprocess` makes them.
+
+    Shifts to the four sides by `SHIFT` of the side (the border is repeated), 10 % more and less light, and
+    the mirror image: not where the card's modality names a chest, whose heart would be on the other side.
+    """
+    step = max(1, round(SHIFT * clip.image_size))
+    moves = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+    changes: dict[str, Change] = {
+        f"shifted {step} pixels {side}": _shift(dy * step, dx * step) for side, (dy, dx) in moves.items()
+    }
+    for word, factor in (("brighter", 1 + LIGHT), ("darker", 1 - LIGHT)):
+        changes[f"{LIGHT:.0%} {word}"] = _light(clip, factor)
+    if not any(word in card.modality.lower() for word in ONE_SIDED):
+        changes["mirrored"] = lambda images: images.flip(-1)
+    return changes
+
+
+def _shift(down: int, right: int) -> Change:
+    def change(images: Tensor) -> Tensor:
+        rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
+        rows, columns = (rows - down).clamp(0, len(rows) - 1), (columns - right).clamp(0, len(columns) - 1)
+        return images[..., rows[:, None], columns]
+
+    return change
+
+
+def _light(clip: Clip, factor: float) -> Change:
+    mean, std = (torch.tensor(clip.preprocess_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+
+    def change(images: Tensor) -> Tensor:
+        m, s = mean.to(images), std.to(images)
+        return ((images * s + m) * factor).clamp(0, 1).sub(m).div(s)
+
+    return change
+
+
+def flips(
+    method: nn.Module,
+    images: ImageSet,
+    train: ImageSet | None = None,
+    changes: Mapping[str, Change] | None = None,
+    n_neighbours: int = 3,
+    cache_dir: str | Path | None = None,
+) -> Failures:
+    """The images whose predicted class a harmless change turns round, right or wrong before.
+
+    Args:
+        method: a method.
+        images: images of its classes.
+        train: training images, of which the nearest are found.
+        changes: functions of preprocessed images by name; default `harmless_changes`.
+        n_neighbours: training images for each.
+        cache_dir: of the image features; by default the features' own.
+
+    Returns:
+        Those images as they are unchanged, the most confident first; the note names the changes that turn the
+        decision, and the class that each turns it to.
+
+    Raises:
+        ValueError: no change, no image, or other classes than the method's.
+    """
+    check_images(images, method.card.classnames)
+    changes = harmless_changes(method.clip, images.card) if changes is None else changes
+    if not changes:
+        raise ValueError("there is no change to try; leave changes out for the harmless ones.")
+    loader = DataLoader(images.with_transform(method.clip.preprocess), batch_size=_BATCH)
+    unchanged, found = [], []
+    with evaluating(method):
+        for batch, _ in tqdm(loader, desc="flips", unit="batch", leave=False, delay=2):
+            pixels = batch.to(method.clip.device)  # (B, 3, S, S)
+            unchanged.append(method(pixels).float().cpu())
+            changed = [method(change(pixels)).argmax(dim=1).cpu() for change in changes.values()]
+            found.append(torch.stack(changed))  # (n_changes, B)
+    logits, decisions = torch.cat(unchanged), torch.cat(found, dim=1).numpy()  # (N, n_cls), (n_changes, N)
+    turned = decisions != logits.argmax(dim=1).numpy()  # (n_changes, N)
+    rows = np.flatnonzero(turned.any(axis=0))
+    classnames, names = images.card.classnames, list(changes)
+    notes = [_note(classnames, names, decisions[:, i], turned[:, i]) for i in rows]
+    title = (
+        f"{name_of(method)} on {images.card.name}, {images.split}: {len(rows)} of {len(images)} decisions "
+        "flip under a harmless change"
+    )
+    return describe(
+        title, images, rows, method, logits, train, None, n_neighbours, notes=notes, cache_dir=cache_dir
+    )
+
+
+def _note(classnames: list[str], names: list[str], decisions: np.ndarray, turned: np.ndarray) -> str:
+    """Such as "nevus when mirrored, shifted 2 pixels up"; decisions and turned are (n_changes,)."""
+    by_class: dict[str, list[str]] = {}
+    for k in np.flatnonzero(turned):
+        by_class.setdefault(classnames[decisions[k]], []).append(names[k])
+    return "; ".join(f"{classname} when {', '.join(found)}" for classname, found in by_class.items())

@@ -1,0 +1,303 @@
+"""Embeddings: what a method and its images are in feature space, as vectors and a table of what each one is.
+
+Collect before and after training by calling a collector twice, with another `stage`; put everything that is
+to be seen in one map together with `Embeddings.concat`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from inspect import signature
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from medvlp.backbone.clip import Clip
+from medvlp.backbone.features import image_features
+from medvlp.data.errors import unknown_name
+from medvlp.data.image_sets import ImageSet
+from medvlp.methods.cilmp import CILMP
+from medvlp.study.evaluation import evaluating
+
+COLUMNS = ["method", "stage", "what", "modality", "classname", "text", "image"]
+_IMAGES = 32  # images at once where every image has class features of its own, or a prompted tower
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """N points in one space of D dimensions.
+
+    Attributes:
+        vectors: (N, D) float32.
+        points: N rows, index 0 to N - 1: method, stage (as you called it), what ("image", "class", "symptom",
+            "LLM row"), modality ("image", "text", "weights" or "LLM"), classname (in label order), text (of a
+            symptom, or which row of an LLM), image (its number in the image set, or missing).
+
+    Raises:
+        ValueError: vectors that are no matrix, not finite, zero, or of another number than the points.
+    """
+
+    vectors: np.ndarray
+    points: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        vectors = np.asarray(self.vectors, dtype=np.float32)
+        if vectors.ndim != 2 or len(vectors) != len(self.points):
+            raise ValueError(
+                f"vectors of shape {vectors.shape} do not fit a table of {len(self.points)} points; "
+                "give one row for each point."
+            )
+        lengths = np.linalg.norm(vectors, axis=1)  # (N,)
+        broken = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+        if len(broken):
+            raise ValueError(
+                f"{len(broken)} vectors are zero or not finite, the first is point {broken[0]}; "
+                "they have no direction and no place in a map."
+            )
+        object.__setattr__(self, "vectors", vectors)
+        object.__setattr__(self, "points", self.points.reset_index(drop=True))
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __repr__(self) -> str:
+        counts = self.points["what"].value_counts(sort=False) if "what" in self.points else {}
+        listed = ", ".join(f"{n} {what}" for what, n in counts.items())
+        return f"Embeddings({len(self)} points of {self.vectors.shape[1]} dimensions: {listed})"
+
+    def take(self, rows: Sequence[int] | np.ndarray | pd.Series) -> "Embeddings":
+        """These points only: numbers, or a mask (N,) such as `e.points["what"] == "image"`."""
+        chosen = np.arange(len(self))[np.asarray(rows)]
+        return Embeddings(self.vectors[chosen], self.points.iloc[chosen])
+
+    def centred(self, by: str = "modality") -> "Embeddings":
+        """Each point less the mean of its group, which closes the gap between modalities; see `modality_gap`.
+
+        What is left are directions within a modality, and no longer cosines of images with texts. A group
+        needs two points that differ.
+        """
+        if by not in self.points:
+            raise ValueError(unknown_name("column", by, self.points.columns, "the points"))
+        groups = pd.factorize(self.points[by])[0]  # (N,)
+        means = np.stack([self.vectors[groups == g].mean(axis=0) for g in range(groups.max() + 1)])
+        return Embeddings(self.vectors - means[groups], self.points)
+
+    @classmethod
+    def concat(cls, parts: Sequence["Embeddings"]) -> "Embeddings":
+        """The points of all parts, which must have the same number of dimensions."""
+        if not parts:
+            raise ValueError("there are no embeddings to put together.")
+        widths = {part.vectors.shape[1] for part in parts}
+        if len(widths) > 1:
+            listed = ", ".join(map(str, sorted(widths)))
+            raise ValueError(f"points of {listed} dimensions lie in different spaces; make a map of each.")
+        points = pd.concat([part.points for part in parts], ignore_index=True)
+        return cls(np.concatenate([part.vectors for part in parts]), points)
+
+
+def image_points(
+    method: nn.Module | Clip,
+    images: ImageSet,
+    stage: str = "",
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Embeddings:
+    """The features of images as a CLIP, or a method's own image tower, sees them: one point an image.
+
+    Methods that leave the image tower as it is (ZeroShot, CoOp, ViP...) have the CLIP's features, which come
+    from the cache. Those with prompts in it (VPT, IVLP, MaPLe, PromptSRC, CILMP) or an adapter behind it
+    (CLIPAdapter) have their own.
+    """
+    features, own = _image_features(method, images, cache_dir, progress)
+    name = type(method).__name__ if own else "CLIP"
+    labels = images.labels.numpy()  # (N,)
+    columns = {"stage": stage, "what": "image", "modality": "image", "image": np.arange(len(images))}
+    return _embeddings(features, name, images.card.classnames, labels, columns)
+
+
+def class_points(
+    method: nn.Module,
+    images: ImageSet | None = None,
+    stage: str = "",
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Embeddings:
+    """What a method holds an image against: one point a class, or one an image and class.
+
+    These are `class_features` (CoOp and its family, ViP's merged features), the frozen text features
+    (ZeroShot, VPT, TipAdapter, CLIPAdapter), or learned weights (TextProbe, LinearProbe: modality
+    "weights"). Methods whose texts depend on the image (CoCoOp, CILMP) need `images`, and give each image a
+    point for every class; for another method images change nothing.
+
+    Raises:
+        ValueError: a method without class features, or one that needs images.
+    """
+    classnames, name = method.card.classnames, type(method).__name__
+    columns: dict[str, object] = {"stage": stage, "what": "class", "modality": "text"}
+    conditional = hasattr(method, "class_features") and bool(signature(method.class_features).parameters)
+    if conditional:
+        if images is None:
+            raise ValueError(f"the class features of {name} differ from image to image; give images.")
+        f, _ = _image_features(method, images, cache_dir, progress)  # (N, D)
+        with evaluating(method):
+            bar = _bar(f.to(method.clip.device).split(_IMAGES), "class features", progress)
+            features = torch.cat([method.class_features(part).cpu() for part in bar]).flatten(0, 1)
+        columns["image"] = np.repeat(np.arange(len(images)), len(classnames))
+    else:
+        with evaluating(method):
+            features, columns["modality"] = _class_features(method)  # (n_cls, D)
+    labels = np.tile(np.arange(len(classnames)), len(features) // len(classnames))
+    return _embeddings(features, name, classnames, labels, columns)
+
+
+def symptom_points(method: nn.Module, stage: str = "") -> Embeddings:
+    """The features of a method's symptoms, normalised, one point each: ZeroShot's plain, ViP's with context.
+
+    Raises:
+        ValueError: a method without symptom features.
+    """
+    symptoms = getattr(method, "symptoms", None)
+    if symptoms is None or not hasattr(method, "symptom_features"):
+        raise ValueError(
+            f"{type(method).__name__} has no symptom features; ViP and ZeroShot with symptoms do."
+        )
+    with evaluating(method):
+        T = method.symptom_features  # (M, D), or what gives it
+        features = nn.functional.normalize(T if isinstance(T, Tensor) else T(), dim=-1)
+    labels = np.repeat(np.arange(len(symptoms)), [len(phrases) for phrases in symptoms.values()])
+    text = [phrase for phrases in symptoms.values() for phrase in phrases]
+    columns = {"stage": stage, "what": "symptom", "modality": "text", "text": text}
+    return _embeddings(features, type(method).__name__, list(symptoms), labels, columns)
+
+
+def llm_points(
+    method: CILMP,
+    images: ImageSet,
+    site: int = 0,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Embeddings:
+    """CILMP's LLM representations before and after the intervention, in the LLM's own space.
+
+    Stage "before intervention" has a point for every edited row h of a class; "after intervention" one for
+    h' of every image and row. Rows that are not edited are left out. The text says which row it is, "prefix"
+    or "suffix" and its place.
+
+    Args:
+        method: A CILMP whose intervention is not "none".
+        images: Whose features the interventions are given.
+        site: The text block, from 0.
+        cache_dir: Of image features, where the image tower has no prompts.
+        progress: Show a bar over two seconds.
+
+    Raises:
+        ValueError: no intervention, or an unknown site.
+    """
+    if not 0 <= site < len(method.sites):
+        raise ValueError(f"site must be from 0 to {len(method.sites) - 1}, the edited blocks, got {site}.")
+    edits = {
+        "prefix": (method.sites[site].prefix, method.h_first),
+        "suffix": (method.sites[site].suffix, method.h_last),
+    }
+    edits = {end: edit for end, edit in edits.items() if edit[0] is not None}
+    if not edits:
+        raise ValueError("this CILMP edits no row: there is nothing after the intervention.")
+    f, _ = _image_features(method, images, cache_dir, progress)  # (N, D)
+    f, parts = f.to(method.ctx), []
+    for end, (edit, h) in edits.items():  # h (n_cls, P, d)
+        with evaluating(method):
+            edited = edit(h, f)  # (N, n_cls, P, d), or (n_cls, P, d) where no image matters
+        for stage, rows in (("before intervention", h[None]), ("after intervention", edited)):
+            rows = rows if rows.ndim == 4 else rows[None]
+            n, n_cls, n_rows, _ = rows.shape
+            labels = np.tile(np.repeat(np.arange(n_cls), n_rows), n)
+            columns = {
+                "stage": stage,
+                "what": "LLM row",
+                "modality": "LLM",
+                "text": [f"{end} {i + 1}" for i in range(n_rows)] * (n * n_cls),
+            }
+            if n == len(images) and stage == "after intervention":
+                columns["image"] = np.repeat(np.arange(n), n_cls * n_rows)
+            parts.append(_embeddings(rows.flatten(0, 2), "CILMP", method.classnames, labels, columns))
+    return Embeddings.concat(parts)
+
+
+def modality_gap(embeddings: Embeddings) -> pd.DataFrame:
+    """How far apart the modalities lie, one row a pair of them.
+
+    `gap` is the distance between their centroids on the unit sphere, from 0 to 2 (Liang et al., "Mind the
+    Gap", NeurIPS 2022, arXiv 2203.02053); `between`, `within_first` and `within_second` are mean cosines of
+    their points. CLIP's images and texts usually lie in two cones, so that any text is further from an image
+    than every other image is: a map then shows modalities before it shows classes.
+    """
+    unit = embeddings.vectors / np.linalg.norm(embeddings.vectors, axis=1, keepdims=True)  # (N, D)
+    modality = embeddings.points["modality"]
+    of = {name: unit[modality == name] for name in sorted(modality.unique())}  # (n, D) each
+    centroids = {name: vectors.mean(axis=0, dtype=float) for name, vectors in of.items()}  # (D,) each
+    within = {name: _mean_cosine(centroids[name], len(vectors)) for name, vectors in of.items()}
+    rows = [
+        (a, b, np.linalg.norm(centroids[a] - centroids[b]), centroids[a] @ centroids[b], within[a], within[b])
+        for a, b in combinations(centroids, 2)
+    ]
+    return pd.DataFrame(rows, columns=["first", "second", "gap", "between", "within_first", "within_second"])
+
+
+def _mean_cosine(centroid: np.ndarray, n: int) -> float:
+    """Mean cosine of n unit vectors with each other, but not with themselves, from their mean (D,)."""
+    return (n * (centroid @ centroid) - 1) / (n - 1) if n > 1 else np.nan
+
+
+def _embeddings(
+    features: Tensor, method: str, classnames: Sequence[str], labels: np.ndarray, columns: dict[str, object]
+) -> Embeddings:
+    """Features with their table; `columns` may lack text and image."""
+    values = {"method": method, "text": "", "image": pd.NA} | columns
+    points = pd.DataFrame(values, index=range(len(labels)))
+    points["classname"] = pd.Categorical.from_codes(labels, categories=list(classnames))
+    points["image"] = points["image"].astype("Int64")
+    return Embeddings(features.detach().float().cpu().numpy(), points[COLUMNS])
+
+
+def _class_features(method: nn.Module) -> tuple[Tensor, str]:
+    """Class features that no image changes, (n_cls, D) normalised, and their modality."""
+    if not getattr(method, "fitted", True):
+        raise ValueError(f"the {type(method).__name__} is not fitted; its weights say nothing yet.")
+    if hasattr(method, "class_features"):
+        return method.class_features(), "text"
+    for name in ("w", "linear", "text_features"):  # TextProbe's, LinearProbe's, and those of frozen texts
+        found = getattr(method, name, None)
+        found = getattr(found, "weight", found)
+        if isinstance(found, Tensor):
+            modality = "text" if name == "text_features" else "weights"
+            return nn.functional.normalize(found, dim=-1), modality
+    raise ValueError(
+        f"{type(method).__name__} has no class features: no class_features(), text_features or weights."
+    )
+
+
+def _image_features(
+    method: nn.Module | Clip, images: ImageSet, cache_dir: str | Path | None, progress: bool
+) -> tuple[Tensor, bool]:
+    """Features (N, D) on the CPU, and whether they are the method's own and not the CLIP's."""
+    clip = method if isinstance(method, Clip) else method.clip
+    prompted = hasattr(method, "image_features") and getattr(method, "image_prompts", None) is not None
+    if prompted:
+        loader = DataLoader(images.with_transform(clip.preprocess), batch_size=_IMAGES)
+        with evaluating(method):
+            bar = _bar(loader, "image features", progress)
+            return torch.cat([method.image_features(x.to(clip.device)).cpu() for x, _ in bar]), True
+    features = image_features(clip, images, cache_dir=cache_dir, progress=progress).features  # (N, D)
+    if hasattr(method, "adapted"):
+        with evaluating(method):
+            return method.adapted(features.to(clip.device)).cpu(), True
+    return features, False
+
+
+def _bar(batches: Sequence, what: str, progress: bool) -> tqdm:
+    return tqdm(batches, desc=what, unit="batch", leave=False, delay=2, disable=not progress)

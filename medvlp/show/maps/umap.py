@@ -1,0 +1,224 @@
+"""Maps of embeddings by UMAP, beside what they hide: the same measures in the original space."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.manifold import trustworthiness
+from sklearn.metrics import pairwise_distances, silhouette_score
+from sklearn.neighbors import NearestNeighbors
+from tqdm.auto import tqdm
+
+from medvlp.data.errors import unknown_name
+from medvlp.show.maps.embeddings import Embeddings, modality_gap
+
+METRICS = ("cosine", "euclidean")
+PARAMETERS = ["n_neighbors", "min_dist", "metric", "seed"]
+_ROWS = 1000  # points whose neighbours are looked for at once
+_LEAST = 5  # points of the smallest map
+GAP = "gap "  # how the rows of modality gaps begin
+
+
+def map_points(
+    embeddings: Embeddings,
+    n_neighbors: int = 15,
+    min_dist: float = 0.1,
+    metric: str = "cosine",
+    seed: int | Sequence[int] = 1,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """A map of the points in two dimensions by UMAP, of one seed or of several.
+
+    UMAP is McInnes, Healy & Melville 2018 (arXiv 1802.03426), package umap-learn. The nearest neighbours that
+    it starts from are exact here, and found once for all seeds. One seed gives the same map on one machine.
+
+    Args:
+        embeddings: What is to be seen together; at least 5 points.
+        n_neighbors: How many points count as near, with the point itself. Few show fine detail, many the
+            large shape. All points where there are fewer.
+        min_dist: How close points may lie in the map; a matter of looks.
+        metric: Of the original space, "cosine" or "euclidean".
+        seed: Of the start and of the sampling; several give one map each, one below the other.
+        progress: Show bars over two seconds.
+
+    Returns:
+        The points' columns and x, y, n_neighbors, min_dist, metric and seed, N rows for each seed.
+
+    Raises:
+        ValueError: too few points, an unknown metric, n_neighbors below 2, or no seed.
+        ImportError: umap-learn is not installed.
+    """
+    if len(embeddings) < _LEAST:
+        raise ValueError(f"a map needs at least {_LEAST} points, got {len(embeddings)}.")
+    if metric not in METRICS:
+        raise ValueError(unknown_name("metric", metric, METRICS))
+    if n_neighbors < 2:
+        raise ValueError(f"n_neighbors must be at least 2, got {n_neighbors}.")
+    seeds = [int(seed)] if np.ndim(seed) == 0 else [int(s) for s in seed]
+    if not seeds:
+        raise ValueError("there is no seed; give one number, or several.")
+    k = min(n_neighbors, len(embeddings) - 1)
+    X = _ready(embeddings.vectors, metric)  # (N, D)
+    nearest = nearest_points(X, k, metric, progress)
+    maps = []
+    for s in seeds:
+        xy = _umap(X, nearest, min_dist, metric, s, progress)  # (N, 2)
+        parameters = {"n_neighbors": k, "min_dist": min_dist, "metric": metric, "seed": s}
+        maps.append(embeddings.points.assign(x=xy[:, 0], y=xy[:, 1], **parameters))
+    return pd.concat(maps, ignore_index=True)
+
+
+def what_a_map_hides(
+    embeddings: Embeddings,
+    maps: pd.DataFrame,
+    labels: str = "classname",
+    n_neighbors: int = 15,
+    sample: int = 2000,
+) -> pd.DataFrame:
+    """Measures of the original space beside the same of its map: what the eye may not conclude.
+
+    One row a measure, with the columns original, map (of the first seed), lowest and highest (of all seeds):
+
+    - silhouette of `labels`, from -1 to 1: is a point nearer to its own class than to the next one?
+      (Rousseeuw 1987)
+    - between / within classes: mean distance of points of two classes over that of one class; 1 says that
+      classes mean nothing;
+    - trustworthiness, from 0 to 1: are neighbours in the map neighbours in the original space? (Venna &
+      Kaski 2001)
+    - where there are several modalities, the silhouette of the modality, and the gap between each pair of
+      them (`modality_gap`, which a map has not).
+
+    UMAP keeps neither distances nor sizes: where the map's numbers differ from the original's, in either
+    direction, the map misleads.
+
+    Args:
+        embeddings: What was mapped.
+        maps: What `map_points` made of it.
+        labels: The column of classes; points without one are left out of the first two measures.
+        n_neighbors: How many neighbours trustworthiness looks at.
+        sample: Points measured, at most; always the same ones of the same N.
+
+    Raises:
+        ValueError: maps of other embeddings, or an unknown column.
+    """
+    if labels not in embeddings.points:
+        raise ValueError(unknown_name("column", labels, embeddings.points.columns, "the points"))
+    each = by_seed(maps)
+    if any(len(one) != len(embeddings) for one in each):
+        raise ValueError(
+            f"the maps are of {len(each[0])} points, the embeddings are {len(embeddings)}; "
+            "give the embeddings that were mapped."
+        )
+    n = len(embeddings)
+    rows = np.sort(np.random.default_rng(0).permutation(n)[:sample])  # (n_sample,)
+    points = embeddings.points.iloc[rows]
+    metric = str(maps["metric"].iloc[0])
+    X = _ready(embeddings.vectors[rows], metric).astype(np.float64)  # (n_sample, D)
+    original = _distances(X, metric)  # (n_sample, n_sample)
+    plane = [one[["x", "y"]].to_numpy(float)[rows] for one in each]  # (n_sample, 2) each
+    flat = [_distances(xy, "euclidean") for xy in plane]
+    several = points["modality"].nunique() > 1
+
+    found = [(f"silhouette of {labels}", [_silhouette(d, points[labels]) for d in (original, *flat)])]
+    ratio = [_between_within(d, points[labels]) for d in (original, *flat)]
+    found.append((f"between / within {labels}", ratio))
+    k = min(n_neighbors, (len(rows) - 1) // 2)
+    trust = [trustworthiness(original, xy, n_neighbors=k, metric="precomputed") for xy in plane]
+    found.append((f"trustworthiness of {k} neighbours", [np.nan, *trust]))
+    if several:
+        of_modality = [_silhouette(d, points["modality"]) for d in (original, *flat)]
+        found.append(("silhouette of modality", of_modality))
+        for gap in modality_gap(embeddings).itertuples():
+            found.append((f"{GAP}{gap.first} to {gap.second}", [gap.gap, np.nan]))
+    table = {measure: (values[0], values[1], min(values[1:]), max(values[1:])) for measure, values in found}
+    columns = ["original", "map", "lowest", "highest"]
+    return pd.DataFrame.from_dict(table, orient="index", columns=columns, dtype=float).rename_axis("measure")
+
+
+def _ready(vectors: np.ndarray, metric: str) -> np.ndarray:
+    """The vectors, of length 1 where only their direction counts: then Euclidean neighbours are cosine's."""
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if metric == "cosine" else vectors
+
+
+def nearest_points(X: np.ndarray, k: int, metric: str, progress: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Of each of N points the k nearest, itself first: their numbers and distances, exact, (N, k) each."""
+    X = _ready(X, metric)  # (N, D)
+    index = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(X)
+    numbers = np.empty((len(X), k), dtype=np.int64)
+    distances = np.empty((len(X), k), dtype=np.float32)
+    bar = tqdm(total=len(X), desc="neighbours", unit="point", leave=False, delay=2, disable=not progress)
+    with bar:
+        for start in range(0, len(X), _ROWS):
+            part = slice(start, start + _ROWS)
+            distances[part], numbers[part] = index.kneighbors(X[part])
+            bar.update(len(X[part]))
+    if metric == "cosine":
+        distances = distances**2 / 2  # |a - b|^2 = 2 - 2 cos for unit vectors
+    return numbers, distances
+
+
+def _umap(
+    X: np.ndarray,
+    nearest: tuple[np.ndarray, np.ndarray],
+    min_dist: float,
+    metric: str,
+    seed: int,
+    progress: bool,
+) -> np.ndarray:
+    """UMAP's map of X (N, D), (N, 2)."""
+    threads = torch.get_num_threads()
+    try:
+        from umap import UMAP  # seconds: numba compiles
+    except ImportError:
+        raise ImportError('maps need umap-learn: pip install "medvlp[umap]".') from None
+    bar = {"desc": f"UMAP, seed {seed}", "delay": 2, "leave": False, "disable": not progress}
+    reducer = UMAP(
+        n_neighbors=nearest[0].shape[1],
+        min_dist=min_dist,
+        metric=metric,
+        random_state=seed,
+        n_jobs=1,  # what a seed comes down to, said before UMAP warns of it
+        precomputed_knn=tuple(part.copy() for part in nearest),  # UMAP writes into them
+        tqdm_kwds=bar,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"precomputed_knn\[2\]")  # new points are never added to this map
+        try:
+            return reducer.fit_transform(X)
+        finally:
+            torch.set_num_threads(threads)  # numba gives all cores to the OpenMP that torch runs on, too
+
+
+def _distances(X: np.ndarray, metric: str) -> np.ndarray:
+    """Pairwise distances, (n, n), exactly zero from a point to itself."""
+    distances = pairwise_distances(X, metric=metric)
+    np.fill_diagonal(distances, 0.0)
+    return distances
+
+
+def _silhouette(distances: np.ndarray, labels: pd.Series) -> float:
+    """Mean silhouette by distances (n, n); NaN where there are not at least two groups, one of two points."""
+    known = labels.notna().to_numpy()
+    codes = pd.factorize(labels[known])[0]
+    if not 1 < len(np.unique(codes)) < len(codes):
+        return np.nan
+    return float(silhouette_score(distances[np.ix_(known, known)], codes, metric="precomputed"))
+
+
+def _between_within(distances: np.ndarray, labels: pd.Series) -> float:
+    """Mean distance between points of different labels over that of the same; NaN if one is missing."""
+    known = labels.notna().to_numpy()
+    codes = pd.factorize(labels[known])[0]
+    upper = np.triu_indices(len(codes), k=1)
+    pairs = distances[np.ix_(known, known)][upper]
+    same = codes[upper[0]] == codes[upper[1]]
+    if same.all() or not same.any() or pairs[same].mean() == 0:
+        return np.nan
+    return float(pairs[~same].mean() / pairs[same].mean())
+
+
+def by_seed(maps: pd.DataFrame) -> list[pd.DataFrame]:
+    """One map a seed, in their order."""
+    return [one for _, one in maps.groupby("seed", sort=False)]

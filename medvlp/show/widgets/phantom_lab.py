@@ -1,0 +1,239 @@
+"""Phantom lab: draw a phantom with the attributes that one likes, and see what methods make of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+
+from medvlp.data.phantoms.drawing import Draws
+from medvlp.data.phantoms.worlds import World, get_world
+from medvlp.show.figures.basic import closed, literal_figure
+from medvlp.show.widgets.parts import (
+    COLOURS,
+    Explorer,
+    bar_html,
+    literal,
+    picture_html,
+    pixels_of,
+    slider,
+    table_html,
+)
+from medvlp.study.evaluation import evaluating
+from medvlp.study.prediction import predict
+
+HELP = (
+    "Each slider says how strongly an attribute is drawn, from 0 (absent) to 100 (present); everything else "
+    "of the image stays. The best rule knows the attributes (from 50 on they count as present), the methods "
+    "see pixels. In brackets: the change since the start."
+)
+SIZE = 64  # pixels a side
+SCORES = ["method", "classname", "symptom", "score", "change"]
+
+
+def draw_phantom(world: World, strengths: Mapping[str, float], seed: int, size: int = SIZE) -> Image.Image:
+    """A phantom with each attribute drawn as strongly as `strengths` says, from 0 (absent) to 1 (present).
+
+    0 and 1 give the pixels of `world.render`. What tells nothing of the class (place, light, noise) follows
+    from `seed`. ValueError for an attribute that is missing or unknown, or a strength outside 0 to 1.
+    """
+    for name, strength in strengths.items():
+        world.index(name)
+        if not 0 <= strength <= 1:
+            raise ValueError(f"attribute {name!r} must be from 0 (absent) to 1 (present), got {strength}.")
+    missing = [a.name for a in world.attributes if a.name not in strengths]
+    if missing:
+        raise ValueError(f"no strength for {', '.join(map(repr, missing))}; give one for every attribute.")
+    on = {a.name: torch.full((1, 1, 1), float(strengths[a.name])) for a in world.attributes}
+    pixels = world.draw(on, Draws(torch.tensor([seed]), size))  # (1, 3, size, size)
+    return Image.fromarray(pixels[0].permute(1, 2, 0).contiguous().numpy())
+
+
+class PhantomLab(Explorer):
+    """Change what a phantom shows, attribute by attribute, and watch the decisions of several methods.
+
+    `PhantomLab({"zero-shot": zero, "ViP": vip})` at the end of a cell shows the widget. Its controls are
+    methods, so that a script can do the same: `lab.set("veil", 0)`, then `lab.probabilities()`.
+
+    Args:
+        methods: Methods by name, all of one phantom card.
+        seed: Of the phantom that is shown first.
+
+    Attributes:
+        world: The world that draws.
+        strengths: How strongly each attribute is drawn, {name: 0 to 1}.
+
+    Raises:
+        ValueError: no method, a card that is not of phantoms, methods of different cards.
+    """
+
+    def __init__(self, methods: Mapping[str, nn.Module], seed: int = 1) -> None:
+        """Draw the first phantom; see the class."""
+        if not isinstance(methods, Mapping) or not methods:
+            raise ValueError("there is no method to watch; give a dictionary, such as {'zero-shot': method}.")
+        self.methods = dict(methods)
+        cards = {method.card.name: method.card for method in self.methods.values()}
+        if len(cards) > 1:
+            raise ValueError(f"the methods are of the cards {', '.join(cards)}; give methods of one card.")
+        self.card = next(iter(cards.values()))
+        if self.card.source.kind != "phantom":
+            raise ValueError(
+                f"card {self.card.name!r} is of images that cannot be drawn anew; the phantom lab needs a "
+                "phantom card, such as 'phantom-derm'."
+            )
+        self.world = get_world(self.card.source.world)
+        self.another(seed)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} {100 * strength:.0f}" for name, strength in self.strengths.items())
+        return f"PhantomLab({self.card.name}, seed {self.seed}: {shown})"
+
+    def another(self, seed: int) -> None:
+        """Start from another phantom: its class, attributes and everything else drawn from `seed`."""
+        latents = self.world.sample(1, seed)
+        names, present = [a.name for a in self.world.attributes], latents.attributes[0].tolist()
+        self.seed, self.image_seed = seed, int(latents.seeds[0])
+        self.true = self.world.classnames[int(latents.labels[0])]
+        self.start = dict(zip(names, map(float, present), strict=True))
+        self.reset()
+        self._before = self._now
+
+    def set(self, attribute: str, strength: float) -> None:
+        """Draw an attribute as strongly as this, from 0 (absent) to 1 (present)."""
+        strengths = self.strengths | {attribute: float(strength)}
+        self._look(strengths)
+
+    def reset(self) -> None:
+        """The attributes of the start again."""
+        self._look(self.start)
+
+    def probabilities(self) -> pd.DataFrame:
+        """P(class) by classname: of the best rule, which knows the attributes, and of every method."""
+        present = torch.tensor([[self.strengths[a.name] >= 0.5 for a in self.world.attributes]])  # (1, K)
+        best = self.world.posterior(present)[0].numpy()  # (n_cls,) of the world's classes
+        table = pd.DataFrame({"best rule": best}, index=pd.Index(self.world.classnames, name="classname"))
+        table = table.reindex(self.card.classnames)
+        table["best rule"] /= table["best rule"].sum()  # a card may have some of the classes only
+        return table.assign(**{name: found.probabilities for name, found in self._now.items()})
+
+    def scores(self) -> pd.DataFrame:
+        """Symptom scores now, and their change since the start: method, classname, symptom, score, change."""
+        parts = [pd.DataFrame(columns=SCORES)]
+        for name, now in self._now.items():
+            if now.symptom_scores is not None:
+                change = now.symptom_scores["score"] - self._before[name].symptom_scores["score"]
+                parts.append(now.symptom_scores.assign(method=name, change=change)[SCORES])
+        return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+
+    def decisions(self) -> str:
+        """In words: what every method decides, and which have changed their mind since the start."""
+        words = []
+        for name, now in self._now.items():
+            before = self._before[name].classname
+            moved = "" if now.classname == before else f" (at the start {before})"
+            words.append(f"{name}: {now.classname}{moved}")
+        return "; ".join(words) + "."
+
+    def static(self) -> Figure:
+        """The phantom, and beside it the same with one attribute after another turned over.
+
+        Under each stands every method's probability of the class that the phantom was drawn as.
+        """
+        panels = {"as it is": self.strengths}
+        for name, strength in self.strengths.items():
+            panels[f"{name} {'removed' if strength >= 0.5 else 'added'}"] = self.strengths | {
+                name: float(strength < 0.5)
+            }
+        images = [draw_phantom(self.world, strengths, self.image_seed) for strengths in panels.values()]
+        chances = {name: _chances(method, images) for name, method in self.methods.items()}
+        label = self.card.classnames.index(self.true) if self.true in self.card.classnames else 0
+        columns = min(5, len(panels))
+        rows, height = -(-len(panels) // columns), 1.75 + 0.17 * len(self.methods)
+        figsize = (1.9 * columns, height * rows + 0.4)
+        fig, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout="constrained")
+        fig.get_layout_engine().set(h_pad=0.08)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for i, (ax, title) in enumerate(zip(axes.flat, panels, strict=False)):
+            ax.imshow(images[i])
+            ax.set_title(title, fontsize=9)
+            said = "\n".join(f"{name} {values[i, label]:.2f}" for name, values in chances.items())
+            ax.text(0.5, -0.03, said, transform=ax.transAxes, ha="center", va="top", fontsize=8)
+        fig.suptitle(f"P({self.card.classnames[label]}) by method, one attribute turned over", fontsize=10)
+        return closed(literal_figure(fig))
+
+    def _look(self, strengths: dict[str, float]) -> None:
+        """Draw and judge, or, where that fails, leave all as it was."""
+        image = draw_phantom(self.world, strengths, self.image_seed)
+        self._now = {name: predict(method, image) for name, method in self.methods.items()}
+        self.strengths, self.image = dict(strengths), image
+
+    # --- the widget ---
+
+    def _make_box(self, widgets: Any) -> list[Any]:
+        w, wrap = widgets, widgets.Layout(flex_flow="row wrap")
+        self._sliders = {}
+        for attribute in self.world.attributes:
+            said = f"{attribute.absent[0]} (0) to {attribute.present[0]} (100)"
+            one = slider(w, attribute.name, 100, round(100 * self.strengths[attribute.name]), said)
+            one.step = 10
+            one.observe(self._on_slide(attribute.name), names="value")
+            self._sliders[attribute.name] = one
+        self._seed = w.BoundedIntText(
+            value=self.seed, min=0, max=2**31 - 1, description="phantom", tooltip="the number of the phantom"
+        )
+        self._reset = w.Button(description="Reset", tooltip="the attributes of the start again")
+        self._seed.observe(lambda change: self._do(lambda: self.another(change["new"])), names="value")
+        self._reset.on_click(lambda _: self._do(self.reset))
+        self._picture, self._decided = w.HTML(layout=w.Layout(margin="0 1em 0 0")), w.HTML()
+        self._bars = w.HTML()
+        left = w.VBox([w.HBox([self._seed, self._reset]), *self._sliders.values()])
+        right = w.VBox([self._picture, self._decided], layout=w.Layout(margin="0 0 0 1em", flex="1 1 30em"))
+        return [w.HTML(f"<p>{literal(HELP)}</p>"), w.Box([left, right], layout=wrap), self._bars]
+
+    def _on_slide(self, name: str) -> Any:
+        def slide(change: dict[str, Any]) -> None:
+            if round(100 * self.strengths[name]) != change["new"]:
+                self._do(lambda: self.set(name, change["new"] / 100))
+
+        return slide
+
+    def _show(self) -> None:
+        for name, one in self._sliders.items():
+            one.value = round(100 * self.strengths[name])
+        self._seed.value = self.seed
+        self._picture.value = picture_html(self.image, f"phantom {self.seed}: {self!r}", "14em")
+        chances = self.probabilities()
+        rows = [
+            [literal(name), *(bar_html(p, 0, 1, COLOURS[c % len(COLOURS)]) for c, p in enumerate(row))]
+            for name, row in zip(chances.index, chances.to_numpy(), strict=True)
+        ]
+        table = table_html(f"Probabilities; drawn as {self.true}", ["class", *chances.columns], rows)
+        self._decided.value = f'{table}<div role="status">{literal(self.decisions())}</div>'
+        self._bars.value = self._scores_html()
+
+    def _scores_html(self) -> str:
+        scores = self.scores()
+        if scores.empty:
+            return ""
+        low, high = min(0.0, scores["score"].min()), max(0.0, scores["score"].max())
+        names, cells = list(scores["method"].unique()), {}
+        for row in scores.to_dict("records"):
+            colour = COLOURS[(1 + list(self.methods).index(row["method"])) % len(COLOURS)]
+            drawn = f"{bar_html(row['score'], low, high, colour)}<div>({row['change']:+.3f})</div>"
+            line = cells.setdefault((row["classname"], row["symptom"]), dict.fromkeys(names, ""))
+            line[row["method"]] = f'<div style="display:flex;gap:0.5em;min-width:15em">{drawn}</div>'
+        rows = [[literal(c), literal(s), *line.values()] for (c, s), line in cells.items()]
+        return table_html("Symptom scores", ["class", "symptom", *names], rows)
+
+
+def _chances(method: nn.Module, images: list[Image.Image]) -> np.ndarray:
+    """Probabilities (N, n_cls) of images."""
+    with evaluating(method):
+        logits: Tensor = method(pixels_of(method.clip, images))  # (N, n_cls)
+    return logits.double().softmax(dim=1).cpu().numpy()

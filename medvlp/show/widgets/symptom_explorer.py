@@ -1,0 +1,251 @@
+"""Symptom explorer: leave symptoms of an image out or write others, and see the decision move."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from medvlp.data.datasets import ImageSet
+from medvlp.data.errors import unknown_name
+from medvlp.methods.zero_shot import score_table
+from medvlp.show.faithfulness.other_symptoms import check_symptoms, with_symptoms
+from medvlp.show.figures.basic import symptom_bars
+from medvlp.show.widgets.parts import (
+    COLOURS,
+    ImageExplorer,
+    bar_html,
+    checked_images,
+    literal,
+    picture_html,
+    pixels_of,
+    slider,
+    table_html,
+)
+from medvlp.study.evaluation import evaluating
+
+HELP = (
+    "Each bar is the cosine of the image with a symptom. Press a symptom to leave it out of its class, press "
+    "it again to take it back; write one of your own below. The probabilities follow."
+)
+
+
+def probabilities(method: nn.Module, image_features: Tensor) -> pd.Series:
+    """P(class) of one image by classname, from its normalised feature (1, D)."""
+    with evaluating(method):
+        logits = method.logits_from_features(image_features)  # (1, n_cls)
+    values = logits[0].double().softmax(dim=0).cpu().numpy()  # (n_cls,)
+    return pd.Series(values, index=pd.Index(method.card.classnames, name="classname"), name="probability")
+
+
+class SymptomExplorer(ImageExplorer):
+    """Look at an image through its symptoms, leave some out, write others, and see the decision move.
+
+    `SymptomExplorer(vip, data.test)` at the end of a cell shows the widget. Its controls are methods, so that
+    a script can do the same: `explorer.toggle(3)`, then `explorer.probabilities()`.
+
+    A symptom is scored by its cosine. The decision is the method's own rule on the symptoms that are used:
+    for `ZeroShot` the mean over a class's symptoms, for `ViP` the merge prompt's attention among them.
+
+    Args:
+        method: `ZeroShot` with symptoms, or `ViP`.
+        images: Images of the method's card.
+        index: The image that is shown first, from 0.
+
+    Attributes:
+        index: The image that is shown.
+        symptoms: [(classname, phrase), ...], class after class, one's own at the end of each class.
+        used: Whether each of them takes part in the decision.
+
+    Raises:
+        ValueError: a method without symptom scores, an image that is not there.
+    """
+
+    def __init__(self, method: nn.Module, images: ImageSet, index: int = 0) -> None:
+        """Score the first image; see the class."""
+        check_symptoms(method)
+        checked_images(images, method)
+        self.method, self.images = method, images
+        self._start()
+        self.choose(index)
+
+    def __repr__(self) -> str:
+        return (
+            f"SymptomExplorer({type(self.method).__name__}, {self.images.card.name}: image {self.index} of "
+            f"{len(self.images)}, {sum(self.used)} of {len(self.symptoms)} symptoms used)"
+        )
+
+    def choose(self, index: int) -> None:
+        """Look at another image."""
+        self._take(index)
+        clip = self.method.clip
+        with evaluating(self.method):
+            self.features = clip.encode_images(pixels_of(clip, [self.image]))  # (1, D)
+        self._before = probabilities(self.method, self.features)
+        self._judge()
+
+    def toggle(self, row: int) -> None:
+        """Leave out a symptom, or take it back; `row` as in `table`. ValueError for a class's last one."""
+        classname, phrase = self.symptoms[row]
+        used = [not u if i == row else u for i, u in enumerate(self.used)]
+        if not any(u for u, (name, _) in zip(used, self.symptoms, strict=True) if name == classname):
+            raise ValueError(
+                f"{phrase!r} is the last symptom of {classname!r}; a class without symptoms has no score."
+            )
+        self._decide(self.symptoms, used)
+
+    def add(self, classname: str, phrase: str) -> None:
+        """Add a symptom of one's own. ValueError for an unknown class, an empty or a known phrase."""
+        phrase = " ".join(phrase.split())
+        if classname not in self.method.card.classnames:
+            raise ValueError(unknown_name("class", classname, self.method.card.classnames))
+        if not phrase.strip(" ."):
+            raise ValueError("the symptom is empty; write something that can be seen.")
+        if (classname, phrase) in self.symptoms:
+            raise ValueError(f"{phrase!r} is a symptom of {classname!r} already.")
+        place = max(i for i, (name, _) in enumerate(self.symptoms) if name == classname) + 1
+        symptoms = [*self.symptoms[:place], (classname, phrase), *self.symptoms[place:]]
+        self._decide(symptoms, [*self.used[:place], True, *self.used[place:]])
+
+    def reset(self) -> None:
+        """All symptoms of the method again, and no others."""
+        self._start()
+        self._judge()
+
+    def table(self) -> pd.DataFrame:
+        """One row a symptom: classname, symptom, score (its cosine), used, own (not the method's)."""
+        return self._table.copy()
+
+    def probabilities(self) -> pd.DataFrame:
+        """P(class) by classname: `before`, with the method's symptoms, and `now`, with those used."""
+        return pd.DataFrame({"before": self._before, "now": self._now})
+
+    def decision(self) -> str:
+        """In words: what the method decides now, and whether that is another class than before."""
+        return self._in_words(self._now, self._before, "It has moved: with the method's own symptoms it is")
+
+    def static(self) -> Figure:
+        """The image beside the scores of the symptoms that are used."""
+        table = self.table()
+        now = self.probabilities()["now"]
+        return symptom_bars(table[table["used"]], self.true, now.idxmax(), self.image)
+
+    def _start(self) -> None:
+        """The method itself, with all its symptoms."""
+        self.symptoms = [
+            (name, phrase) for name, phrases in self.method.symptoms.items() for phrase in phrases
+        ]
+        self.used, self._method_has = [True] * len(self.symptoms), set(self.symptoms)
+        self._scorer = self._chosen = self.method
+
+    def _decide(self, symptoms: list[tuple[str, str]], used: list[bool]) -> None:
+        """Take these symptoms, or, where the method does not, leave all as it was."""
+        every: dict[str, list[str]] = {name: [] for name in self.method.card.classnames}
+        chosen: dict[str, list[str]] = {name: [] for name in self.method.card.classnames}
+        for (name, phrase), use in zip(symptoms, used, strict=True):
+            every[name].append(phrase)
+            if use:
+                chosen[name].append(phrase)
+        scorer = self._scorer if symptoms == self.symptoms else with_symptoms(self.method, every)
+        self._chosen = with_symptoms(self.method, chosen)
+        self._scorer, self.symptoms, self.used = scorer, symptoms, used
+        self._judge()
+
+    def _judge(self) -> None:
+        """Score the symptoms, and decide by those that are used."""
+        with evaluating(self._scorer):
+            scores = self._scorer.symptom_scores(self.features)
+        own = [symptom not in self._method_has for symptom in self.symptoms]
+        self._table = score_table(scores, self._scorer.symptoms).assign(used=self.used, own=own)
+        self._now = probabilities(self._chosen, self.features)
+
+    # --- the widget ---
+
+    def _make_box(self, widgets: Any) -> list[Any]:
+        w, wrap = widgets, widgets.Layout(flex_flow="row wrap", align_items="center")
+        self._index = slider(w, "image", len(self.images) - 1, self.index, "which image: arrow keys, or drag")
+        self._picture = w.HTML(layout=w.Layout(margin="0 1em 0 0"))
+        self._decision = w.HTML(layout=w.Layout(max_width="45em", flex="1 1 25em"))
+        self._lists = {
+            name: _List(w, c, name, self._press) for c, name in enumerate(self.images.card.classnames)
+        }
+        self._classname = w.Dropdown(
+            options=self.images.card.classnames, description="class", tooltip="the class of your own symptom"
+        )
+        self._text = w.Text(
+            description="symptom",
+            continuous_update=False,  # sent whole: letter by letter, a press of Add may overtake the last
+            tooltip="a symptom of your own: something that can be seen",
+        )
+        self._add = w.Button(description="Add", tooltip="add your own symptom to this class")
+        self._reset = w.Button(description="Reset", tooltip="the method's symptoms again, and no others")
+        self._index.observe(lambda change: self._do(lambda: self.choose(change["new"])), names="value")
+        self._add.on_click(lambda _: self._on_add())
+        self._reset.on_click(lambda _: self._do(self.reset))
+        return [
+            w.HTML(f"<p>{literal(HELP)}</p>"),
+            self._index,
+            w.Box([self._picture, self._decision], layout=wrap),
+            w.Box([one.box for one in self._lists.values()], layout=w.Layout(flex_flow="row wrap")),
+            w.Box([self._classname, self._text, self._add, self._reset], layout=wrap),
+        ]
+
+    def _on_add(self) -> None:
+        if self._do(lambda: self.add(self._classname.value, self._text.value)):
+            self._text.value = ""
+
+    def _press(self, classname: str, place: int) -> None:
+        rows = [i for i, (name, _) in enumerate(self.symptoms) if name == classname]
+        self._do(lambda: self.toggle(rows[place]))
+
+    def _show(self) -> None:
+        table = self.table()
+        self._index.value = self.index
+        self._picture.value = picture_html(
+            self.image, f"image {self.index} of {self.images.card.name}", "14em"
+        )
+        rows = [
+            [literal(name), bar_html(row["before"], 0, 1, COLOURS[7]), bar_html(row["now"], 0, 1, COLOURS[0])]
+            for name, row in self.probabilities().iterrows()
+        ]
+        said = f'<div role="status" style="margin-top:0.5em">{literal(self.decision())}</div>'
+        self._decision.value = table_html("Probabilities", ["class", "before", "now"], rows) + said
+        axis = min(0.0, table["score"].min()), max(0.0, table["score"].max())
+        for name, rows_of_class in table.groupby("classname", sort=False):
+            self._lists[name].show(rows_of_class, axis)
+
+
+class _List:
+    """The symptoms of one class: a button and a bar for each. They stay, and so does the keyboard's focus."""
+
+    def __init__(self, widgets: Any, c: int, classname: str, press: Callable[[str, int], None]) -> None:
+        self.widgets, self.classname, self.press = widgets, classname, press
+        self.colour = COLOURS[c % len(COLOURS)]
+        self.heading, self.buttons, self.bars = widgets.HTML(), [], []
+        layout = widgets.Layout(width="32em", max_width="100%", margin="0 2em 0.5em 0")
+        self.box = widgets.VBox([self.heading], layout=layout)
+
+    def show(self, rows: pd.DataFrame, axis: tuple[float, float]) -> None:
+        """Show the class's rows of `SymptomExplorer.table`."""
+        mean = rows.loc[rows["used"], "score"].mean()
+        self.heading.value = (
+            f'<div style="font-weight:600;border-bottom:3px solid {self.colour}">{literal(self.classname)}: '
+            f"mean of the used {mean:.3f}</div>"
+        )
+        while len(self.buttons) < len(rows):
+            self._grow()
+        for button, bar, row in zip(self.buttons, self.bars, rows.to_dict("records"), strict=False):
+            button.description = f"{'✓' if row['used'] else '✗'} {row['symptom']}"
+            button.tooltip = f"{'leave out' if row['used'] else 'take back'}: {row['symptom']}"
+            bar.value = bar_html(row["score"], *axis, self.colour, hollow=not row["used"])
+        lines = zip(self.buttons[: len(rows)], self.bars, strict=False)
+        if len(self.box.children) != 1 + len(rows):
+            self.box.children = [self.heading, *(self.widgets.HBox(line) for line in lines)]
+
+    def _grow(self) -> None:
+        w, place = self.widgets, len(self.buttons)
+        button = w.Button(layout=w.Layout(width="18em", flex="none"))
+        button.on_click(lambda _: self.press(self.classname, place))
+        self.buttons.append(button)
+        self.bars.append(w.HTML(layout=w.Layout(flex="1", min_width="9em")))

@@ -1,0 +1,115 @@
+"""Training monitor: the curves of a run while it trains, and what is left of them in the notebook."""
+
+import time
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from medvlp.data.errors import unknown_name
+from medvlp.show.figures.basic import PALETTE, closed
+from medvlp.show.figures.curves import training_curves
+from medvlp.show.widgets.parts import literal, picture_html, table_html
+from medvlp.study.training.callbacks import Callback
+from medvlp.study.training.config import LOWER_IS_BETTER
+
+
+class TrainingMonitor(Callback):
+    """Curves of loss and validation that grow with every epoch: `fit(..., callbacks=[TrainingMonitor()])`.
+
+    In a notebook they appear under the cell that trains, and stay there as a picture and a table. They are
+    plain output, which needs no ipywidgets: while a cell trains, its kernel answers no control. Elsewhere
+    nothing is shown, and `table()` and `static()` give what was seen.
+
+    Args:
+        metric: The metric of validation that is drawn beside the loss, as `TrainConfig.metric` names it.
+        every: The least time between two drawings, in seconds; the last epoch is always drawn.
+    """
+
+    def __init__(self, metric: str = "accuracy", every: float = 1.0) -> None:
+        self.metric, self.every = metric, every
+        self._column = "val_" + metric.replace(" ", "_").replace("-", "_")
+        self.rows: list[dict[str, Any]] = []
+        self._handle: Any = None
+        self._drawn = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"TrainingMonitor({len(self.rows)} epochs)"
+
+    def on_epoch_end(self, method: nn.Module, epoch: int, row: dict[str, Any]) -> None:
+        """Take the epoch's line of the history down, and draw. ValueError for a metric that it lacks."""
+        known = [name.removeprefix("val_") for name in row if name.startswith("val_")]
+        if known and self._column.removeprefix("val_") not in known:
+            raise ValueError(unknown_name("metric", self.metric, known, "the history"))
+        if epoch == 1:
+            self.rows = []  # of an earlier run
+        self.rows.append({name: value for name, value in row.items() if isinstance(value, int | float)})
+        if time.monotonic() - self._drawn >= self.every:
+            self._display()
+
+    def on_fit_end(self, method: nn.Module) -> None:
+        """Draw the whole run, and begin a new output with the next run."""
+        self._display()
+        self._handle = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The epochs so far, so that a run that goes on from a checkpoint shows them, too."""
+        return {name: torch.tensor(column.to_numpy()) for name, column in self.table().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave."""
+        columns = {name: column.tolist() for name, column in state.items()}
+        self.rows = pd.DataFrame(columns).to_dict("records")
+
+    def table(self) -> pd.DataFrame:
+        """One row an epoch: the lines of the history so far."""
+        return pd.DataFrame(self.rows)
+
+    def static(self) -> Figure:
+        """The curves so far, as a figure; a dot marks the best epoch by the metric."""
+        history = self.table()
+        if self._column in history:
+            ranked = history[self._column] * (-1 if self.metric in LOWER_IS_BETTER else 1)
+            return training_curves(history.assign(best=history.index == ranked.idxmax()), self.metric)
+        fig, ax = plt.subplots(figsize=(5, 3), layout="constrained")
+        if not history.empty:
+            ax.plot(history["epoch"], history["loss"], color=PALETTE[0])
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("training loss")
+        ax.grid(color="0.9")
+        return closed(fig)
+
+    def html(self) -> str:
+        """What a notebook shows: the curves, the last epoch in words, and a table that unfolds."""
+        history = self.table()
+        if history.empty:
+            return "<p>no epoch yet</p>"
+        last = history.iloc[-1].drop("epoch", errors="ignore")
+        words = f"epoch {int(history['epoch'].iloc[-1])}: "
+        words += ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in last.items())
+        cells = [[f"{value:.4g}" for value in row] for row in history.to_numpy()]
+        table = table_html("Epochs", [name.replace("_", " ") for name in history], cells)
+        return (
+            f"{picture_html(self.static(), 'curves of training; the table has their numbers', '46em')}"
+            f'<div role="status">{literal(words)}</div>'
+            f"<details><summary>table of the epochs</summary>{table}</details>"
+        )
+
+    def _display(self) -> None:
+        """Show the run so far where a notebook's kernel runs; the same output each time."""
+        try:
+            from IPython import get_ipython
+            from IPython.display import display
+        except ImportError:
+            return
+        if getattr(get_ipython(), "kernel", None) is None or not self.rows:
+            return
+        bundle = {"text/html": self.html(), "text/plain": repr(self)}
+        if self._handle is None:
+            self._handle = display(bundle, raw=True, display_id=True)
+        else:
+            self._handle.update(bundle, raw=True)
+        self._drawn = time.monotonic()

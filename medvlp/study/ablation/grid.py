@@ -1,0 +1,160 @@
+"""Grids: the settings of each run of a study, whose setting it is, and what a value is."""
+
+import inspect
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from medvlp.data.errors import unknown_name
+from medvlp.data.files import sha256
+from medvlp.study.training.config import TrainConfig
+
+PROTOCOL_KEYS = ("method", "data", "test", "shots", "seed", "clip", "average", "base_to_new")
+CONFIG_KEYS = tuple(field.name for field in fields(TrainConfig))
+IN_TABLES = (bool, int, float, str)  # values that stand in tables as they are
+
+
+@dataclass(frozen=True)
+class Named:
+    """A value of a grid with a name for tables, such as `Named("four symptoms", symptoms)`."""
+
+    name: str
+    value: Any
+
+
+def combinations(grid: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The settings of each run: the product of a grid's lists; of several grids one after another.
+
+    A value that is no list, tuple or range counts as one.
+    """
+    grids = grid if isinstance(grid, list | tuple) else [grid]
+    found = []
+    for one in grids:
+        if not isinstance(one, Mapping):
+            raise ValueError(
+                f"a grid is a mapping such as {{'method': ['ViP'], 'seed': [1, 2]}}, not {one!r}."
+            )
+        several = [_several(key, values) for key, values in one.items()]
+        for key, values in zip(one, several, strict=True):
+            if not values:
+                raise ValueError(f"the grid has no value for {key!r}.")
+        found += [dict(zip(one, values, strict=True)) for values in product(*several)]
+    if not found:
+        raise ValueError("there is no grid; give at least {'method': ['ViP']}.")
+    return found
+
+
+def _several(key: str, values: Any) -> list[Any]:
+    """A key's values: those of a list, tuple, range or array, else the value itself."""
+    if isinstance(values, set | frozenset | Iterator):
+        raise ValueError(f"the grid's {key!r} is a {type(values).__name__}; give its values in a list.")
+    return list(values) if isinstance(values, list | tuple | range | np.ndarray) else [values]
+
+
+def plain(value: Any) -> Any:
+    """A grid's value without its name, NumPy numbers as Python's."""
+    value = value.value if isinstance(value, Named) else value
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def content(value: Any) -> Any:
+    """What a value is, as JSON: two values with equal contents make the same run.
+
+    Raises:
+        TypeError: something whose content is unknown.
+    """
+    value = plain(value)
+    if value is None or isinstance(value, IN_TABLES):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): content(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [content(one) for one in value]
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        return {"array": sha256(str(value.dtype), str(value.shape), np.ascontiguousarray(value).tobytes())}
+    if hasattr(value, "fingerprint"):
+        return {"fingerprint": value.fingerprint}
+    raise TypeError(
+        f"a grid cannot hold a {type(value).__name__}: give numbers, names, lists of them, mappings, tensors "
+        "or something with a fingerprint."
+    )
+
+
+def label(value: Any) -> Any:
+    """What stands for a value in tables."""
+    if isinstance(value, Named):
+        return value.name
+    value = plain(value)
+    if isinstance(value, IN_TABLES):
+        return value
+    if value is None:
+        return "default"
+    if isinstance(value, list | tuple) and all(isinstance(one, IN_TABLES) for one in value):
+        return ", ".join(map(str, value))
+    return f"{type(value).__name__} {sha256(json.dumps(content(value), sort_keys=True))[:8]}"
+
+
+def arguments_of(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """A method's arguments after clip and card."""
+    parameters = list(inspect.signature(kind).parameters.values())[2:]
+    return {parameter.name: parameter for parameter in parameters}
+
+
+def sort_keys(
+    settings: Mapping[str, Any],
+    method: str,
+    kind: type[nn.Module],
+    others: Mapping[str, type[nn.Module]],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The grid's values for the recipe and those for the method's constructor, by name.
+
+    Args:
+        settings: One run's, by key.
+        method: Name of its method.
+        kind: The method's class.
+        others: The grid's methods by name, for the error message.
+
+    Raises:
+        ValueError: a key that nothing takes, that this method does not have, or that could mean two things.
+    """
+    own = arguments_of(kind)
+    config, arguments = {}, {}
+    for key, value in settings.items():
+        if key in PROTOCOL_KEYS:
+            continue
+        where, _, name = key.rpartition(".")
+        in_config = name in CONFIG_KEYS and where in ("", "config")
+        in_method = name in own and where in ("", "method")
+        if in_config and in_method:
+            raise ValueError(
+                f"{key!r} is a field of TrainConfig and an argument of {method}: write 'config.{key}' or "
+                f"'method.{key}'."
+            )
+        if not in_config and not in_method:
+            raise ValueError(_nobody_takes(key, method, own, others))
+        taker = config if in_config else arguments
+        if name in taker:
+            raise ValueError(
+                f"the grid gives {name!r} twice, as {key!r} and under another name; give it once."
+            )
+        taker[name] = value
+    return config, arguments
+
+
+def _nobody_takes(key: str, method: str, own: Iterable[str], others: Mapping[str, type[nn.Module]]) -> str:
+    name = key.removeprefix("method.")
+    having = [other for other, kind in others.items() if name in arguments_of(kind)]
+    if having:
+        return (
+            f"{method} has no {name!r} (of this grid's methods: {', '.join(having)}); write two grids in a "
+            f"list, one with {key!r} and one without."
+        )
+    return unknown_name("key", key, [*PROTOCOL_KEYS, *own, *CONFIG_KEYS], "the grid")

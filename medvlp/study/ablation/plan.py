@@ -1,0 +1,276 @@
+"""The runs of a study: what goes into each, and the id that this gives it."""
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+from torch import nn
+
+from medvlp.backbone.clip import Clip
+from medvlp.data.cards import DataCard
+from medvlp.data.datasets import Data
+from medvlp.data.errors import unknown_name
+from medvlp.data.files import sha256
+from medvlp.knowledge.llm.representations import shipped_representations
+from medvlp.methods.registry import METHODS
+from medvlp.study.ablation.grid import (
+    CONFIG_KEYS,
+    Named,
+    arguments_of,
+    combinations,
+    content,
+    label,
+    plain,
+    sort_keys,
+)
+from medvlp.study.ablation.sources import ALL, Source, clip_source, data_source
+from medvlp.study.training.config import TrainConfig
+from medvlp.study.transfer import base_and_new
+
+PROTOCOL = 1  # raised when the same inputs would give other results
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. Its results follow from `inputs`, on one machine bit for bit.
+
+    Attributes:
+        method: Name of the method; `kind` is its class and `arguments` those of its constructor.
+        config: The recipe.
+        clip: Where its Clip comes from; so `data`, and `test` for the test images.
+        shots: Training images a class, or "all".
+        seed: Of the shots.
+        average: Whether the weights are averaged over epochs.
+        base_to_new: Whether it trains on the first half of the classes and is tested on each half.
+        inputs: All that the results depend on, as JSON.
+        settings: {key: value for tables}, the recipe's as "config.lr", the method's as "method.n_ctx".
+        given: The keys that the grid gave, as they were written.
+    """
+
+    method: str
+    kind: type[nn.Module]
+    arguments: dict[str, Any]
+    config: TrainConfig
+    clip: Source
+    data: Source
+    test: Source
+    shots: int | str
+    seed: int
+    average: bool
+    base_to_new: bool
+    inputs: dict[str, Any]
+    settings: dict[str, Any]
+    given: tuple[str, ...]
+
+    @cached_property
+    def id(self) -> str:
+        """16 hex digits of the hash of `inputs`."""
+        return sha256(json.dumps(self.inputs, sort_keys=True, ensure_ascii=False))[:16]
+
+
+def plan(
+    grid: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    data: str | Path | Data | None,
+    root: str | Path | None,
+    clip: str | Clip,
+    config: Mapping[str, Any] | None,
+    methods: Mapping[str, type[nn.Module]] | None,
+) -> list[Run]:
+    """The runs of a grid, each once, in the grid's order; see `run_ablation`.
+
+    Raises:
+        ValueError: an unknown key, method or data set, a key that a method does not have, two different runs
+            that no table could tell apart.
+    """
+    _check_config(config)
+    wanted = [{"data": data, "clip": clip, "seed": 1} | settings for settings in combinations(grid)]
+    for settings in wanted:
+        if "method" not in settings:
+            raise ValueError("a grid needs a 'method', such as {'method': ['ViP', 'LinearProbe']}.")
+        if settings["data"] is None:
+            raise ValueError("no data set: give data='pneumonia', or 'data' in the grid.")
+    names = dict.fromkeys(plain(settings["method"]) for settings in wanted)
+    kinds = {name: _kind(name, methods) for name in names}
+    root = root or os.environ.get("MEDVLP_DATA")
+    root = None if root is None else str(Path(root).expanduser().resolve())
+    planner = _Planner(root, dict(config or {}), kinds)
+    runs = {run.id: run for run in map(planner.run, wanted)}
+    _check_told_apart(list(runs.values()))
+    return list(runs.values())
+
+
+def _check_config(config: Mapping[str, Any] | None) -> None:
+    if isinstance(config, TrainConfig):
+        raise ValueError(
+            "config is a TrainConfig, which would undo every method's recipe; give only the fields that "
+            "change, such as config={'epochs': 20}."
+        )
+    for name in config or {}:
+        if name not in CONFIG_KEYS:
+            raise ValueError(unknown_name("field", name, CONFIG_KEYS, "config"))
+        if name == "seed":
+            raise ValueError("config has a 'seed', but a study's seeds are in its grid: {'seed': [1, 2, 3]}.")
+
+
+def _check_protocol(given: Mapping[str, Any]) -> None:
+    """Raise for a seed, shots or switch that is none."""
+    seed, shots = plain(given["seed"]), plain(given.get("shots", ALL))
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; give a whole number from 0.")
+    if shots != ALL and (not isinstance(shots, int) or isinstance(shots, bool) or shots < 1):
+        raise ValueError(f"shots is {shots!r}; give a whole number from 1, or {ALL!r}.")
+    for key in ("average", "base_to_new"):
+        value = plain(given.get(key, False))
+        if not isinstance(value, bool):
+            raise ValueError(f"{key} is {value!r}; give True or False.")
+
+
+class _Planner:
+    """Makes runs; clips and data sets are loaded once, and what is hashed often is hashed once."""
+
+    def __init__(
+        self, root: str | None, config: dict[str, Any], kinds: Mapping[str, type[nn.Module]]
+    ) -> None:
+        self.root, self.config, self.kinds = root, config, kinds
+        self.codes = {name: _code(kind) for name, kind in kinds.items()}
+        self.sources: dict[Any, Source] = {}
+        self.shipped: dict[str, Any] = {}
+
+    def run(self, given: dict[str, Any]) -> Run:
+        """The run of these settings, each by the key that the grid has for it."""
+        _check_protocol(given)
+        method = plain(given["method"])
+        kind = self.kinds[method]
+        in_config, in_method = sort_keys(given, method, kind, self.kinds)
+        own, seed, shots = arguments_of(kind), plain(given["seed"]), plain(given.get("shots", ALL))
+        defaults = {name: one.default for name, one in own.items() if one.default is not one.empty}
+        labelled = defaults | ({"seed": seed} if "seed" in own else {}) | in_method  # values may be Named
+        arguments = {name: plain(value) for name, value in labelled.items()}
+        recipe = getattr(kind, "recipe", {}) | self.config | {"seed": seed}
+        config = TrainConfig(**recipe | {name: plain(value) for name, value in in_config.items()})
+        clip = self._source(given["clip"], clip_source)
+        data = self._source(given["data"], data_source, self.root)
+        test = self._source(given.get("test", given["data"]), data_source, self.root)
+        average = plain(given.get("average", hasattr(kind, "average")))
+        base_to_new = plain(given.get("base_to_new", False))
+        card = data.get().data.card
+        _check_classes(card, test.get().data.card, base_to_new)
+        train, val = data.get().cut(shots, seed)
+
+        numbers = {name: value for name, value in asdict(config).items() if name != "num_workers"}
+        inputs = {
+            "protocol": PROTOCOL,
+            "method": method,
+            "code": self.codes[method],
+            "arguments": self._contents(arguments, card),
+            "config": numbers,
+            "average": content(getattr(kind, "average", {})) if average else None,
+            "base_to_new": base_to_new,
+            "clip": clip.fingerprint,
+            "card": card.hash,
+            "train": train.fingerprint,
+            "val": val.fingerprint,
+            "test": test.get().data.test.fingerprint,
+        }
+        shown = {"method": method, "data": data.name, "test": test.name, "clip": clip.name, "shots": shots}
+        shown |= {"seed": seed, "average": average, "base_to_new": base_to_new}
+        shown |= {key: given[key].name for key in shown if isinstance(given.get(key), Named)}
+        shown |= {f"config.{name}": label(value) for name, value in (numbers | in_config).items()}
+        shown |= {f"method.{name}": label(value) for name, value in labelled.items()}
+        return Run(
+            method, kind, arguments, config, clip, data, test,
+            shots, seed, average, base_to_new, inputs, shown, tuple(given),
+        )  # fmt: skip
+
+    def _source(self, value: Any, make: Callable[..., Source], *args: Any) -> Source:
+        given = plain(value)
+        key = (make, str(given) if isinstance(given, str | Path) else id(given))
+        if key not in self.sources:
+            self.sources[key] = make(given, *args)
+        return self.sources[key]
+
+    def _contents(self, arguments: dict[str, Any], card: DataCard) -> dict[str, Any]:
+        """What the arguments are; of representations that the method finds by itself, too."""
+        contents = {name: content(value) for name, value in arguments.items()}
+        if contents.get("representations", "") is None:
+            if card.hash not in self.shipped:
+                self.shipped[card.hash] = _shipped(card)
+            contents["representations"] = self.shipped[card.hash]
+        return contents
+
+
+def _check_classes(card: DataCard, test_card: DataCard, base_to_new: bool) -> None:
+    """Raise unless the test set has the training set's classes, enough of them for base and new ones."""
+    if card.classnames != test_card.classnames:
+        raise ValueError(
+            f"data set {card.name!r} has classes {card.classnames}, but the test set of {test_card.name!r} "
+            f"has {test_card.classnames}: they must be the same, in the same order."
+        )
+    if base_to_new:
+        base_and_new(card)
+
+
+def _kind(name: str, methods: Mapping[str, type[nn.Module]] | None) -> type[nn.Module]:
+    """The class of a method, the user's or the package's."""
+    if methods and name in methods:
+        return methods[name]
+    if name not in METHODS:
+        known = unknown_name("method", name, [*(methods or {}), *METHODS])
+        raise ValueError(f"{known} For a class of your own pass methods=.")
+    return METHODS[name]
+
+
+def _code(kind: type[nn.Module]) -> str | None:
+    """Hash of the code of a method that is not the package's: changed, it makes other runs.
+
+    Its own functions and constants, and those of its bases that are not a package's; not what they call.
+    """
+    if kind.__module__.startswith("medvlp."):
+        return None
+    own = [
+        base for base in kind.__mro__ if base.__module__.split(".")[0] not in ("medvlp", "torch", "builtins")
+    ]
+    parts = [f"{name} {_described(value)}" for base in own for name, value in sorted(vars(base).items())]
+    return sha256(*parts)
+
+
+def _described(value: Any) -> str:
+    """What a class's attribute is: a function by its code, defaults and what it encloses; a constant."""
+    for inner in ("fget", "__func__", "func"):  # of a property, a static or class method, a cached property
+        value = getattr(value, inner, value)
+    if not inspect.isfunction(value):
+        return repr(value) if isinstance(value, str | int | float | list | tuple | dict | None) else ""
+    cells = [cell.cell_contents for cell in value.__closure__ or ()]
+    enclosed = [repr(cell) for cell in cells if isinstance(cell, str | int | float | None)]
+    return repr((_instructions(value.__code__), value.__defaults__, value.__kwdefaults__, enclosed))
+
+
+def _instructions(code: CodeType) -> tuple:
+    constants = [_instructions(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    return code.co_code.hex(), code.co_names, constants
+
+
+def _shipped(card: DataCard) -> Any:
+    """The content of the representations that a method finds for this card if it is given none."""
+    try:
+        return content(shipped_representations(card))
+    except ValueError:
+        return None  # the run will say what it lacks
+
+
+def _check_told_apart(runs: list[Run]) -> None:
+    """Raise where two runs differ, but not in what tables show of them."""
+    seen: dict[str, str] = {}
+    for run in runs:
+        shown = json.dumps(run.settings, sort_keys=True)
+        if seen.setdefault(shown, run.id) != run.id:
+            raise ValueError(
+                f"two runs of {run.method} on {run.settings['data']!r} differ, but look the same in tables; "
+                "name the values that differ, as Named('mine', value)."
+            )

@@ -1,0 +1,215 @@
+"""One run of a study: build the method, train it, test it, and keep what came out."""
+
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from medvlp.backbone.features import image_features
+from medvlp.data.cards import DataCard
+from medvlp.data.datasets import ImageSet
+from medvlp.methods.parameters import learned_parameters
+from medvlp.study.ablation.plan import Run
+from medvlp.study.ablation.store import DONE, FAILED, RunStore, pack, unpack
+from medvlp.study.evaluation import predict_logits
+from medvlp.study.metrics import weighted_metrics
+from medvlp.study.training.averaging import EpochAverage
+from medvlp.study.training.fit import fit
+from medvlp.study.transfer import base_and_new, transfer
+
+BUSY = "busy"  # another process works on the run
+# torch's random numbers and accelerate's state belong to the whole process, so its threads take turns
+_TURN = threading.Lock()
+
+
+def execute(
+    run: Run,
+    store: RunStore,
+    call: str,
+    cache_dir: Path,
+    progress: bool,
+    failed_before: str | None,
+    wait: bool,
+) -> str:
+    """Make a run and keep its record, unless it is there or another process makes it; say what became of it.
+
+    Args:
+        run: The run.
+        store: Where its record goes.
+        call: Name of the study's call that asks.
+        cache_dir: Of the image features.
+        progress: Show a bar where these take their time.
+        failed_before: When the run failed, if it had before this call: that record does not count.
+        wait: Wait where another process makes the run, rather than leave it.
+
+    Returns:
+        "done", "failed" or "busy".
+    """
+    with store.lock(run.id, wait) as held:
+        if not held:
+            return BUSY
+        record = store.read(run.id)
+        if record is None or (record["status"] == FAILED and record["finished"] == failed_before):
+            store.begin(run.id, call)
+            with _TURN:
+                record = _record(run, _Tools(store, cache_dir, progress))
+            store.write(run.id, record)
+        store.end(run.id)
+        return record["status"]
+
+
+@dataclass(frozen=True)
+class _Tools:
+    """Where things are kept."""
+
+    store: RunStore
+    cache_dir: Path
+    progress: bool
+
+    def encode(self, method: nn.Module, images: ImageSet, views: Iterable[int | None]) -> None:
+        """Fill the cache with the features that the method will ask for; one process does, others wait."""
+        if not hasattr(method, "logits_from_features"):
+            return
+        with self.store.lock(f"features-{images.fingerprint[:16]}", wait=True):
+            for view in views:
+                image_features(method.clip, images, view, self.cache_dir, progress=self.progress)
+
+
+def failure(run: Run, words: str, seconds: float | None = None) -> dict[str, Any]:
+    """The record of a run that failed, `words` being its traceback."""
+    return _facts(run, FAILED, seconds) | {"traceback": words}
+
+
+def _record(run: Run, tools: _Tools) -> dict[str, Any]:
+    start = time.perf_counter()
+    try:
+        results = _results(run, tools)
+    except Exception:
+        return failure(run, traceback.format_exc(), time.perf_counter() - start)
+    return _facts(run, DONE, time.perf_counter() - start) | results
+
+
+def _facts(run: Run, status: str, seconds: float | None) -> dict[str, Any]:
+    """What every record has."""
+    try:
+        version = metadata.version("medvlp")
+    except metadata.PackageNotFoundError:  # a folder of sources
+        version = "unknown"
+    return {
+        "status": status,
+        "settings": run.settings,
+        "given": list(run.given),
+        "inputs": run.inputs,
+        "finished": datetime.now(UTC).isoformat(),
+        "seconds": seconds,
+        "made with": {"medvlp": version, "torch": torch.__version__, "threads": torch.get_num_threads()},
+    }
+
+
+def _results(run: Run, tools: _Tools) -> dict[str, Any]:
+    clip, parts = run.clip.get(), run.data.get()
+    train, val = parts.cut(run.shots, run.seed)
+    test, new_test = tested_images(run)
+    if run.base_to_new:
+        train, val = train.of_classes(test.card), val.of_classes(test.card)
+    method = run.kind(clip, train.card, **_arguments_for(train.card, run))
+    if run.base_to_new:
+        _for_new(method, run, new_test)  # a method that cannot be transferred need not be trained
+    history = _train(method, run, train, val, tools)
+    best = history[history["best"]] if history["best"].any() else history[-1:]
+    kept = history[-1:] if run.config.keep == "last" else best
+    results = _tested(method, test, tools) | {
+        "validation": _validated(method, val, tools),
+        "kept epoch": kept.iloc[0].to_dict() if len(kept) else None,
+        "n_trainable": sum(parameter.numel() for parameter in learned_parameters(method).values()),
+        "device": str(clip.device),
+    }
+    if run.base_to_new:
+        of_new = _tested(_for_new(method, run, new_test), new_test, tools)
+        b, n = results["metrics"]["accuracy"], of_new["metrics"]["accuracy"]
+        both = 2 * b * n / (b + n) if b + n else 0.0
+        results["metrics"] |= {"base accuracy": b, "new accuracy": n, "harmonic mean": both}
+        results["new"] = of_new
+    return results
+
+
+def tested_images(run: Run) -> tuple[ImageSet, ImageSet | None]:
+    """The run's test images; of base classes and of new ones, where it has these."""
+    test = run.test.get().data.test
+    if not run.base_to_new:
+        return test, None
+    base, new = base_and_new(test.card)
+    return test.of_classes(base), test.of_classes(new)
+
+
+def _for_new(method: nn.Module, run: Run, new_test: ImageSet) -> nn.Module:
+    """The method with the new classes."""
+    given = _arguments_for(new_test.card, run)
+    changes = {name: given[name] for name in ("symptoms", "representations") if given.get(name) is not None}
+    return transfer(method, new_test.card, changes)
+
+
+def _arguments_for(card: DataCard, run: Run) -> dict[str, Any]:
+    """The method's arguments; of symptoms that are given, those of the card's classes."""
+    symptoms = run.arguments.get("symptoms")
+    if not isinstance(symptoms, Mapping):
+        return run.arguments
+    others = set(run.data.get().data.card.classnames) - set(card.classnames)
+    own = {name: phrases for name, phrases in symptoms.items() if name not in others}
+    return run.arguments | {"symptoms": own}
+
+
+def _train(method: nn.Module, run: Run, train: ImageSet, val: ImageSet, tools: _Tools) -> pd.DataFrame:
+    """The history of training; without a row for a method that learns nothing."""
+    learns = any(parameter.requires_grad for parameter in method.parameters())
+    if not learns and not hasattr(method, "before_training"):
+        return pd.DataFrame({"epoch": [], "best": pd.Series(dtype=bool)})
+    views = run.config.views
+    if learns and views != "fresh":
+        tools.encode(method, train, range(views) if views else [None])
+    tools.encode(method, val, [None])
+    callbacks = []
+    if run.average and learns:
+        epochs = run.config.epochs
+        callbacks = [EpochAverage.published(method, epochs) or EpochAverage(epochs)]
+    options = {"callbacks": callbacks, "cache_dir": tools.cache_dir, "progress": False}
+    history = fit(method, train, val, run.config, **options)
+    last = history["epoch"].iloc[-1] if len(history) else None
+    if last not in (0, run.config.epochs):  # fit was interrupted and returned what it had
+        raise KeyboardInterrupt
+    return history
+
+
+def _validated(method: nn.Module, val: ImageSet, tools: _Tools) -> dict[str, float]:
+    """Loss and metrics of the finished method on the validation images, for choices among runs."""
+    tools.encode(method, val, [None])
+    logits = predict_logits(method, val, tools.cache_dir, progress=False).double()  # (N, n_cls)
+    loss = F.cross_entropy(logits, val.labels).item()
+    every = np.ones((1, len(val)))
+    probabilities = logits.softmax(dim=1).numpy()
+    return {"loss": loss} | weighted_metrics(val.labels.numpy(), probabilities, every).iloc[0].to_dict()
+
+
+def _tested(method: nn.Module, test: ImageSet, tools: _Tools) -> dict[str, Any]:
+    """Metrics and logits of test images. The metrics are those of the probabilities that are kept."""
+    tools.encode(method, test, [None])
+    logits = predict_logits(method, test, tools.cache_dir, progress=False).double().numpy()  # (N, n_cls)
+    if not np.isfinite(logits).all():
+        raise ValueError(f"{type(method).__name__} gave test logits that are not finite.")
+    packed = pack(logits)
+    tools.store.write_test(test)
+    labels = test.labels.numpy()  # (N,)
+    every = np.ones((1, len(labels)))  # the metrics' form for resamples, of one
+    metrics = weighted_metrics(labels, unpack(packed), every).iloc[0].to_dict()
+    return {"metrics": metrics, "test": test.fingerprint, "logits": packed}

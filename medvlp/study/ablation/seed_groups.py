@@ -1,0 +1,133 @@
+"""Which runs of a study belong together: the seeds of one group, and each group with its baseline."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from medvlp.data.errors import unknown_name
+
+
+@dataclass(frozen=True, eq=False)
+class RunGroup:
+    """Runs that differ in their seed only."""
+
+    key: dict[str, object]  # the fields that make the group; None where its runs have no such field
+    runs: pd.DataFrame  # those done, one a seed, in the order of seeds
+    failed: int
+
+    def values(self, metric: str) -> np.ndarray:
+        """The runs' own values of a metric, (S,)."""
+        return self.runs[metric].to_numpy(dtype=float)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{field} {value}" for field, value in self.key.items())
+
+
+def _plain(value: object) -> object:
+    """A value of a table as Python has it; None where it is missing."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if value is pd.NA or value != value else value
+
+
+def run_groups(runs: pd.DataFrame, by: Sequence[str], metric: str, reserved: Sequence[str]) -> list[RunGroup]:
+    """The groups of runs with the same values in the columns `by`, in order of appearance.
+
+    Raises:
+        ValueError: no runs, a column that is missing or has a `reserved` name, two runs of one seed.
+    """
+    if isinstance(by, str) or not by:
+        raise ValueError(f"by is {by!r}; give a list of fields, such as ['method'].")
+    for column in ("run", "seed", *by):
+        if column not in runs:
+            raise ValueError(unknown_name("column", column, runs.columns, "the runs"))
+    if metric not in runs:
+        numbers = [c for c in runs.select_dtypes("number") if c not in ("seed", *by)]
+        raise ValueError(unknown_name("metric", metric, numbers, "the runs"))
+    taken = [column for column in by if column in reserved]
+    if taken:
+        raise ValueError(f"the table has a column {taken[0]!r} of its own; rename that field of the runs.")
+    groups = []
+    for _, rows in runs.groupby(list(by), sort=False, dropna=False):
+        done = rows if "status" not in rows else rows[rows["status"] == "done"]
+        key = {field: _plain(rows[field].iloc[0]) for field in by}  # groupby turns 16 beside None into 16.0
+        group = RunGroup(key, done.sort_values("seed"), len(rows) - len(done))
+        twice = done[done["seed"].duplicated(keep=False)]
+        if len(twice):
+            twice = twice[twice["seed"] == twice["seed"].iloc[0]]
+            found = (
+                list(runs.columns).index("status") if "status" in runs else None
+            )  # behind it stands what was found
+            also = [
+                c for c in runs.columns[:found] if c not in ("run", metric) and twice[c].nunique(False) > 1
+            ]
+            raise ValueError(
+                f"{group}: {len(twice)} runs have seed {twice['seed'].iloc[0]}; they differ in "
+                f"{', '.join(also) or 'nothing that is known'}. Add what differs to by, or leave runs out."
+            )
+        groups.append(group)
+    if not groups:
+        raise ValueError("there are no runs.")
+    return groups
+
+
+def find_baseline(baseline: object, groups: list[RunGroup], by: Sequence[str]) -> dict[str, object]:
+    """The baseline's fields and values; a bare value's field is the one of `by` that has it.
+
+    Raises:
+        ValueError: a field or value that the groups do not have, or a bare value of several fields.
+    """
+    values = {field: list(dict.fromkeys(group.key[field] for group in groups)) for field in by}
+    if not isinstance(baseline, Mapping):
+        fields = [field for field in by if _plain(baseline) in values[field]]
+        if not fields:
+            every = [value for field in by for value in values[field]]
+            raise ValueError(unknown_name("baseline", baseline, every, f"the runs' {', '.join(by)}"))
+        if len(fields) > 1:
+            raise ValueError(
+                f"baseline {baseline!r} is a value of {' and '.join(fields)}; "
+                f"write which, such as {{{fields[0]!r}: {baseline!r}}}."
+            )
+        baseline = {fields[0]: baseline}
+    for field, value in baseline.items():
+        if field not in by:
+            raise ValueError(unknown_name("field", field, by, "baseline; it must be one of by"))
+        if _plain(value) not in values[field]:
+            raise ValueError(unknown_name(field, value, values[field], "baseline"))
+    return {field: _plain(value) for field, value in baseline.items()}
+
+
+def pair_with_baseline(
+    groups: list[RunGroup], fixed: Mapping[str, object]
+) -> list[tuple[RunGroup, RunGroup]]:
+    """Every other group with its baseline: the one of the same values in all fields but the `fixed`.
+
+    A field that no baseline has (the shots of a zero-shot method) does not count.
+
+    Raises:
+        ValueError: a group without baseline or with other seeds, or no other group.
+    """
+    bases = [group for group in groups if fixed.items() <= group.key.items()]
+    others = [group for group in groups if group not in bases]
+    lacking = [f for f in groups[0].key if all(base.key[f] is None for base in bases)]
+    pairs = []
+    for group in others:
+        wanted = group.key | dict.fromkeys(lacking) | fixed
+        base = next((base for base in bases if base.key == wanted), None)
+        if base is None:
+            words = ", ".join(f"{field} {value}" for field, value in wanted.items())
+            raise ValueError(
+                f"{group} has no baseline: there is no run with {words}. Run it, or name another."
+            )
+        seeds, theirs = group.runs["seed"].tolist(), base.runs["seed"].tolist()
+        if seeds and seeds != theirs:
+            raise ValueError(
+                f"{group} has the seeds {seeds} but its baseline ({base}) has {theirs}; pairs need the same. "
+                f"{group.failed + base.failed} of their runs failed. Run what is missing, or leave out the "
+                "seeds that one of them lacks."
+            )
+        pairs.append((group, base))
+    if not pairs:
+        raise ValueError("there is nothing to compare: every group of runs is the baseline.")
+    return pairs

@@ -1,0 +1,274 @@
+"""What the runs of a study say: means with intervals, and paired comparisons on the same images.
+
+There are two questions, and each has its own 95 % interval; neither covers the other.
+Would other seeds (other shots, starting values, order) say the same? Student's t over the runs' values.
+Would other test images? The bootstrap of the test set's groups, with the trained methods as they are.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from tqdm.auto import tqdm
+
+from medvlp.data.errors import unknown_name
+from medvlp.study.ablation.seed_groups import RunGroup, find_baseline, pair_with_baseline, run_groups
+from medvlp.study.metrics import METRICS, bootstrap
+
+SUMMARY = (
+    "measure", "seeds", "failed", "images",
+    "mean", "sd", "seeds low", "seeds high", "images low", "images high",
+)  # fmt: skip
+COMPARISON = (
+    "baseline", "measure", "seeds", "images", "difference", "images low", "images high", "p", "p Holm",
+    "seeds low", "seeds high", "won", "lost", "p McNemar", "p McNemar Holm",
+)  # fmt: skip
+_FEW = 25  # discordant images below which McNemar's test is exact
+_RESAMPLES, _RESAMPLES_EACH = 2000, 80
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What one run said of its test images.
+
+    `groups` numbers what is resampled: the patients, or each image where images are their own.
+
+    Raises:
+        ValueError: shapes that do not fit, labels outside the classes, rows that do not sum to one.
+    """
+
+    labels: np.ndarray  # (N,) int
+    groups: np.ndarray  # (N,) int
+    probabilities: np.ndarray  # (N, n_cls)
+
+    def __post_init__(self) -> None:
+        n, n_cls = self.probabilities.shape
+        if self.labels.shape != (n,) or self.groups.shape != (n,):
+            raise ValueError(
+                f"predictions of {n} images have labels of shape {self.labels.shape} and groups of shape "
+                f"{self.groups.shape}; give one of each for every image."
+            )
+        if n == 0 or self.labels.min() < 0 or self.labels.max() >= n_cls:
+            raise ValueError(f"predictions need images with labels from 0 to {n_cls - 1}.")
+        if not np.allclose(self.probabilities.sum(1), 1, atol=1e-3):  # NaN is not close either
+            raise ValueError("each image's probabilities must sum to 1; give the softmax of the logits.")
+
+    def same_images(self, other: "Predictions") -> bool:
+        """Whether the two are of one test set: the same labels and groups, image by image."""
+        return np.array_equal(self.labels, other.labels) and np.array_equal(self.groups, other.groups)
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean of independent runs; (NaN, NaN) for a single one.
+
+    It takes the values as normal. With three it reaches 2.5 standard deviations to each side; it has
+    no width where the seeds change nothing, as in zero-shot.
+    """
+    values = np.asarray(values, dtype=float)  # (S,)
+    n = len(values)
+    if n < 2:
+        return float("nan"), float("nan")
+    reach = student.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
+    return float(values.mean() - reach), float(values.mean() + reach)
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """P values corrected for their number by Holm's method; NaN stays, and is not counted."""
+    p = np.asarray(p, dtype=float)
+    known = np.isfinite(p)
+    corrected = np.full(len(p), np.nan)
+    if known.any():
+        corrected[known] = multipletests(p[known], method="holm")[1]
+    return corrected
+
+
+@dataclass(frozen=True, eq=False)
+class _Tested:
+    samples: np.ndarray  # (n_bootstrap, S), the metric by resample and seed
+    mean: Predictions  # of the seeds' probabilities
+
+
+def _percentiles(samples: np.ndarray) -> tuple[float, float]:
+    known = samples[np.isfinite(samples)]  # resamples without a value are left out, as in evaluate
+    if len(known) == 0:
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _p_of_zero(samples: np.ndarray) -> float:
+    known = samples[np.isfinite(samples)]
+    fewer = min((known <= 0).sum(), (known >= 0).sum())
+    return min(1.0, 2 * (fewer + 1) / (len(known) + 1))
+
+
+def _mcnemar(ours: Predictions, theirs: Predictions) -> dict[str, object]:
+    we, they = (p.probabilities.argmax(1) == p.labels for p in (ours, theirs))  # (N,) each
+    won, lost = int((we & ~they).sum()), int((they & ~we).sum())
+    table = [[int((we & they).sum()), won], [lost, int((~we & ~they).sum())]]
+    independent = len(np.unique(ours.groups)) == len(ours.groups)
+    p = mcnemar(table, exact=won + lost < _FEW).pvalue if independent else np.nan
+    return {"won": won, "lost": lost, "p McNemar": p}
+
+
+def _test(
+    group: RunGroup, predictions: Callable[[Hashable], Predictions], metric: str, n: int, seed: int
+) -> _Tested:
+    """The group's runs under resamples that the test set and the seed alone decide."""
+    if n < 1:
+        raise ValueError(f"n_bootstrap is {n}; an interval needs resamples, such as 1000.")
+    found = [predictions(run) for run in group.runs["run"]]
+    first = found[0]
+    for run, other in zip(group.runs["run"], found, strict=True):
+        if not first.same_images(other):
+            raise ValueError(
+                f"{group}: run {run!r} was tested on other images than run {group.runs['run'].iloc[0]!r}; "
+                "add the field that chooses the test set to by."
+            )
+    samples = [bootstrap(p.labels, p.probabilities, p.groups, n, seed, [metric])[metric] for p in found]
+    mean = np.mean([p.probabilities for p in found], axis=0)  # (N, n_cls)
+    return _Tested(np.stack(samples, axis=1), Predictions(first.labels, first.groups, mean))
+
+
+def _paired(
+    group: RunGroup, base: RunGroup, ours: _Tested, theirs: _Tested, metric: str
+) -> dict[str, object]:
+    if not ours.mean.same_images(theirs.mean):
+        raise ValueError(
+            f"{group} and its baseline ({base}) were tested on different images, "
+            f"{len(ours.mean.labels)} and {len(theirs.mean.labels)} of them; pairs need the same."
+        )
+    by_seed = group.values(metric) - base.values(metric)  # (S,)
+    samples = (ours.samples - theirs.samples).mean(1)  # (n_bootstrap,)
+    row = {"images": len(ours.mean.labels), "difference": by_seed.mean(), "p": _p_of_zero(samples)}
+    row["images low"], row["images high"] = _percentiles(samples)
+    row["seeds low"], row["seeds high"] = t_interval(by_seed)
+    return row | _mcnemar(ours.mean, theirs.mean)
+
+
+def _in_words(baseline: Mapping[str, object]) -> str:
+    """A baseline's values; what is no text, such as 16 or True, stands behind the name of its field."""
+    return ", ".join(v if isinstance(v, str) else f"{field} {v}" for field, v in baseline.items())
+
+
+def _table(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=columns)
+    for field in (column for column in columns if any(column in row and row[column] is None for row in rows)):
+        table[field] = pd.Series([row[field] for row in rows], dtype=object)  # else 16 would become 16.0
+    counts = [c for c in ("seeds", "failed", "images", "won", "lost") if c in table]
+    return table.astype(dict.fromkeys(counts, "Int64"))  # missing where no run was done
+
+
+def summary(
+    runs: pd.DataFrame,
+    predictions: Callable[[Hashable], Predictions],
+    metric: str = "balanced accuracy",
+    by: Sequence[str] = ("method",),
+    n_bootstrap: int = 1000,
+    seed: int = 1,
+) -> pd.DataFrame:
+    """Mean and intervals of a metric over the seeds of each group of runs.
+
+    Args:
+        runs: One row a run, with the columns run, seed, the metric, those of `by`, and status where runs can
+            have failed ("done" is used, the others are counted).
+        predictions: Gives a run's predictions by its entry in the column run.
+        metric: One of `metrics.METRICS`, or another numeric column, which then has no interval over images.
+        by: Columns whose values make a group. Runs of a group must differ in their seed only.
+        n_bootstrap: Number of resamples of the test images; the same ones for all runs on one test set.
+        seed: Of the resampling.
+
+    Returns:
+        A row a group, in order of appearance, with the columns `by` and `SUMMARY`:
+        mean, sd: over the seeds that are done, sd with n - 1.
+        seeds low, seeds high: 95 % `t_interval` of the mean, about other seeds.
+        images low, images high: 95 % percentile interval of the mean over these seeds, about other images.
+
+    Raises:
+        ValueError: an unknown column, two runs of one seed in a group, runs of a group on different images.
+    """
+    rows = []
+    for group in tqdm(run_groups(runs, by, metric, SUMMARY), desc="summary", leave=False, delay=2):
+        values = group.values(metric)  # (S,)
+        row = {"measure": metric, "seeds": len(values), "failed": group.failed}
+        if len(values):
+            row |= {"mean": values.mean(), "sd": values.std(ddof=1) if len(values) > 1 else np.nan}
+            row["seeds low"], row["seeds high"] = t_interval(values)
+        if len(values) and metric in METRICS:
+            tested = _test(group, predictions, metric, n_bootstrap, seed)
+            row["images"] = len(tested.mean.labels)
+            row["images low"], row["images high"] = _percentiles(tested.samples.mean(1))
+        rows.append(group.key | row)
+    return _table(rows, [*by, *SUMMARY])
+
+
+def compare(
+    runs: pd.DataFrame,
+    predictions: Callable[[Hashable], Predictions],
+    baseline: object,
+    by: Sequence[str] = ("method",),
+    metric: str = "balanced accuracy",
+    n_bootstrap: int | None = None,
+    seed: int = 1,
+) -> pd.DataFrame:
+    """Each group of runs against the baseline, on the same images and the same seeds.
+
+    A small p says that these trained runs differ on images like these; whether runs of other seeds would is
+    what "seeds low" and "seeds high" say. A large p does not say that two methods are equal, only that these
+    images do not tell them apart; what they leave possible is the interval.
+
+    Args:
+        runs: As `summary` takes them.
+        predictions: As `summary` takes them.
+        baseline: Field and value of the baseline, such as {"method": "CoOp"}, or only the value, where one
+            field of `by` has it. A group is compared with the baseline of its own values in the other fields
+            (the same shots, say), save in fields that the baseline lacks.
+        by: Columns whose values make a group. Runs of a group must differ in their seed only.
+        metric: One of `metrics.METRICS`.
+        n_bootstrap: Number of resamples; by default 2,000, or 80 a comparison where those are more, because
+            no p is below 2 / (n_bootstrap + 1) and Holm multiplies it by the number of comparisons.
+        seed: Of the resampling.
+
+    Returns:
+        A row a group other than the baseline, with the columns `by` and `COMPARISON`:
+        baseline: its values in words, such as "CoOp" or "n_ctx 16".
+        difference: mean over seeds of the metric, less the baseline's.
+        images low, images high: 95 % percentile interval of the difference; both are resampled together.
+        p: two-sided, of the same resamples: twice the share on the far side of zero, so below 0.05 where the
+            interval leaves zero out (Efron and Tibshirani 1993); one is added to both counts.
+        seeds low, seeds high: `t_interval` of the seeds' differences.
+        won, lost: images that only this group, or only the baseline, names right; by the mean of the seeds'
+            probabilities.
+        p McNemar: of won against lost (McNemar 1947), which is about accuracy, whatever the metric. Exact
+            below 25 such images, else chi-squared with continuity correction. NaN where images share a
+            group, since the test takes images as independent.
+        p Holm, p McNemar Holm: corrected for the number of rows (Holm 1979).
+
+    Raises:
+        ValueError: an unknown column, metric or baseline; a group without baseline; seeds or test images that
+            differ from the baseline's.
+    """
+    if metric not in METRICS:
+        raise ValueError(unknown_name("metric", metric, METRICS, "a comparison"))
+    groups = run_groups(runs, by, metric, COMPARISON)
+    fixed = find_baseline(baseline, groups, by)
+    pairs = pair_with_baseline(groups, fixed)
+    n = max(_RESAMPLES, _RESAMPLES_EACH * len(pairs)) if n_bootstrap is None else n_bootstrap
+    tested: dict[RunGroup, _Tested] = {}
+    rows = []
+    for group, base in tqdm(pairs, desc="compare", leave=False, delay=2):
+        row = {"baseline": _in_words(fixed), "measure": metric, "seeds": len(group.runs)}
+        if len(group.runs):
+            for one in (group, base):
+                if one not in tested:
+                    tested[one] = _test(one, predictions, metric, n, seed)
+            row |= _paired(group, base, tested[group], tested[base], metric)
+        rows.append(group.key | row)
+    table = _table(rows, [*by, *COMPARISON])
+    for column in ("p", "p McNemar"):
+        table[f"{column} Holm"] = holm(table[column])
+    return table

@@ -1,0 +1,330 @@
+"""run_ablation: a grid of runs, kept one by one in a store; and the Study that tells what they found.
+
+On this machine, in one process or several:
+
+    study = run_ablation({"method": ["ViP", "LinearProbe"], "shots": [1, 4, 16], "seed": [1, 2, 3]},
+                         store="studies/first", data="phantom-derm", jobs=2)
+    study.summary()
+
+Any number of processes may make the same call at the same time: each takes runs that nobody has, and all end
+with the same study. So a SLURM cluster needs no more than an array of them. With that call in study.py:
+
+    sbatch --array=0-7 --cpus-per-task=4 --time=4:00:00 --wrap "python study.py"
+
+Jobs that run out of time lose the run they were at; submitted again, they go on. The store and the images
+must be in folders that all nodes see. Where a scheduler should hand out the runs, joblib's backends do it:
+
+    from dask.distributed import Client
+    from dask_jobqueue import SLURMCluster            # or LocalCluster, from dask.distributed
+
+    cluster = SLURMCluster(cores=4, processes=1, memory="16GB", walltime="04:00:00")
+    cluster.scale(jobs=8)
+    with Client(cluster), joblib.parallel_config("dask"):
+        study = run_ablation(grid, store="/shared/studies/first", data="pneumonia", root="/shared/data")
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+from tqdm.auto import tqdm
+
+from medvlp.backbone.clip import Clip
+from medvlp.data.datasets import Data
+from medvlp.data.errors import unknown_name
+from medvlp.data.files import cache_folder
+from medvlp.study.ablation.plan import Run, plan
+from medvlp.study.ablation.run import tested_images
+from medvlp.study.ablation.statistics import Predictions, compare, summary
+from medvlp.study.ablation.store import DONE, FAILED, RunStore, unpack
+from medvlp.study.ablation.tuning import keys_to_choose, of_first_seed, settled
+from medvlp.study.ablation.workers import Workers
+from medvlp.study.metrics import METRICS
+from medvlp.study.training.config import LOWER_IS_BETTER, SELECTION
+
+ALWAYS = ("method", "data", "seed")  # columns of every table of runs
+
+
+def run_ablation(
+    grid: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    *,
+    store: str | Path,
+    data: str | Path | Data | None = None,
+    root: str | Path | None = None,
+    clip: str | Clip = "tiny",
+    config: Mapping[str, Any] | None = None,
+    methods: Mapping[str, type[nn.Module]] | None = None,
+    tune: str | Sequence[str] | None = None,
+    jobs: int | None = None,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> "Study":
+    """Make every run of a grid that the store does not have yet, and return the study of all of them.
+
+    A grid is the product of its lists: {"method": ["CoOp", "ViP"], "seed": [1, 2, 3]} is six runs. A value
+    that is no list, tuple or range counts as one (so one list as a value is a list in a list). Several grids
+    are their union. The keys are:
+
+        method       a name of the package's methods, or of `methods`
+        data         a card's name or path, or a Data; default: the argument `data`
+        test         another data set with the same classes, whose test images are used
+        shots        training images a class, or "all" (default); validation is cut as `load_dataset` does it
+        seed         of shots, of the learned tensors' start and of training; the test images stay the same.
+                     Methods with the same seed see the same shots. Default 1
+        clip         a name for `load_clip`, or a Clip; default: the argument `clip`
+        average      whether weights are averaged over epochs; default: where the method was published so
+        base_to_new  True: train on the first half of the classes; the metrics are of their test images, and
+                     "base accuracy", "new accuracy" and their "harmonic mean" are added
+        ...          any field of TrainConfig, any argument of the method's constructor; where both have it,
+                     "config.class_weight" or "method.class_weight"
+
+    The recipe of a run is the method's own, over it `config`, over that the grid. Values may be numbers,
+    names, mappings, SymptomSets, Representations, Data; `Named("mine", value)` gives one a name for tables.
+
+    A run's id is a hash of everything that its results depend on, so it is made once, whatever grids ask for
+    it. What was made stays after Ctrl-C, a failure or the end of the process, and the next call goes on from
+    there; a run that failed before is tried again. Test images have no part in any choice.
+
+    Args:
+        grid: One grid, or a list of several.
+        store: The folder of results; see `run_store`.
+        data: The data set, where the grid does not give it.
+        root: The folder of its images, as for `load_dataset`.
+        clip: The CLIP, where the grid does not give it.
+        config: Fields of TrainConfig for all runs.
+        methods: {name: class}, your own methods. Their code is part of their runs' ids.
+        tune: Keys of the grid whose values are chosen on the validation images, by their loss, with the first
+            seed of the grid and apart for every combination of the other keys; the other seeds run with what
+            was chosen. The study has the chosen runs. {"lr": [0.002, 0.02, 0.2]} with `tune="lr"` gives every
+            method the same care; `Study.chosen` is the choice for every seed by itself. Of one value there is
+            nothing to choose.
+        jobs: Processes. None: what `joblib.parallel_config` says, else this process alone. They load a CLIP
+            or data set that is given by name, once each; one that is given itself goes to them with each run.
+        cache_dir: Of the image features; by default the features' own.
+        progress: Show a bar with the runs done and failed, and the time left.
+
+    Raises:
+        ValueError: a key that nothing takes, or that a method of the grid does not have; found before any
+            run. What goes wrong inside a run is in `Study.failures()` and stops no other.
+        OSError: a store that cannot be written; nothing was run.
+    """
+    runs = plan(grid, data, root, clip, config, methods)
+    place = RunStore(store)
+    place.check_writable()
+    given = list(dict.fromkeys(key for run in runs for key in run.given))
+    features = Path(cache_dir or cache_folder()).expanduser().resolve()
+    tried: set[str] = set()
+    if tune and (over := keys_to_choose(runs, tune)):
+        first = of_first_seed(runs)
+        tried = {run.id for run in first}
+        _make(first, place, jobs, features, progress)
+        study = Study(store, {run.id: run.settings for run in first}, given)
+        some = (study.runs["status"] == DONE).any()
+        runs = settled(runs, study.chosen(over).runs["run"] if some else (), over)
+    _make([run for run in runs if run.id not in tried], place, jobs, features, progress)
+    for run in {(run.test.fingerprint, run.base_to_new): run for run in runs}.values():
+        place.write_test(tested_images(run)[0])  # if it was lost
+    return Study(store, {run.id: run.settings for run in runs}, given)
+
+
+def _make(runs: Sequence[Run], place: RunStore, jobs: int | None, features: Path, progress: bool) -> None:
+    """Make the runs that the store lacks, and those that failed before."""
+    records = {run.id: place.read(run.id) for run in runs}
+    failed_before = {i: one["finished"] for i, one in records.items() if one and one["status"] == FAILED}
+    to_do = [run for run in runs if records[run.id] is None or run.id in failed_before]
+    del records  # they hold the logits
+    made = failed = 0
+    before, shown = len(runs) - len(to_do), progress and len(runs) > 0
+    with tqdm(total=len(runs), initial=before, desc="study", unit="run", disable=not shown) as bar:
+
+        def told(status: str) -> None:
+            nonlocal made, failed
+            made, failed = made + 1, failed + (status == FAILED)
+            bar.set_postfix({"failed": failed} if failed else {}, refresh=False)
+            bar.update()
+
+        try:
+            Workers(place, jobs, features, failed_before, progress, told).work(to_do)
+        except KeyboardInterrupt:
+            kept = f"{before + made} of {len(runs)} runs are kept"
+            tqdm.write(f"interrupted: {kept}; the same call goes on from there.")
+            raise
+
+
+class Study:
+    """The runs of a store: what they were, what they found, and what that says.
+
+    Args:
+        store: The folder that `run_ablation` filled, or that several stores' files were copied to.
+        settings: {run id: its settings}, the runs to look at and the values that tables show. None: all that
+            are there.
+        given: The settings that the grid gave. None: those that any grid gave.
+
+    Raises:
+        FileNotFoundError: the store has no runs, or lacks one that is asked for.
+        ValueError: a damaged file.
+    """
+
+    def __init__(
+        self,
+        store: str | Path,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
+        given: Sequence[str] | None = None,
+    ) -> None:
+        self.store = RunStore(store)
+        ids = self.store.ids() if settings is None else list(settings)
+        if not ids:
+            raise FileNotFoundError(f"there are no runs in {store}.")
+        rows, everything_given = {}, {}
+        for run_id in ids:
+            record = self.store.read(run_id)
+            if record is None:
+                raise FileNotFoundError(f"{store} has no run {run_id!r}.")
+            rows[run_id] = {key: value for key, value in record.items() if key not in ("logits", "new")}
+            everything_given |= dict.fromkeys(record["given"])
+        self._records = rows
+        self._settings = settings or {run_id: record["settings"] for run_id, record in rows.items()}
+        self.varied = self._varied(list(everything_given) if given is None else given)
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """One row a run: run (its id), method, data, seed and what else varies, status, metrics, the same and
+        the loss on the validation images as "val ...", n_trainable (how many numbers are learned), epoch
+        (whose weights were kept) and seconds. What a run's method does not have is None, metrics of a failed
+        run are NaN.
+        """
+        names = dict.fromkeys([*METRICS, *(name for one in self._records.values() for name in _metrics(one))])
+        rows = []
+        for run_id, record in self._records.items():
+            row = {"run": run_id} | {key: self._value(run_id, key) for key in self.varied}
+            row["status"] = record["status"]
+            row |= {name: _metrics(record).get(name) for name in names}
+            validation = record.get("validation") or {}
+            row |= {f"val {name}": validation.get(name) for name in SELECTION}
+            kept = record.get("kept epoch") or {}
+            row |= {"n_trainable": record.get("n_trainable"), "epoch": kept.get("epoch")}
+            rows.append(row | {"seconds": record["seconds"]})
+        numbers = [*names, *(f"val {name}" for name in SELECTION), "seconds"]
+        types = dict.fromkeys(numbers, "float") | {"n_trainable": "Int64", "epoch": "Int64"}
+        for key in self.varied:
+            if any(row[key] is None for row in rows):
+                types[key] = "object"  # or whole numbers would become fractions
+        return pd.DataFrame(
+            {key: pd.Series([row[key] for row in rows], dtype=types.get(key)) for key in rows[0]}
+        )
+
+    def failures(self) -> pd.DataFrame:
+        """The runs that failed: run, what varies, error (its last line) and traceback."""
+        failed = self.runs[self.runs["status"] == FAILED][["run", *self.varied]]
+        words = [self._records[run_id]["traceback"] for run_id in failed["run"]]
+        last = [text.strip().splitlines()[-1] for text in words]
+        return failed.assign(error=last, traceback=words).reset_index(drop=True)
+
+    def predictions(self, run_id: str) -> Predictions:
+        """What a run said of its test images, those of the base classes where it has base and new ones.
+
+        Raises:
+            ValueError: no such run in this study, or one that failed.
+        """
+        if run_id not in self._records:
+            raise ValueError(unknown_name("run", run_id, self._records, str(self.store.folder)))
+        if self._records[run_id]["status"] != DONE:
+            raise ValueError(f"run {run_id!r} failed; study.failures() says why.")
+        record = self.store.read(run_id)
+        return Predictions(*self.store.read_test(record["test"]), unpack(record["logits"]))
+
+    def chosen(self, over: str | Sequence[str], metric: str = "loss") -> "Study":
+        """The study with some settings chosen on validation: of runs that differ in `over` alone, the best.
+
+        `study.chosen("lr").summary()` gives every method, number of shots and seed the learning rate that
+        suits it, as validation images see it. Ties: the run that the grid has first.
+
+        Args:
+            over: What is chosen, a key of the grid or several.
+            metric: On the validation images: "loss", or a metric of `evaluate`.
+
+        Raises:
+            ValueError: a key that does not vary, an unknown metric.
+        """
+        over = [over] if isinstance(over, str) else list(over)
+        for key in over:
+            if key not in self.varied or key in ALWAYS:
+                raise ValueError(
+                    unknown_name("key", key, [k for k in self.varied if k not in ALWAYS], "what varies")
+                )
+        if metric not in SELECTION:
+            raise ValueError(unknown_name("metric", metric, SELECTION))
+        rest = [key for key in self.varied if key not in over]
+        done = self.runs[self.runs["status"] == DONE]
+        order = done[f"val {metric}"] * (1 if metric in LOWER_IS_BETTER else -1)
+        best = (
+            done.assign(order=order)
+            .sort_values("order", kind="stable")
+            .groupby(rest, sort=False, dropna=False)
+        )
+        ids = set(best["run"].first())
+        settings = {run_id: one for run_id, one in self._settings.items() if run_id in ids}
+        return Study(self.store.folder, settings, rest)
+
+    def summary(
+        self, metric: str = "balanced accuracy", by: Sequence[str] | None = None, **options: Any
+    ) -> pd.DataFrame:
+        """Mean and 95 % intervals of a metric for each group of runs; see `statistics.summary`.
+
+        Groups have the same values in the columns `by`; None: in all that vary but the seed.
+        """
+        return summary(self.runs, self.predictions, metric, self._by(by), **options)
+
+    def compare(
+        self,
+        baseline: Any,
+        by: Sequence[str] | None = None,
+        metric: str = "balanced accuracy",
+        **options: Any,
+    ) -> pd.DataFrame:
+        """Each group of runs against a baseline, on the same images and seeds; see `statistics.compare`."""
+        return compare(self.runs, self.predictions, baseline, self._by(by), metric, **options)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __repr__(self) -> str:
+        counts = self.runs["status"].value_counts().to_dict()
+        states = ", ".join(f"{n} {status}" for status, n in counts.items())
+        varied = ", ".join(key for key in self.varied if self.runs[key].nunique(dropna=False) > 1)
+        return f"Study({self.store.folder.name}: {len(self)} runs, {states}; varied: {varied or 'nothing'})"
+
+    def _repr_html_(self) -> str:
+        table = self.runs.to_html(float_format="{:.3f}".format, max_rows=20)
+        return f"<p>{html.escape(repr(self))}</p>{table}"
+
+    def _by(self, by: Sequence[str] | None) -> list[str]:
+        """The columns that make groups."""
+        if by is not None:
+            return by if isinstance(by, str) else list(by)  # a string is refused with a hint
+        varied = [key for key in self.varied if key != "seed" and self.runs[key].nunique(dropna=False) > 1]
+        return varied or ["method"]
+
+    def _varied(self, given: Sequence[str]) -> list[str]:
+        """The settings that tables show: some always, and those given that are not the same everywhere."""
+        several = [key for key in given if key not in ALWAYS and len(self._values(key)) > 1]
+        return [*ALWAYS[:-1], *several, ALWAYS[-1]]
+
+    def _values(self, key: str) -> set[Any]:
+        return {self._value(run_id, key) for run_id in self._settings}
+
+    def _value(self, run_id: str, key: str) -> Any:
+        """A setting by the key that grids have for it; None where the run's method has no such argument."""
+        settings = self._settings[run_id]
+        for name in (key, f"config.{key}", f"method.{key}"):
+            if name in settings:
+                return settings[name]
+        return None
+
+
+def _metrics(record: Mapping[str, Any]) -> dict[str, float | None]:
+    return record.get("metrics") or {}

@@ -1,0 +1,1 @@
+"""Training: batches, devices, checkpoints, and the loop that brings them together."""

@@ -1,0 +1,120 @@
+"""The training images of an epoch: in which order, and each in which view."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from medvlp.backbone.clip import Clip
+from medvlp.backbone.features import RandomView, default_workers, image_features
+from medvlp.data.datasets import ImageSet, PhantomSet
+from medvlp.data.files import sha256
+from medvlp.study.training.config import TrainConfig
+
+
+@dataclass
+class Batch:
+    """This process's part of a batch."""
+
+    inputs: Tensor  # (b, D) features or (b, 3, S, S) images, on the device
+    labels: Tensor  # (b,)
+    size: int  # images in the whole batch, over all processes
+
+
+def epoch_seed(config: TrainConfig, epoch: int, use: str) -> int:
+    """A seed for one use in one epoch, the same whatever was trained before."""
+    return int(sha256(f"seed {config.seed}", f"epoch {epoch}", use)[:15], 16)
+
+
+def epoch_order(config: TrainConfig, n: int, epoch: int) -> tuple[list[Tensor], list[int | None]]:
+    """The batches of an epoch, as image numbers (B,), and the view of each of the n images.
+
+    Both depend on the config's seed and the epoch alone.
+    """
+    random = torch.Generator().manual_seed(epoch_seed(config, epoch, "order"))
+    order = torch.randperm(n, generator=random)  # (n,)
+    full = n // config.batch_size * config.batch_size
+    batches = list(order[:full].split(config.batch_size)) if full else [order]
+    if config.views == 0:
+        return batches, [None] * n
+    if config.views == "fresh":
+        return batches, [epoch_seed(config, epoch, "view")] * n
+    return batches, torch.randint(config.views, (n,), generator=random).tolist()
+
+
+def class_weights(config: TrainConfig, train: ImageSet) -> Tensor | None:
+    """What an image of each class counts in the loss, (n_cls,), 1 on average over the images; None: all 1."""
+    if config.class_weight is None:
+        return None
+    counts = train.labels.bincount(minlength=len(train.card.classnames))  # (n_cls,)
+    return len(train) / ((counts > 0).sum() * counts.clamp(min=1)).float()
+
+
+class FeatureBatches:
+    """Batches of cached features. All views lie on the device; a batch is an indexed tensor."""
+
+    def __init__(
+        self, clip: Clip, dataset: ImageSet, config: TrainConfig, cache_dir: Path | None, progress: bool
+    ) -> None:
+        views = range(config.views) if config.views else [None]
+        found = [image_features(clip, dataset, view, cache_dir, progress=progress) for view in views]
+        self.config = config
+        self.features = torch.stack([one.features for one in found]).to(clip.device)  # (K, N, D)
+        self.labels = found[0].labels.to(clip.device)  # (N,)
+
+    def epoch(self, epoch: int, process: int, n_processes: int) -> Iterator[Batch]:
+        """The batches of an epoch; process p of P has every P-th image of each."""
+        batches, views = epoch_order(self.config, len(self.labels), epoch)
+        view_of = torch.tensor([view or 0 for view in views], device=self.labels.device)  # (N,)
+        for batch in batches:
+            rows = batch[process::n_processes].to(self.labels.device)  # (b,)
+            yield Batch(self.features[view_of[rows], rows], self.labels[rows], len(batch))
+
+
+class ImageBatches:
+    """Batches of images, read and preprocessed in each epoch by processes that stay from epoch to epoch."""
+
+    def __init__(self, clip: Clip, dataset: ImageSet, config: TrainConfig) -> None:
+        self.clip, self.config, self.n = clip, config, len(dataset)
+        self.part: list[
+            list[tuple[int, int | None]]
+        ] = []  # this process's part of an epoch: images and views
+        workers = 0 if isinstance(dataset, PhantomSet) else default_workers(self.n, config.batch_size)
+        workers = workers if config.num_workers is None else config.num_workers
+        self.loader = DataLoader(
+            _Viewed(dataset, clip),
+            batch_sampler=self.part,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=clip.device.type == "cuda",
+            generator=torch.Generator(),  # or it would draw from the random numbers of dropout
+        )
+
+    def epoch(self, epoch: int, process: int, n_processes: int) -> Iterator[Batch]:
+        """The batches of an epoch; process p of P has every P-th image of each."""
+        batches, views = epoch_order(self.config, self.n, epoch)
+        self.part[:] = [[(i, views[i]) for i in batch[process::n_processes].tolist()] for batch in batches]
+        for batch, (images, labels) in zip(batches, self.loader, strict=True):  # (b, 3, S, S), (b,)
+            yield Batch(images.to(self.clip.device), labels.to(self.clip.device), len(batch))
+
+
+class _Viewed(Dataset):
+    """Images by number and view."""
+
+    def __init__(self, dataset: ImageSet, clip: Clip) -> None:
+        self.images, self.preprocess = dataset.with_transform(None), clip.preprocess
+        self.random_view = partial(RandomView, clip)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, which: tuple[int, int | None]) -> tuple[Tensor, int]:
+        i, view = which
+        image, label = self.images[i]
+        if view is None:
+            return self.preprocess(image), label
+        return self.random_view(view)(image, self.images.ids[i]), label

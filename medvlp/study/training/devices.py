@@ -1,0 +1,44 @@
+"""Device, precision and several processes: what training asks of accelerate."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
+from torch import Tensor, nn
+
+from medvlp.study.training.config import TrainConfig
+
+
+class Logits(nn.Module):
+    """One `forward` for either kind of input and of loss, which is what accelerate wraps."""
+
+    def __init__(self, method: nn.Module, from_features: bool) -> None:
+        super().__init__()
+        self.method, self.from_features = method, from_features
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D) or images (B, 3, S, S) -> logits (B, n_cls), and what else is minimised, (B,)."""
+        method = self.method
+        if hasattr(method, "training_logits"):
+            if hasattr(method, "logits_from_features") and not self.from_features:
+                inputs = method.clip.encode_images(inputs)  # (B, D)
+            return method.training_logits(inputs)
+        logits = method.logits_from_features(inputs) if self.from_features else method(inputs)
+        return logits, logits.new_zeros(len(logits))
+
+
+@contextmanager
+def one_accelerator(method: nn.Module, config: TrainConfig) -> Iterator[Accelerator]:
+    """An accelerator for one run, on the device of the method's CLIP (each process its own, if several)."""
+    cpu = method.clip.device.type == "cpu"
+    if config.precision == "fp16" and cpu:
+        raise ValueError("precision='fp16' needs a GPU, but the clip is on the CPU; use 'bf16' or 'fp32'.")
+    ours = not is_initialized()
+    precision = "no" if config.precision == "fp32" else config.precision
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision)
+    try:
+        yield accelerator
+    finally:
+        if ours:  # accelerate has one state a process: left, it would forbid another precision, and launchers
+            AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)

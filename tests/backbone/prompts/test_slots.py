@@ -1,0 +1,202 @@
+"""Learned vectors in unmodified text towers: where they go, what they change, and that nothing stays."""
+
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.prompts.slots import SLOT, encode_prompts, tokenize_slots, word_tokens
+from tests.backbone import small_clips
+
+KINDS = ["open_clip_kind", "openai_kind", "siglip_kind", "eos_kind", "coca_kind", "biomedclip_kind"]
+TEXTS = [f"{SLOT} {SLOT} dark lesion.", f"{SLOT} {SLOT} irregular border of an X-ray, round."]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> dict[str, Clip]:
+    folder = tmp_path_factory.mktemp("clips")
+    return {kind: load_clip(getattr(small_clips, kind)(folder / kind), device="cpu") for kind in KINDS}
+
+
+@pytest.fixture
+def clip(clips) -> Clip:
+    return clips["open_clip_kind"]
+
+
+def draw(clip: Clip, *shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, clip.text_width, generator=torch.Generator().manual_seed(seed))
+
+
+def hooks(clip: Clip) -> int:
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in clip.modules()
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_that_are_word_embeddings_read_as_these_words(clips, kind):
+    clip = clips[kind]
+    tokens, positions = tokenize_slots(clip, TEXTS)
+    words = clip.tokenize(["dark round"])[0]
+    words = words[words != 0][1:3]  # between start and end of text
+    read = encode_prompts(clip, tokens, clip.token_embedding(words), positions)
+    plain = [text.replace(SLOT, "dark", 1).replace(SLOT, "round") for text in TEXTS]
+    if kind == "biomedclip_kind" or kind == "siglip_kind":  # padding or its place matters: the same tokens
+        assert torch.equal(tokens.scatter(1, positions, words.expand(2, 2)), clip.tokenize(plain))
+    assert torch.allclose(F.normalize(read, dim=-1), clip.encode_texts(plain), atol=1e-6)
+    assert hooks(clip) == (0 if kind == "biomedclip_kind" else 1)  # Clip's own, which cuts the mask
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_vector_is_seen_in_its_own_text_only(clips, kind):
+    clip = clips[kind]
+    tokens, positions = tokenize_slots(clip, TEXTS)
+    prompts = draw(clip, 2, 2).requires_grad_()
+    features = encode_prompts(clip, tokens, prompts, positions)  # (2, D)
+    (grad,) = torch.autograd.grad(features[0].square().sum(), prompts)
+    assert (grad[0].norm(dim=-1) > 0).all()
+    assert torch.equal(grad[1], torch.zeros_like(grad[1]))
+    changed = prompts.detach().clone()
+    changed[1, 0] *= -1
+    again = encode_prompts(clip, tokens, changed, positions)
+    assert torch.allclose(again[0], features[0], atol=1e-6)
+    assert (again[1] - features[1]).norm() > 1e-4
+
+
+def test_vectors_enter_in_order(clip):
+    tokens, positions = tokenize_slots(clip, [f"{SLOT} dark {SLOT} red {SLOT}."])
+    assert positions.tolist() == [[1, 3, 5]]
+    dot, spot, hair = (clip.token_embedding(clip.tokenize([w])[0, 1]) for w in ("dot", "spot", "hair"))
+    read = encode_prompts(clip, tokens, torch.stack([dot, spot, hair]), positions)
+    expected = clip.encode_texts(["dot dark spot red hair."])
+    assert torch.allclose(F.normalize(read, dim=-1), expected, atol=1e-6)
+    other = encode_prompts(clip, tokens, torch.stack([hair, spot, dot]), positions)
+    assert (F.normalize(other, dim=-1) - expected).norm() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["open_clip_kind", "openai_kind", "eos_kind", "biomedclip_kind"])
+def test_cut_sequences_give_what_full_ones_give(clips, kind):
+    clip = clips[kind]
+    tokens, positions = tokenize_slots(clip, TEXTS)
+    full = torch.zeros(2, clip.context_length, dtype=torch.long)  # 0 is the padding of both tokenizers
+    full[:, : tokens.shape[1]] = tokens
+    assert tokens.shape[1] < clip.context_length
+    prompts = draw(clip, 2).requires_grad_()
+    cut, whole = (encode_prompts(clip, t, prompts, positions) for t in (tokens, full))
+    assert torch.allclose(cut, whole, atol=1e-5, rtol=0)
+    grads = [torch.autograd.grad(t.sum(), prompts)[0] for t in (cut, whole)]
+    assert torch.allclose(*grads, atol=1e-4, rtol=1e-4)
+
+
+def test_the_tower_is_left_as_it_was_after_an_error(clip):
+    tokens, positions = tokenize_slots(clip, TEXTS)
+    before, plain = hooks(clip), clip.encode_texts(["dark lesion."])
+
+    def fail(*_):
+        raise ZeroDivisionError("inside the tower")
+
+    broken = clip.model.text.ln_final.register_forward_pre_hook(fail)
+    with pytest.raises(ZeroDivisionError):
+        encode_prompts(clip, tokens, draw(clip, 2), positions)
+    broken.remove()
+    assert hooks(clip) == before
+    assert torch.equal(clip.encode_texts(["dark lesion."]), plain)
+
+
+def test_nested_calls_do_not_disturb_each_other(clip):
+    tokens, positions = tokenize_slots(clip, TEXTS)
+    a, b = draw(clip, 2, seed=1), draw(clip, 2, seed=2)
+    alone = [encode_prompts(clip, tokens, v, positions) for v in (a, b)]
+    plain = clip.model.encode_text(tokens)
+    inner = []
+
+    def call_again(*_):
+        if not inner:
+            inner.append(None)
+            inner.append(encode_prompts(clip, tokens, b, positions))
+            inner.append(clip.model.encode_text(tokens))
+
+    outer = clip.model.text.register_forward_pre_hook(call_again)  # before the outer call reads its tokens
+    try:
+        read = encode_prompts(clip, tokens, a, positions)
+    finally:
+        outer.remove()
+    assert torch.equal(read, alone[0])
+    assert torch.equal(inner[1], alone[1])
+    assert torch.equal(inner[2], plain)
+
+
+def test_threads_do_not_disturb_each_other(clip):
+    tokens, positions = tokenize_slots(clip, TEXTS)
+    n = 3
+    vectors = [draw(clip, 2, seed=seed) for seed in range(n)]
+    alone = [encode_prompts(clip, tokens, v, positions) for v in vectors]
+    all_inside = threading.Barrier(n, timeout=60)  # every hook is in place before any tower reads
+    read: list = [None] * n
+
+    def call(i: int) -> None:
+        read[i] = encode_prompts(clip, tokens, vectors[i], positions)
+
+    def wait(*_) -> None:
+        all_inside.wait()
+
+    waiting = clip.model.text.register_forward_pre_hook(wait)
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    waiting.remove()
+    assert all(torch.equal(a, b) for a, b in zip(read, alone, strict=True))
+    assert hooks(clip) == 1
+
+
+def test_half_precision_towers_take_float32_vectors(tmp_path):
+    name = small_clips.open_clip_kind(tmp_path)
+    clip, half = load_clip(name, "cpu"), load_clip(name, "cpu", precision="bf16")
+    tokens, positions = tokenize_slots(clip, TEXTS)
+    prompts = draw(clip, 2).requires_grad_()
+    read = encode_prompts(half, tokens, prompts, positions)
+    assert read.dtype == torch.float32
+    cosines = F.cosine_similarity(read, encode_prompts(clip, tokens, prompts, positions))
+    assert cosines.min() > 0.999
+    read.sum().backward()
+    assert prompts.grad.dtype == torch.float32
+    assert prompts.grad.norm() > 0
+
+
+def test_shapes_that_do_not_fit_are_named(clip):
+    tokens, positions = tokenize_slots(clip, TEXTS)
+    with pytest.raises(
+        ValueError, match=r"prompts \(3, 48\) do not fit .* wants prompts \(2, 2, 48\) or \(2, 48\)"
+    ):
+        encode_prompts(clip, tokens, draw(clip, 3), positions)
+    with pytest.raises(ValueError, match=r"tokens \(1, \d+\)"):
+        encode_prompts(clip, tokens[:1], draw(clip, 2), positions)
+
+
+def test_a_tower_with_another_embedding_is_an_error(clip, monkeypatch):
+    tokens, positions = tokenize_slots(clip, TEXTS)
+    unused = torch.nn.Embedding(10, clip.text_width)
+    monkeypatch.setattr(Clip, "token_embedding", unused)
+    with pytest.raises(RuntimeError, match="did not look its tokens up"):
+        encode_prompts(clip, tokens, draw(clip, 2), positions)
+    assert not unused._forward_hooks
+
+
+def test_slots_that_are_no_tokens_of_their_own_are_an_error(clip):
+    with pytest.raises(ValueError, match="'XX spots' shows 1 of 2 places for learned vectors: the tokenizer"):
+        tokenize_slots(clip, [f"{SLOT}{SLOT} spots"])
+    with pytest.raises(ValueError, match="'many X' shows 1 of 2 places for learned vectors"):
+        tokenize_slots(clip, [f"{SLOT} {SLOT}", f"many {SLOT}"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_word_tokens_are_where_the_words_stand_in_a_text(clips, kind):
+    clip = clips[kind]
+    start, ids = word_tokens(clip, "dark round spots")
+    whole = clip.tokenize(["dark round spots."])[0]
+    assert len(ids) >= 3 and torch.equal(whole[start : start + len(ids)], ids.cpu())
+    assert word_tokens(clip, "")[0] == start and len(word_tokens(clip, "")[1]) == 0

@@ -1,0 +1,272 @@
+"""Faithfulness: a perfect reader passes, gibberish does not, and only one attribute is changed at a time."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_auc_score
+
+from medvlp.backbone.clip import load_clip
+from medvlp.data.datasets import load_dataset
+from medvlp.data.phantoms.worlds import DRAWINGS, get_world
+from medvlp.methods.coop import CoOp
+from medvlp.methods.vip import ViP
+from medvlp.methods.zero_shot import ZeroShot
+from medvlp.show.faithfulness.controls import SAME_SIGN, faithfulness_controls, gibberish, shuffled_claims
+from medvlp.show.faithfulness.measures import (
+    counterfactual,
+    counterfactual_summary,
+    faithfulness,
+    mean_auroc,
+    what_is_seen,
+)
+from medvlp.show.faithfulness.other_symptoms import with_symptoms
+from medvlp.show.faithfulness.twins import Flips, claims_of, flip, flip_all
+from medvlp.show.figures.faithfulness import counterfactual_figure, faithfulness_figure, twin_figure
+from tests.methods.small import make_card, make_set
+
+N = 48
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load_clip("tiny")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_dataset("phantom-derm", num_shots=100)
+
+
+@pytest.fixture(scope="module")
+def zero(clip, data):
+    return ZeroShot(clip, data.card)
+
+
+@pytest.fixture(scope="module")
+def flips(zero, data):
+    return flip_all(zero, data.test, n_images=N)
+
+
+@pytest.fixture(scope="module")
+def perfect():
+    """What a method would score that reads every symptom of derm right, and votes by their means."""
+    world, n = get_world("derm"), 40
+    latents = world.sample(n, seed=6)
+    card = load_dataset("phantom-derm", num_shots=1).card
+    rows = [(name, phrase) for name, phrases in card.symptoms().items() for phrase in phrases]
+    versions = [latents, *(latents.flip(k) for k in range(len(world.attributes)))]
+    scores = np.stack(
+        [
+            [[a[k] == says for k, says in (world.reading(p) for _, p in rows)] for a in v.attributes.tolist()]
+            for v in versions
+        ]
+    ).astype(float)  # (1 + K, N, M)
+    logits = np.stack([scores[..., :8].mean(axis=2), scores[..., 8:].mean(axis=2)], axis=2)
+    symptoms = pd.DataFrame(rows, columns=["classname", "symptom"])
+    return Flips(world, latents, card.classnames, symptoms, scores, logits)
+
+
+@pytest.mark.parametrize("name", list(DRAWINGS))
+def test_every_symptom_of_the_phantom_cards_claims_what_its_card_says(name):
+    card = load_dataset(f"phantom-{name}", num_shots=1).card
+    claims = claims_of(get_world(name), card.symptoms())
+    assert list(claims) == list(dict.fromkeys(p for phrases in card.symptoms().values() for p in phrases))
+    for info in card.classes:
+        for symptom in info.knowledge["symptoms"]:
+            attribute, says = claims[symptom.text]
+            assert f"attribute {attribute}, {'present' if says else 'absent'}" in symptom.criterion
+    assert claims_of(get_world(name), card.symptoms("useless")) == {}
+
+
+def test_a_flipped_set_is_the_same_images_but_for_one_attribute(data):
+    images = data.test.subset([4, 9, 700])
+    twins = flip(images, "scar")
+    k = images.world.index("scar")
+    assert twins.ids == images.ids and torch.equal(twins.labels, images.labels)
+    assert torch.equal(twins.attributes[:, k], ~images.attributes[:, k])
+    assert twins.fingerprint != images.fingerprint
+    drawn = images.world.render(images.latents.flip(k), 64)[2].permute(1, 2, 0)
+    np.testing.assert_array_equal(np.asarray(twins.image(2)), drawn.numpy())
+    with pytest.raises(ValueError, match="attribute 'scra'"):
+        flip(images, "scra")
+    with pytest.raises(ValueError, match="give phantoms"):
+        flip(make_set(make_card(), [0, 1]), "scar")
+
+
+def test_scores_are_those_of_the_images_themselves(clip, data, zero, flips):
+    rows = np.sort(np.random.default_rng(1).permutation(len(data.test))[:N])
+    images = data.test.subset(rows)
+    for k, part in ((0, images), (1 + 7, flip(images, "scar"))):
+        pixels = torch.stack([clip.preprocess(part.image(i)) for i in (0, 20)])
+        with torch.no_grad():
+            f = clip.encode_images(pixels)
+            scores = torch.cat(list(zero.symptom_scores(f).values()), dim=1)
+        np.testing.assert_allclose(flips.scores[k, [0, 20]], scores, atol=1e-5)
+        np.testing.assert_allclose(flips.logits[k, [0, 20]], zero.logits_from_features(f), rtol=1e-4)
+
+
+def test_a_perfect_reader_passes_every_test(perfect):
+    table = faithfulness(perfect, n_bootstrap=50)
+    assert len(table) == 16
+    assert (table[["AUROC", "low", "high", "as drawn"]] == 1).all(axis=None)
+    summary = counterfactual_summary(counterfactual(perfect))
+    assert (summary["more"] == 1).all() and (summary["most"] == 1).all() and (summary["wrong"] == 0).all()
+    assert mean_auroc(perfect, n_bootstrap=20) == (1, 1, 1)
+
+
+def test_a_reader_of_opposites_fails_every_test(perfect):
+    opposite = Flips(perfect.world, perfect.latents, perfect.classnames, perfect.symptoms,
+                     1 - perfect.scores, perfect.logits)  # fmt: skip
+    assert (faithfulness(opposite, n_bootstrap=20)["AUROC"] == 0).all()
+    summary = counterfactual_summary(counterfactual(opposite))
+    assert (summary["more"] == 0).all() and (summary["wrong"] == 1).all()
+
+
+def test_a_reader_of_the_class_alone_is_found_out(perfect):
+    """High on the images as drawn, chance where the attribute itself is changed."""
+    melanoma = (perfect.latents.labels == 0).numpy().astype(float)  # (N,)
+    scores = np.broadcast_to(melanoma[None, :, None], perfect.scores.shape)
+    knows = Flips(
+        perfect.world, perfect.latents, perfect.classnames, perfect.symptoms, scores, perfect.logits
+    )
+    veil = faithfulness(knows, n_bootstrap=20).query("symptom == 'a blue-white veil'").iloc[0]
+    assert veil["as drawn"] > 0.75
+    assert veil["AUROC"] == 0.5
+
+
+def test_counterfactual_by_hand(perfect):
+    """One image, one attribute: what moves, what does not, and what is decided."""
+    perfect.scores.setflags(write=True)
+    scores = perfect.scores.copy()
+    k = perfect.world.index("scar")
+    j, other = 7, 2  # a white scar-like area; an irregular notched border
+    scores[1 + k, 0, other] = scores[0, 0, other] - 0.6  # a side effect in image 0
+    scores[1 + k, 0, 15] = scores[0, 0, 15]  # full pigmentation does not answer
+    moved = Flips(
+        perfect.world, perfect.latents, perfect.classnames, perfect.symptoms, scores, perfect.logits
+    )
+    row = counterfactual(moved).query("attribute == 'scar' and image == 0").iloc[0]
+    assert row["added"] == (not perfect.present(k)[0])
+    assert row["matching"] == pytest.approx((1 + 0) / 2)
+    assert row["others"] == pytest.approx(0.6 / 14) and row["largest"] == pytest.approx(0.6)
+    assert abs(scores[1 + k, 0, j] - scores[0, 0, j]) == 1
+    best = perfect.world.posterior(perfect.latents.flip(0).attributes).argmax(1)
+    was = perfect.world.posterior(perfect.latents.attributes).argmax(1)
+    veil = counterfactual(moved).query("attribute == 'veil'")
+    np.testing.assert_array_equal(veil["best flipped"], (best != was).numpy())
+    np.testing.assert_array_equal(veil["flipped"], veil["before"] != veil["after"])
+
+
+def test_the_embedded_clip_knows_the_veil_by_its_words_and_no_dots(flips):
+    table = faithfulness(flips, n_bootstrap=100).set_index("symptom")
+    assert table.loc["a blue-white veil", "low"] > 0.95
+    assert table.loc["black dots", "AUROC"] < 0.65
+    true = np.concatenate([flips.present(0), ~flips.present(0)])
+    by_hand = roc_auc_score(true, np.concatenate([flips.scores[0, :, 0], flips.scores[1, :, 0]]))
+    assert table.loc["a blue-white veil", "AUROC"] == pytest.approx(by_hand)
+    summary = counterfactual_summary(counterfactual(flips))
+    for attribute in ("veil", "colors", "large", "scar"):
+        assert summary.loc[attribute, "more"] > 0.9
+    assert summary.loc["dots", "more"] < 0.2
+    assert summary.loc["veil", "flips"] > summary.loc["dots", "flips"]
+    assert summary.loc["all", "images"] == N
+
+
+def test_why_is_in_the_towers(clip, data):
+    seen = what_is_seen(clip, data.train, data.test, n_images=N)
+    assert seen.loc["veil", "probe"] > 0.95 and seen.loc["border", "probe"] < 0.75
+    assert seen.loc["veil", "moved"] > 10 * seen.loc["border", "moved"]
+    assert seen.loc["border", "wordings"] > 0.95 > seen.loc["veil", "wordings"]
+
+
+def test_controls_are_at_chance(zero, data, flips):
+    table = faithfulness_controls(zero, data.test, n_draws=12, n_images=N, n_bootstrap=100)
+    assert table.loc["symptoms", "low"] > 0.7 and table.loc["symptoms", "net low"] > 0.4
+    for control in ("shuffled", "gibberish"):
+        assert abs(table.loc[control, "AUROC"] - 0.5) < 0.06
+        assert abs(table.loc[control, "net"]) < 0.1
+    assert table.loc["symptoms", "more"] == pytest.approx(
+        counterfactual_summary(counterfactual(flips)).loc["all", "more"]
+    )
+    assert SAME_SIGN in table.index
+    with pytest.raises(ValueError, match="n_draws is 1"):
+        faithfulness_controls(zero, data.test, n_draws=1)
+
+
+def test_gibberish_is_new_words_of_the_same_lengths():
+    phrases = ["a blue-white veil", "round", "black dots", "many small dots here"]
+    nonsense = gibberish(phrases, seed=3)
+    assert list(nonsense) == phrases and len(set(nonsense.values())) == 4
+    assert sorted(len(p.split()) for p in nonsense.values()) == [1, 2, 3, 4]
+    assert not set(" ".join(phrases).split()) & set(" ".join(nonsense.values()).split())
+    assert gibberish(phrases, seed=3) == nonsense != gibberish(phrases, seed=4)
+    order = {tuple(len(p.split()) for p in gibberish(phrases, seed).values()) for seed in range(20)}
+    assert len(order) > 3  # lengths do not tell which phrase a nonsense stands for
+
+
+def test_shuffled_claims_leave_no_attribute_in_its_place():
+    claims = claims_of(get_world("cxr"), load_dataset("phantom-cxr", num_shots=1).card.symptoms())
+    for seed in range(10):
+        shuffled = shuffled_claims(claims, seed, turn=False)
+        assert all(shuffled[p][0] != claims[p][0] and shuffled[p][1] == claims[p][1] for p in claims)
+        assert sorted(shuffled.values()) == sorted(claims.values())
+    turned = [shuffled_claims(claims, seed)[p][1] != claims[p][1] for seed in range(10) for p in claims]
+    assert 0.2 < np.mean(turned) < 0.8
+    with pytest.raises(ValueError, match="two attributes"):
+        shuffled_claims({"round": ("asymmetry", False)})
+
+
+def test_vip_keeps_what_it_learned_with_other_symptoms(clip, data):
+    vip = ViP(clip, data.card, seed=5)
+    with torch.no_grad():
+        vip.g.add_(1)
+    other = with_symptoms(vip, {"melanoma": ["a blue-white veil", "big"], "nevus": ["round"]})
+    assert torch.equal(other.g, vip.g) and torch.equal(other.ctx, vip.ctx)
+    assert list(other.symptoms.values()) == [["a blue-white veil", "big"], ["round"]]
+    table = faithfulness(other, data.test, n_images=24, n_bootstrap=20)
+    assert list(table["attribute"]) == ["veil", "large", "asymmetry"]
+
+
+def test_a_method_without_symptoms_still_decides(clip, data):
+    coop = CoOp(clip, data.card)
+    table = counterfactual(coop, data.test, n_images=10)
+    assert table["matching"].isna().all() and len(table) == 80
+    summary = counterfactual_summary(table)
+    assert summary["more"].isna().all() and summary["flips"].notna().all()
+    with pytest.raises(ValueError, match="no symptom scores"):
+        faithfulness(coop, data.test, n_images=4)
+
+
+def test_errors_say_what_to_give(clip, data, zero, flips):
+    with pytest.raises(ValueError, match="give phantoms"):
+        faithfulness(zero)
+    with pytest.raises(ValueError, match="n_images is 0"):
+        counterfactual(zero, data.test, n_images=0)
+    useless = ZeroShot(clip, data.card, knowledge="useless")
+    with pytest.raises(ValueError, match="names an attribute of the derm world"):
+        faithfulness(useless, data.test, n_images=4)
+    with pytest.raises(ValueError, match="build the method from the images' card"):
+        flip_all(zero, load_dataset("phantom-cxr", num_shots=1).test)
+    with pytest.raises(ValueError, match="attribute 'viel'"):
+        faithfulness(flips, claims={"black dots": ("viel", True)})
+
+
+def test_figures(zero, data, flips):
+    table, summary = faithfulness(flips, n_bootstrap=20), counterfactual_summary(counterfactual(flips))
+    seen = pd.DataFrame({"probe": 0.7}, index=[a.name for a in flips.world.attributes])
+    drawn = [
+        faithfulness_figure(table, seen),
+        counterfactual_figure({"a $": summary, "b": summary}),
+        twin_figure(zero, data.test, "veil", 2),
+    ]
+    for fig in drawn:
+        assert isinstance(fig, Figure)
+        fig.canvas.draw()
+    bars = [bar.get_width() for bar in drawn[1].axes[0].patches]
+    np.testing.assert_allclose(bars, summary["more"])
+    labels = [label.get_text() for label in drawn[2].axes[-1].get_yticklabels()]
+    assert {label for label in labels if label.endswith("*")} == {"a blue-white veil *", "clear warm tones *"}
+    with pytest.raises(ValueError, match="column 'mots'"):
+        counterfactual_figure({"a": summary}, column="mots")

@@ -1,0 +1,103 @@
+"""The curves: what is drawn where, and what is refused."""
+
+import pandas as pd
+import pytest
+
+from medvlp.show.figures.curves import shots_curve, training_curves
+from medvlp.study.ablation.statistics import t_interval
+
+HISTORY = pd.DataFrame(
+    {
+        "epoch": [1, 2, 3],
+        "loss": [0.9, 0.5, 0.4],
+        "val_loss": [0.8, 0.6, 0.7],
+        "val_balanced_accuracy": [0.5, 0.8, 0.7],
+        "best": [False, True, False],
+    }
+)
+SCORES = pd.DataFrame(
+    {
+        "method": ["ViP", "ViP", "ViP", "probe"],
+        "shots": [1, 1, 4, 4],
+        "accuracy": [0.5, 0.7, 0.8, 0.4],
+    }
+)
+
+
+def points(line) -> list[tuple[float, float]]:
+    return list(zip(line.get_xdata(), line.get_ydata(), strict=True))
+
+
+def test_training_curves_show_losses_and_mark_the_epoch_kept():
+    left, right = training_curves(HISTORY, "balanced accuracy").axes
+    assert [line.get_label() for line in left.lines] == ["training", "validation"]
+    assert points(left.lines[0]) == [(1, 0.9), (2, 0.5), (3, 0.4)]
+    assert points(left.lines[1]) == [(1, 0.8), (2, 0.6), (3, 0.7)]
+    assert points(right.lines[0]) == [(1, 0.5), (2, 0.8), (3, 0.7)]
+    assert points(right.lines[1]) == [(2, 0.8)] and right.lines[1].get_marker() == "o"
+    assert right.get_ylabel() == "validation balanced accuracy"
+
+
+def test_several_runs_have_a_colour_each():
+    left, right = training_curves({"a": HISTORY, "b": HISTORY}, "balanced accuracy").axes
+    assert [line.get_label() for line in left.lines] == [
+        "a training",
+        "a validation",
+        "b training",
+        "b validation",
+    ]
+    assert len({line.get_color() for line in right.lines}) == 2
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"), [(HISTORY, "unknown metric 'F1' in the history[.;]"), ({}, "no hist")]
+)
+def test_a_history_without_the_metric_says_what_there_is(runs, message):
+    with pytest.raises(ValueError, match=message):
+        training_curves(runs, "F1")
+
+
+def test_shots_curve_draws_every_run_and_the_mean():
+    ax = shots_curve(SCORES, reference={"zero-shot": 0.6}).axes[0]
+    vip, dots, probe, _, zero = ax.lines
+    assert points(vip) == [(1, pytest.approx(0.6)), (4, 0.8)]
+    assert points(dots) == [(1, 0.5), (1, 0.7), (4, 0.8)]
+    assert points(probe) == [(4, 0.4)]
+    assert list(zero.get_ydata()) == [0.6, 0.6] and zero.get_linestyle() == "--"
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "4"]
+    assert len({line.get_color() for line in (vip, probe, zero)}) == 3
+
+
+def test_scores_without_a_column_are_refused():
+    with pytest.raises(ValueError, match="unknown column 'F1' in the scores"):
+        shots_curve(SCORES, "F1")
+
+
+def test_all_images_stand_behind_the_numbers_and_failed_runs_nowhere():
+    scores = pd.DataFrame({"method": "ViP", "shots": [16, "all", 2, 2], "accuracy": [0.7, 0.9, 0.5, None]})
+    ax = shots_curve(scores).axes[0]
+    assert points(ax.lines[0]) == [(2, 0.5), (16, 0.7), (32, 0.9)]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["2", "16", "all"]
+
+
+def test_no_axis_says_that_an_accuracy_could_be_above_one():
+    ax = shots_curve(SCORES, interval=True).axes[0]
+    assert t_interval([0.5, 0.7])[1] > 1.1 and ax.get_ylim()[1] <= 1.02
+    free = SCORES.rename(columns={"accuracy": "seconds"}).assign(seconds=[1.0, 3.0, 9.0, 2.0])
+    assert shots_curve(free, "seconds", interval=True).axes[0].get_ylim()[1] > 9
+
+
+def test_intervals_are_students_and_methods_stand_side_by_side():
+    ax = shots_curve(SCORES, interval=True).axes[0]
+    (x, low), (_, high) = ax.collections[0].get_segments()[0]
+    assert (low, high) == pytest.approx(t_interval([0.5, 0.7]))
+    assert x == points(ax.lines[0])[0][0] < 1
+    vip, probe = points(ax.lines[0])[1][0], points(ax.lines[2])[0][0]
+    assert vip < 4 < probe and vip * probe == pytest.approx(16)
+    assert "95 % over seeds" in ax.get_xlabel()
+
+
+def test_the_eleventh_method_has_a_line_of_its_own():
+    scores = pd.DataFrame({"method": [f"m{i}" for i in range(11)], "shots": 1, "accuracy": 0.5})
+    lines = shots_curve(scores).axes[0].lines[::2]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 11

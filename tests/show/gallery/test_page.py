@@ -1,0 +1,173 @@
+"""The page: everything is text, nothing is fetched, nothing of a file but its pixels is in it."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medvlp import ZeroShot, load_clip, load_dataset
+from medvlp.data.cards import DataCard
+from medvlp.show.gallery.failures import failures
+from medvlp.show.gallery.label_noise import label_noise_suspects
+from medvlp.show.gallery.page import picture_uri, write_page
+from tests.backbone.small_clips import open_clip_kind
+from tests.methods.small import make_card, make_set
+
+HOSTILE = {
+    "<script>alert(1)</script>": ["spots <img src=x onerror=alert(2)>", "$x^2$ dots"],
+    'nevus" onmouseover="alert(3)': ["</style><script>alert(4)</script>", "rim & edge"],
+    "{{ 7 * 7 }}": ["{% raise %}", "<!-- hidden", "lone \ud800 half"],
+}
+
+
+class Page(HTMLParser):
+    """What a browser would find in a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.text, self.metas = [], [], []
+        self.feed(html)
+        self.text = " ".join(" ".join(self.text).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return load_clip(open_clip_kind(tmp_path_factory.mktemp("clip")))
+
+
+def hostile_card(**facts) -> DataCard:
+    front = make_card().model_dump(exclude={"prose", "path"})
+    front["classes"] = [
+        {"name": name, "knowledge": {"symptoms": [{"text": p} for p in phrases if "\ud800" not in p]}}
+        for name, phrases in HOSTILE.items()
+    ]
+    return DataCard.model_validate(front | {"title": "<b>title</b>", "licence": "<i>own</i>"} | facts)
+
+
+def page_of(clip, card, path, show_ids=None):
+    images, train = make_set(card, [0, 1, 2] * 4, "test"), make_set(card, [0, 1, 2] * 3)
+    found = failures(
+        ZeroShot(clip, card, symptoms=HOSTILE if card.classnames == list(HOSTILE) else None), images, train
+    )
+    assert len(found) > 2
+    found.table["note"] = "<u>note</u>"
+    return found, images, train, Page(found.to_html(path, show_ids=show_ids).read_text(encoding="utf-8"))
+
+
+def test_hostile_names_and_symptoms_are_text(clip, tmp_path):
+    found, _, _, page = page_of(clip, hostile_card(), tmp_path / "page.html")
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "b", "i", "u", "iframe", "object", "link", "base", "form"}
+    assert len(page.all("style")) == 1
+    assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
+    for word in ["<script>alert(1)</script>", "<b>title</b>", "<i>own</i>", "<u>note</u>"]:
+        assert word in page.text
+    argued = found.symptoms[found.symptoms["argued"] > 0]
+    for symptom in argued.groupby(["image", "classname"]).head(1)["symptom"]:
+        assert symptom.replace("\ud800", "?") in page.text
+    assert page.all("body") == [{"class": "tex2jax_ignore mathjax_ignore"}]
+
+
+def test_the_page_asks_for_nothing_and_forbids_asking(clip, tmp_path):
+    path = tmp_path / "page.html"
+    *_, page = page_of(clip, make_card(), path)
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "srcset", "data", "action", "background", "poster"):
+            value = attributes.get(name) or "#"
+            assert value.startswith("#") or (tag == "img" and value.startswith("data:image/jpeg;base64,"))
+    html = path.read_text()
+    assert not re.search(r"url\(|@import|https?:", html)
+    (policy,) = [m["content"] for m in page.all("meta") if "http-equiv" in m]
+    assert (
+        policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-") and "unsafe" not in policy
+    )
+
+
+def test_the_page_can_be_read_with_a_screen_reader_and_in_the_dark(clip, tmp_path):
+    path = tmp_path / "page.html"
+    found, _, _, page = page_of(clip, make_card(), path)
+    pictures = page.all("img")
+    assert len(pictures) == len(found) + len(found.neighbours)
+    assert all(picture["alt"] for picture in pictures)
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    places = {link["href"][1:] for link in page.all("a")}
+    assert places <= {attributes.get("id") for _, attributes in page.tags}
+    assert len(places) == len(found.pairs())
+    assert "prefers-color-scheme: dark" in path.read_text() and page.all("html") == [{"lang": "en"}]
+    row = found.table.iloc[0]
+    assert f"Image {row['image']}" in page.text and f"{row['confidence']:.3f}" in page.text
+
+
+@pytest.mark.parametrize(
+    ("redistribution", "show_ids", "shown"),
+    [(False, None, False), (True, None, True), (False, True, True), (True, False, False)],
+)
+def test_ids_are_shown_where_the_card_allows_or_when_asked(clip, tmp_path, redistribution, show_ids, shown):
+    card = hostile_card(redistribution=redistribution)
+    path = tmp_path / "page.html"
+    found, images, train, page = page_of(clip, card, path, show_ids)
+    html = path.read_text()
+    here = [images.ids[i] for i in found.table["image"]] + [
+        train.ids[i] for i in found.neighbours["neighbour"]
+    ]
+    assert [name in html for name in here] == [shown] * len(here)
+    assert ("does not allow" in page.text) == (not redistribution)
+
+
+def test_pictures_are_pixels_alone():
+    image = Image.new("RGB", (400, 200), (200, 30, 30))
+    raw = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x010E] = "patient 7"
+    image.save(raw, "JPEG", comment=b"patient 7", exif=exif, icc_profile=b"patient 7")
+    uri = picture_uri(Image.open(raw), 100)
+    made = base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
+    assert b"patient" in raw.getvalue() and b"patient" not in made
+    small = Image.open(io.BytesIO(made))
+    assert small.size == (100, 50) and np.abs(np.asarray(small).mean(axis=(0, 1)) - [200, 30, 30]).max() < 3
+
+
+def test_several_galleries_share_a_page_with_their_own_words(tmp_path):
+    clip = load_clip("tiny")
+    data = load_dataset("phantom-derm")
+    train, test = data.train.subset(range(200)), data.test.subset(range(60))
+    shown = test.attributes[:, 0]
+    found = failures(torch.stack([shown, ~shown], dim=1).float(), test, train, clip)
+    suspects = label_noise_suspects(train, clip)
+    assert len(suspects)
+    page = Page(found.to_html(tmp_path / "page.html", suspects).read_text())
+    assert found.title in page.text and suspects.title in page.text and "Failure gallery" in page.text
+    assert "misled by: veil present (2.2)" in page.text and "the best rule says" in page.text
+    assert "suggested" in page.text and "nearest images are" in page.text
+    assert page.all("img")[0]["alt"].startswith(
+        f"image {found.pair(*found.pairs().iloc[0, :2]).table['image'][0]},"
+    )
+
+
+def test_a_page_that_fails_leaves_the_old_one(clip, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="at least one gallery"):
+        write_page(path, [])
+    card = make_card()
+    found = failures(torch.zeros(3, 3), make_set(card, [0, 1, 2]))
+    found.table["image"] = 99
+    with pytest.raises(IndexError):
+        found.to_html(path)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

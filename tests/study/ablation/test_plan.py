@@ -1,0 +1,166 @@
+"""The plan of a study: errors before any run, names in tables, and what travels to other processes."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from medvlp.data.datasets import load_dataset
+from medvlp.study.ablation.grid import Named
+from medvlp.study.ablation.plan import plan
+from medvlp.study.ablation.sources import Parts, clip_source, data_source
+from medvlp.study.training.config import TrainConfig
+from tests.backbone import small_clips
+from tests.study.ablation.small_study import COUNTS, clip_name, noted, small_data, study
+from tests.study.training.small_training import Prototypes
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a small CLIP, in which runs are counted."""
+    clip_name(tmp_path)
+    monkeypatch.setenv(COUNTS, str(tmp_path / "counts.txt"))
+    return tmp_path
+
+
+def test_shots_are_those_of_load_dataset():
+    parts = Parts(load_dataset("phantom-derm", seed=1))
+    train, val = parts.cut(4, 1)
+    same = load_dataset("phantom-derm", num_shots=4, seed=1)
+    assert train.ids == same.train.ids and val.ids == same.val.ids
+    assert parts.cut(4, 2)[0].ids != train.ids
+    assert set(parts.cut(2, 1)[0].ids) < set(train.ids)
+    assert parts.cut("all", 2)[0] is parts.data.train
+
+
+def test_errors_come_before_any_run(folder):
+    for grid, words in (
+        ({"method": "Slower"}, "unknown method 'Slower'; did you mean 'Slow'"),
+        ({"seed": 1}, "needs a 'method'"),
+        ({"method": "Slow", "secondz": 1}, "did you mean 'seconds'"),
+        ({"method": "Slow", "epochs": [1, 0]}, "epochs is 0"),
+        ({"method": "Slow", "shots": 100}, "fewer than num_shots=100"),
+        ({"method": "Slow", "base_to_new": True}, "need four"),
+        ({"method": "Slow", "test": "phantom-cxr"}, "must be the same, in the same order"),
+        ({"method": "Slow", "data": ["phantom-dermm"]}, "unknown card 'phantom-dermm'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            study(folder, grid)
+    with pytest.raises(ValueError, match="unknown field 'lrr' in config"):
+        study(folder, {"method": "Slow"}, config={"lrr": 1})
+    with pytest.raises(ValueError, match="no data set"):
+        study(folder, {"method": "Slow"}, data=None)
+    assert not noted() and not (folder / "store").exists()
+
+
+def test_runs_that_tables_cannot_tell_apart_need_names(folder):
+    sets = [small_data(8), small_data(6)]
+    with pytest.raises(ValueError, match="look the same in tables; name"):
+        study(folder, {"method": "Slow", "data": sets})
+    named = [Named("eight", sets[0]), Named("six", sets[1])]
+    assert study(folder, {"method": "Slow", "data": named}).runs["data"].tolist() == ["eight", "six"]
+
+
+def test_what_is_given_by_name_travels_by_name(folder):
+    name = clip_name(folder)
+    clip = clip_source(name)
+    weights = sum(parameter.numel() for parameter in clip.get().parameters())
+    sent = pickle.dumps(clip)
+    assert len(sent) < 1000 < weights < len(pickle.dumps(clip_source(clip.get())))
+    there = pickle.loads(sent)
+    assert there.get().fingerprint == clip.fingerprint and there.get() is there.get()
+    data = data_source("phantom-derm", None)
+    assert len(pickle.dumps(data)) < 1000
+    assert pickle.loads(pickle.dumps(data)).get().data.test.ids == data.get().data.test.ids
+    small = pickle.loads(pickle.dumps(data_source(small_data(), None)))
+    assert torch.equal(small.get().data.test.labels, small_data().test.labels)
+
+
+def test_other_weights_under_the_same_name_are_noticed(folder):
+    sent = pickle.dumps(clip_source(small_clips.open_clip_kind(folder / "clip", seed=8)))
+    small_clips.open_clip_kind(folder / "clip", seed=9)
+    with pytest.raises(RuntimeError, match="not in this process what it is where the study was started"):
+        pickle.loads(sent).get()
+
+
+def test_published_recipe_then_config_then_grid(folder):
+    class Published(Prototypes):
+        recipe = {"epochs": 2, "lr": 0.07, "batch_size": 4, "views": 0}
+
+    methods, config = {"Published": Published}, {"lr": 0.03, "batch_size": 6}
+    grid = {"method": "Published", "batch_size": 12}
+    (run,) = plan(grid, small_data(), None, clip_name(folder), config, methods)
+    assert run.config == TrainConfig(epochs=2, lr=0.03, batch_size=12, views=0)
+
+
+def id_of(kind: type) -> str:
+    (run,) = plan({"method": "Mine"}, small_data(), None, "tiny", None, {"Mine": kind})
+    return run.id
+
+
+def signed(value: float, source: bool) -> type:
+    """A method of one's own that depends on a class attribute, on what it encloses, and on constants."""
+    if not source:
+        code = f"class Mine(Prototypes):\n    def forward(self, x): return {value} * super().forward(x)"
+        space = {"Prototypes": Prototypes, "__name__": "__main__"}
+        exec(code, space)
+        return space["Mine"]
+
+    class Mine(Prototypes):
+        def forward(self, images):
+            return value * super().forward(images)
+
+    return Mine
+
+
+@pytest.mark.parametrize("source", [True, False])
+def test_a_changed_method_of_ones_own_makes_other_runs(source):
+    assert id_of(signed(1.0, source)) == id_of(signed(1.0, source)) != id_of(signed(-1.0, source))
+
+
+def test_a_changed_constant_or_base_of_ones_own_makes_other_runs():
+    class Base(Prototypes):
+        sign = 1.0
+
+    class Mine(Base):
+        @staticmethod
+        def double(x):
+            return 2 * x
+
+    before = id_of(Mine)
+    Base.sign = -1.0
+    changed = id_of(Mine)
+    Base.sign = 1.0
+    assert before == id_of(Mine) != changed
+    Mine.double = staticmethod(lambda x: 3 * x)
+    assert id_of(Mine) != before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "a"}, "seed is 'a'; give a whole number from 0"),
+        ({"seed": 1.9}, "seed is 1.9"),
+        ({"seed": -1}, "seed is -1"),
+        ({"shots": "2"}, "shots is '2'; give a whole number from 1, or 'all'"),
+        ({"shots": True}, "shots is True"),
+        ({"shots": 0}, "shots is 0"),
+        ({"average": "no"}, "average is 'no'; give True or False"),
+        ({"base_to_new": "false"}, "base_to_new is 'false'"),
+        ({"lr": 0.1, "config.lr": 0.2}, "gives 'lr' twice"),
+        ({"lr": "x"}, "lr is 'x'; give a number"),
+        ({"epochs": 1.5}, "epochs is 1.5; give a whole number"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_before_any_run(folder, change, message):
+    with pytest.raises(ValueError, match=message):
+        study(folder, {"method": "Prototypes"} | change)
+    assert not list((folder / "store").glob("*.json"))
+
+
+def test_a_config_that_would_undo_every_recipe_or_the_seeds(folder):
+    with pytest.raises(ValueError, match="give only the fields that change"):
+        study(folder, {"method": "Prototypes"}, config=TrainConfig())
+    with pytest.raises(ValueError, match="seeds are in its grid"):
+        study(folder, {"method": "Prototypes"}, config={"seed": 5})

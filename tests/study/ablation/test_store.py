@@ -1,0 +1,123 @@
+"""The store: what is written comes back, a lock is held by one, damage is named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from medvlp.study.ablation.store import FIELDS, RunStore, pack, unpack
+from tests.methods.small import make_set
+from tests.study.training.small_training import CARD
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("offset", [0, 25, -4000])
+def test_packed_logits_keep_the_probabilities_whatever_is_added_to_them(offset):
+    logits = np.random.default_rng(1).normal(0, 3, size=(500, 4))
+    kept = unpack(json.loads(json.dumps(pack(logits + offset))))
+    assert np.abs(kept - softmax(logits)).max() < 1e-3
+    assert np.allclose(kept.sum(axis=1), 1)
+
+
+def test_packed_logits_stay_finite_where_a_class_is_certain():
+    kept = unpack(pack(np.array([[0.0, 1e6], [1e6, 0.0]])))
+    assert np.array_equal(kept, [[0, 1], [1, 0]])
+
+
+def test_the_bytes_are_little_endian_float16():
+    packed = pack(np.array([[0.0, 0.0]]))
+    assert packed["shape"] == [1, 2]
+    assert packed["float16"] == "jLmMuQ=="  # log(1/2) twice: 0xB98C, low byte first
+
+
+def test_a_record_comes_back_without_numbers_that_json_lacks(tmp_path):
+    store = RunStore(tmp_path / "new" / "store")
+    assert store.read("a") is None and store.ids() == []
+    needed = dict.fromkeys(FIELDS, "x")
+    metrics = {"kappa": float("nan"), "accuracy": np.float64(0.5)}
+    store.write("a", needed | {"metrics": metrics, "list": (1, 2)})
+    assert store.ids() == ["a"]
+    record = store.read("a")
+    found = {"metrics": {"kappa": None, "accuracy": 0.5}, "list": [1, 2]}
+    assert record == {"kind": "medvlp run", "id": "a"} | needed | found
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xff\xfe{", b'{"kind": "medvlp run"}', b'{"kind": "medvlp run", "id": "b"}']
+)
+def test_a_file_that_is_no_record_of_its_run_is_named(tmp_path, damage):
+    (tmp_path / "a.json").write_bytes(damage)
+    with pytest.raises(ValueError, match=r"a\.json is .*delete it"):
+        RunStore(tmp_path).read("a")
+
+
+def test_a_store_that_cannot_be_written_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="the store .*file cannot be written"):
+        RunStore(tmp_path / "file").check_writable()
+
+
+def test_a_copy_to_where_nothing_can_be_written_says_so(tmp_path):
+    store = RunStore(tmp_path / "store")
+    store.write("a", dict.fromkeys(FIELDS, "x"))
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/deeper/copy"):
+        with pytest.raises(OSError, match=f"the store .*{place} cannot be written"):
+            store.copy_to(tmp_path / place, ["a"])
+    other = store.copy_to(tmp_path / "copy", ["a"])
+    assert other.ids() == ["a"] and [path.name for path in other.folder.iterdir()] == ["a.json"]
+
+
+def test_a_damaged_test_set_is_written_again(tmp_path):
+    store, images = RunStore(tmp_path), make_set(CARD, [0, 1, 2, 1], "test")
+    store.write_test(images)
+    (path,) = (tmp_path / "tests").iterdir()
+    path.write_text("half")
+    store.write_test(images)
+    assert store.read_test(images.fingerprint)[0].tolist() == [0, 1, 2, 1]
+
+
+def test_a_test_set_is_kept_once_and_without_ids(tmp_path):
+    store, images = RunStore(tmp_path), make_set(CARD, [0, 1, 2, 1], "test")
+    images.groups[3] = images.groups[1]
+    store.write_test(images)
+    (path,) = (tmp_path / "tests").iterdir()
+    before = path.stat().st_mtime_ns
+    store.write_test(images)
+    assert path.stat().st_mtime_ns == before
+    labels, groups = store.read_test(images.fingerprint)
+    assert labels.tolist() == [0, 1, 2, 1] and groups.tolist() == [0, 1, 2, 1]
+    assert "test/" not in path.read_text()
+    with pytest.raises(FileNotFoundError, match="left behind when stores were merged"):
+        store.read_test("0")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("{", "damaged"), ('{"kind": "cake"}', "'cake'"), ("[1]", "list")]
+)
+def test_a_file_that_is_no_record_is_named(tmp_path, text, words):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"a\.json .*{words}"):
+        RunStore(tmp_path).read("a")
+
+
+def test_a_lock_is_held_by_one(tmp_path):
+    store, other = RunStore(tmp_path), RunStore(tmp_path)
+    with store.lock("a", wait=False) as ours:
+        assert ours
+        with other.lock("a", wait=False) as theirs, other.lock("b", wait=False) as another:
+            assert not theirs and another
+    with other.lock("a", wait=False) as now:
+        assert now
+
+
+def test_what_a_call_began_and_did_not_end_is_known(tmp_path):
+    store = RunStore(tmp_path)
+    store.begin("a", "first call")
+    assert store.has_begun("a", "first call") and not store.has_begun("a", "second call")
+    store.end("a")
+    assert not store.has_begun("a", "first call")

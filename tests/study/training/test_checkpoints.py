@@ -1,0 +1,167 @@
+"""Checkpoints: a run goes on from a whole one of its own, and from no other."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medvlp.backbone.clip import Clip
+from medvlp.data.cards import DataCard
+from medvlp.methods.parameters import own_tensors
+from medvlp.methods.vip import ViP
+from medvlp.study.training.callbacks import Callback
+from medvlp.study.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from medvlp.study.training.config import TrainConfig
+from medvlp.study.training.fit import fit
+from tests.methods.small import make_set
+from tests.study.training.small_training import CARD, Prototypes, small_clip, small_sets
+
+CONFIG = TrainConfig(epochs=4, batch_size=8, lr=0.1, views=2)
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Clip:
+    return small_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return small_sets()
+
+
+@pytest.fixture
+def stopped(clip, sets, tmp_path):
+    """The checkpoint of a run that broke off after two epochs."""
+    file = tmp_path / "run.safetensors"
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(Prototypes(clip, CARD), *sets, CONFIG, checkpoint=file, callbacks=[PowerCut()], **QUIET)
+    return file
+
+
+class PowerCut(Callback):
+    def on_epoch_end(self, method, epoch, row):
+        if epoch == 3:
+            raise RuntimeError("power cut")
+
+
+class Seen(Callback):
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+
+    def on_epoch_end(self, method, epoch, row):
+        self.epochs.append(epoch)
+
+
+def test_what_is_written_is_read(tmp_path):
+    file = tmp_path / "deep" / "run.safetensors"
+    tensors = {"own": {"a/b": torch.eye(2)}, "momentum": {"a/b": torch.tensor(0.5)}}
+    history = [{"epoch": 1, "loss": 0.1 + 0.2, "val_AUROC": float("nan")}]
+    write_checkpoint(file, {"lr": 1}, Checkpoint(1, history, {"scale": 2.0}, tensors))
+    found = read_checkpoint(file, {"lr": 1})
+    assert found.epoch == 1 and found.scaler == {"scale": 2.0}
+    assert found.history[0]["loss"] == 0.1 + 0.2 and found.history[0]["val_AUROC"] != 0
+    assert found.tensors.keys() == tensors.keys()
+    assert torch.equal(found.tensors["own"]["a/b"], torch.eye(2)) and found.tensors["momentum"]["a/b"] == 0.5
+    assert read_checkpoint(tmp_path / "none.safetensors", {}) is None
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(clip, sets, tmp_path):
+    """Through ViP, with its four learned tensors."""
+    file, config = tmp_path / "run.safetensors", replace(CONFIG, lr=0.02)
+    whole, resumed = ViP(clip, CARD), ViP(clip, CARD)
+    history = fit(whole, *sets, config, **QUIET)
+    with pytest.raises(RuntimeError):
+        fit(ViP(clip, CARD), *sets, config, checkpoint=file, callbacks=[PowerCut()], **QUIET)
+    assert {f"optimizer/momentum_buffer/{name}" for name in ("ctx", "g", "Wq", "Wk")} <= load_file(
+        file
+    ).keys()
+    with torch.no_grad():
+        resumed.g.fill_(7)  # what it held before does not matter
+    again = fit(resumed, *sets, config, checkpoint=file, callbacks=[Quietly()], **QUIET)
+    pd.testing.assert_frame_equal(history.drop(columns="seconds"), again.drop(columns="seconds"))
+    for name, tensor in own_tensors(whole).items():
+        assert torch.equal(tensor, own_tensors(resumed)[name]), name
+
+
+class Quietly(Callback):
+    """Bears the name that the checkpoint knows."""
+
+
+Quietly.__name__ = "PowerCut"
+
+
+def test_a_finished_run_is_not_run_again(clip, sets, tmp_path):
+    file, seen = tmp_path / "run.safetensors", Seen()
+    first, second = Prototypes(clip, CARD), Prototypes(clip, CARD)
+    history = fit(first, *sets, CONFIG, checkpoint=file, callbacks=[seen], **QUIET)
+    again = fit(second, *sets, CONFIG, checkpoint=file, callbacks=[seen], **QUIET)
+    assert seen.epochs == [1, 2, 3, 4]
+    pd.testing.assert_frame_equal(history, again)
+    assert torch.equal(first.weight, second.weight)
+
+
+def test_half_a_file_left_by_a_kill_is_cleared_away(clip, sets, stopped):
+    half = stopped.with_name(f".{stopped.name}.abc.part")
+    half.write_bytes(b"half")
+    other = stopped.with_name(f".other{stopped.name}.abc.part")
+    other.write_bytes(b"of another run")
+    assert read_checkpoint(stopped.with_name("none"), {}) is None and half.exists()
+    fit(Prototypes(clip, CARD), *sets, CONFIG, checkpoint=stopped, callbacks=[Quietly()], **QUIET)
+    assert not half.exists() and other.exists()
+
+
+def test_a_checkpoint_of_another_run_says_what_differs(clip, sets, stopped, tmp_path):
+    train, val = sets
+    more = make_set(CARD, [0, 1, 2] * 9)
+    other_clip = small_clip(tmp_path / "clip", seed=5)
+    changed = CARD.model_dump(exclude={"path"})
+    changed["classes"][0]["knowledge"]["symptoms"][0]["text"] = "uneven shape"
+    other_card = DataCard.model_validate(changed)
+    same = Prototypes(clip, CARD)
+    for method, data, config, callbacks, message in [
+        (
+            same,
+            sets,
+            replace(CONFIG, lr=0.2, seed=3),
+            [Quietly()],
+            "lr is 0.1 there, 0.2 here; seed is 1 there, 3 here",
+        ),
+        (same, (more, val), CONFIG, [Quietly()], "another run: the training images differ"),
+        (same, (train, more), CONFIG, [Quietly()], "another run: the validation images differ"),
+        (same, sets, CONFIG, [], "another run: the callbacks differ"),
+        (Prototypes(clip, CARD, 0.5), sets, CONFIG, [Quietly()], "dropout is 0.0 there, 0.5 here"),
+        (Prototypes(other_clip, CARD), sets, CONFIG, [Quietly()], "another run: the clip differs"),
+        (Prototypes(clip, other_card), sets, CONFIG, [Quietly()], "another run: the card differs"),
+        (ViP(clip, CARD), sets, CONFIG, [Quietly()], "method is 'Prototypes' there, 'ViP' here"),
+    ]:
+        with pytest.raises(ValueError, match=message) as error:
+            fit(method, *data, config, checkpoint=stopped, callbacks=callbacks, **QUIET)
+        assert str(stopped) in str(error.value) and "Give another path, or delete it" in str(error.value)
+
+
+def test_number_of_workers_is_no_difference(clip, sets, stopped):
+    config = replace(CONFIG, num_workers=1)
+    fit(Prototypes(clip, CARD), *sets, config, checkpoint=stopped, callbacks=[Quietly()], **QUIET)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "metadata", "text"])
+def test_a_damaged_checkpoint_is_named_and_not_used(clip, sets, stopped, damage):
+    raw = bytearray(stopped.read_bytes())
+    if damage == "cut":
+        raw = raw[: len(raw) // 2]
+    elif damage == "flipped":
+        raw[-3] ^= 1
+    elif damage == "metadata":
+        raw = raw.replace(rb"\"epoch\": 2,", rb"\"epoch\": 1,", 1)
+    else:
+        raw = bytearray(b"not a checkpoint")
+    stopped.write_bytes(raw)
+    method = Prototypes(clip, CARD)
+    before = method.weight.clone()
+    with pytest.raises(ValueError, match="is damaged.*Delete it to train from the start") as error:
+        fit(method, *sets, CONFIG, checkpoint=stopped, callbacks=[Quietly()], **QUIET)
+    assert str(stopped) in str(error.value)
+    assert torch.equal(method.weight, before)

@@ -1,0 +1,230 @@
+"""What a method may bring to `fit`: a recipe, a penalty, hooks before and after; and the optimisers."""
+
+from dataclasses import replace
+from functools import partial
+from math import isnan
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from medvlp.backbone.clip import Clip
+from medvlp.backbone.features import image_features
+from medvlp.methods.cilmp import CILMP
+from medvlp.methods.linear_probe import LinearProbe
+from medvlp.methods.parameters import own_tensors
+from medvlp.methods.text_probe import TextProbe
+from medvlp.methods.tip_adapter import TipAdapter
+from medvlp.methods.vip import ViP
+from medvlp.study.evaluation import evaluate
+from medvlp.study.training.averaging import EpochAverage
+from medvlp.study.training.batches import epoch_order
+from medvlp.study.training.callbacks import Callback
+from medvlp.study.training.config import TrainConfig, recipe
+from medvlp.study.training.fit import fit
+from tests.study.training.small_training import CARD, Prototypes, Tinted, small_clip, small_sets
+
+RUN = TrainConfig(epochs=3, batch_size=6, lr=0.5, views=0, num_workers=0, keep="last", warmup_lr=None)
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Clip:
+    return small_clip(tmp_path_factory.mktemp("clip"))
+
+
+class Pulled(Prototypes):
+    """Prototypes with a penalty that pulls the weights of the image's own features to zero."""
+
+    recipe: ClassVar[dict] = {"epochs": 2, "batch_size": 4, "lr": 0.25, "views": 0}
+    average: ClassVar[dict] = {"mean": 0.5, "std": 0.25}
+
+    def training_logits(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        return self.logits_from_features(f), (f @ self.weight.T).square().sum(dim=1)
+
+
+class PulledImages(Tinted):
+    """The same for a method that reads images."""
+
+    def training_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self(images), self.tint.square().sum().expand(len(images))
+
+
+class NearestMean(nn.Module):
+    """Class means of the training features: fitted before training, by no gradient."""
+
+    def __init__(self, clip: Clip, card) -> None:
+        super().__init__()
+        self.clip, self.card, self.config = clip, card, {}
+        self.register_buffer("means", torch.zeros(len(card.classnames), clip.embed_dim))
+        self.calls: list[tuple] = []
+
+    def before_training(self, train, val, cache_dir, progress) -> None:
+        found = image_features(self.clip, train, cache_dir=cache_dir, progress=progress)
+        self.means.copy_(torch.stack([found.features[found.labels == c].mean(0) for c in range(3)]))
+        self.calls.append(("before", train.split, val and val.split))
+
+    def after_training(self, val, cache_dir, progress) -> None:
+        self.calls.append(("after", val and val.split, self.training))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits_from_features(self.clip.encode_images(images))
+
+    def logits_from_features(self, f: Tensor) -> Tensor:
+        return -torch.cdist(f, self.means)
+
+
+def test_fit_without_a_config_uses_the_methods_recipe(clip):
+    assert recipe(Pulled) == TrainConfig(epochs=2, batch_size=4, lr=0.25, views=0)
+    history = fit(Pulled(clip, CARD), *small_sets(), **QUIET)
+    assert len(history) == 2 and history["lr"][1] == 0.25
+    assert recipe(ViP) == TrainConfig()
+
+
+def test_the_recipe_of_cilmp_is_the_papers():
+    config = recipe(CILMP)
+    assert (config.epochs, config.batch_size, config.lr, config.keep) == (100, 64, 0.0025, "last")
+    assert (config.momentum, config.weight_decay, config.warmup_lr) == (0.9, 5e-4, 1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("kind", [Prototypes, Pulled])
+def test_penalty_and_optimiser_against_a_plain_loop(clip, kind, optimizer):
+    train, val = small_sets()
+    config = replace(RUN, optimizer=optimizer, lr=0.05, weight_decay=0.1)
+    method, plain = kind(clip, CARD), kind(clip, CARD)
+    history = fit(method, train, val, config, **QUIET)
+    features, w = image_features(clip, train), plain.weight
+    m, v, buffer, t = torch.zeros_like(w), torch.zeros_like(w), None, 0
+    for epoch in range(1, 4):
+        lr, losses = config.learning_rate(epoch), []
+        for rows in epoch_order(config, len(train), epoch)[0]:
+            f, y = features.features[rows], features.labels[rows]
+            loss = -plain.logits_from_features(f).log_softmax(dim=1)[range(len(y)), y].mean()
+            if kind is Pulled:
+                loss = loss + (f @ w.T).pow(2).sum() / len(y)
+            (g,) = torch.autograd.grad(loss, w)
+            with torch.no_grad():
+                if optimizer == "sgd":  # torch's: velocity starts as the first gradient
+                    g = g + 0.1 * w
+                    buffer = g if buffer is None else 0.9 * buffer + g
+                    w -= lr * buffer
+                else:  # Loshchilov & Hutter 2019, algorithm 2
+                    t += 1
+                    w *= 1 - lr * 0.1
+                    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+                    w -= lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+            losses.append(loss.item())
+        assert history["loss"][epoch - 1] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert torch.allclose(method.weight, w, atol=1e-5)
+
+
+def test_a_penalty_on_features_is_the_same_from_images(clip):
+    """views="fresh" reads images even where the image tower is frozen."""
+    train, val = small_sets()
+    methods = [Pulled(clip, CARD) for _ in range(2)]
+    inputs = torch.stack([clip.preprocess(train.image(i)) for i in range(4)])
+    f = clip.encode_images(inputs)
+    from medvlp.study.training.devices import Logits
+
+    for a, b in zip(Logits(methods[0], True)(f), Logits(methods[1], False)(inputs), strict=True):
+        assert torch.allclose(a, b, atol=1e-6) and a.shape[0] == 4
+    history = fit(methods[0], train, val, replace(RUN, views="fresh", epochs=1), **QUIET)
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_a_penalty_of_a_method_that_reads_images(clip):
+    train, val = small_sets()
+    free, pulled = Tinted(clip, CARD), PulledImages(clip, CARD)
+    for method in (free, pulled):
+        with torch.no_grad():
+            method.tint.fill_(2.0)
+        fit(method, train, val, replace(RUN, lr=0.05), **QUIET)
+    assert pulled.tint.abs().max() < 0.8 * free.tint.abs().max()
+
+
+class PowerCut(Callback):
+    def on_epoch_end(self, method, epoch, row):
+        if epoch == 2 and not self.restarted:
+            raise RuntimeError("power cut")
+
+    restarted = False
+
+
+def test_adamw_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(clip, tmp_path):
+    config, file = replace(RUN, optimizer="adamw", lr=0.01), tmp_path / "run.safetensors"
+    whole, resumed, cut = Prototypes(clip, CARD), Prototypes(clip, CARD), PowerCut()
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(Prototypes(clip, CARD), *small_sets(), config, checkpoint=file, callbacks=[cut], **QUIET)
+    cut.restarted = True
+    first = fit(resumed, *small_sets(), config, checkpoint=file, callbacks=[cut], **QUIET)
+    second = fit(whole, *small_sets(), config, **QUIET)
+    pd.testing.assert_frame_equal(first.drop(columns="seconds"), second.drop(columns="seconds"))
+    assert torch.equal(whole.weight, resumed.weight)
+
+
+def test_a_method_that_is_fitted_before_training_takes_no_steps(clip):
+    train, val = small_sets()
+    method = NearestMean(clip, CARD)
+    history = fit(method, train, val, **QUIET)
+    assert method.calls == [("before", "train", "val"), ("after", "val", False)]
+    assert history["epoch"].tolist() == [0] and history["best"].tolist() == [True]
+    assert isnan(history["loss"][0])
+    value = evaluate(method, val, n_bootstrap=10).table()["value"]
+    assert history["val_accuracy"][0] == value["accuracy"] > 1 / 3
+    last = fit(NearestMean(clip, CARD), train, None, TrainConfig(keep="last"), **QUIET)
+    assert last["best"].tolist() == [False]
+
+
+def test_after_training_sees_the_weights_that_are_kept(clip):
+    class Noting(Prototypes):
+        def after_training(self, val, cache_dir, progress) -> None:
+            self.seen = (own_tensors(self)["weight"].clone(), val.split, self.training)
+
+    method = Noting(clip, CARD)
+    fit(method, *small_sets(), replace(RUN, keep="best", lr=50.0), **QUIET)
+    weight, split, training = method.seen
+    assert torch.equal(weight, method.weight) and (split, training) == ("val", False)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        LinearProbe,
+        partial(TextProbe, multiplier_views=2),
+        partial(TipAdapter, cache_views=2),
+        partial(TipAdapter, cache_views=2, trained=True),
+    ],
+    ids=["LinearProbe", "TextProbe", "TipAdapter", "TipAdapter-F"],
+)
+def test_without_progress_no_bar_is_shown(clip, tmp_path, monkeypatch, make):
+    bars, init = [], tqdm.__init__
+
+    def noting(self, *args, **options) -> None:
+        init(self, *args, **options)
+        if not self.disable:
+            bars.append(options["desc"])
+
+    monkeypatch.setattr(tqdm, "__init__", noting)
+    for progress in (False, True):
+        config = TrainConfig(epochs=1, batch_size=4, views=0)
+        fit(make(clip, CARD), *small_sets(), config, cache_dir=tmp_path / str(progress), progress=progress)
+        assert ("image features" in bars) == bool(bars) == progress
+
+
+def test_the_published_average_is_scaled_to_the_epochs(clip):
+    average = EpochAverage.published(Pulled(clip, CARD), 40)
+    assert (average.mean, average.std, average.tensors) == (20, 10, None)
+    assert EpochAverage.published(Prototypes(clip, CARD), 40) is None
+    cilmp = CILMP(clip, CARD, {name: torch.randn(9, 12) for name in CARD.classnames}, image_depth=0)
+    average = EpochAverage.published(cilmp, 100)
+    assert (average.mean, average.std, average.tensors) == (100, 30, ("ctx",))
+
+
+def test_an_unknown_optimizer_names_the_choices():
+    with pytest.raises(ValueError, match="unknown optimizer 'adam' in TrainConfig.*'adamw'"):
+        TrainConfig(optimizer="adam")
