@@ -1,7 +1,7 @@
 """How often must captions name a disease before CLIP knows the name? A study on phantoms.
 
-One command, `python -m medvlp.show.figures.name_rate`, pre-trains the embedded CLIP from scratch once for each
-rate and seed, measures zero-shot accuracy by class name and by symptoms on the way, and writes
+One command, `python -m medvlp.show.figures.name_rate`, pre-trains the embedded CLIP from scratch, once
+for each rate and seed, measures zero-shot accuracy by class name and by symptoms on the way, and writes
 medvlp/assets/name_rate.csv and figures/name_rate.png. A run that is in the CSV already is not done again.
 """
 
