@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+DRAWING = 1  # raised with every change after which the same latents give other images
 N_UNIFORMS = 160  # random numbers an image for position, size, colour and light
 N_FIELDS = 6  # smooth random fields an image
 FIELD_CELLS = 8
