@@ -1,8 +1,8 @@
 """Does it matter that the intervention sees the image? CILMP's three kinds, beside what there is without it.
 
-One command, `python -m medvlp.show.figures.intervention_study`, trains CILMP on the embedded CLIP with each kind
-of intervention and seed on phantoms, and the conditional kind on real chest X-rays where MEDVLP_DATA has them;
-all beside ViP, the linear probe and zero-shot. It writes medvlp/assets/interventions.csv and, of the
+One command, `python -m medvlp.show.figures.intervention_study`, trains CILMP on the embedded CLIP with each
+kind of intervention and seed on phantoms, and the conditional kind on real chest X-rays where MEDVLP_DATA has
+them; all beside ViP, the linear probe and zero-shot. It writes medvlp/assets/interventions.csv and, of the
 phantoms, figures/interventions.png. A run that is in the CSV already is not done again. The embedded CLIP has
 seen drawings only: nothing here stands beside a paper's figures.
 """
