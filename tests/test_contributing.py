@@ -17,7 +17,7 @@ from tests.study.training.small_training import CARD, small_clip, small_sets
 def biases(tmp_path, repository, monkeypatch):
     """The file as it is printed, in a folder of its own, and the line as it is printed, in the registry."""
     text = (repository / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    file, line = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    file, line, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     name, home = ast.literal_eval("(" + line.strip().replace(": ", ", ", 1) + ")")[:2]
     folder = tmp_path / "methods"
     folder.mkdir()
@@ -26,14 +26,13 @@ def biases(tmp_path, repository, monkeypatch):
 
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
     monkeypatch.setitem(registry.HOMES, name, home)
-    monkeypatch.setitem(medvlp._HOMES, name, home)
     yield name
     sys.modules.pop(home, None)
 
 
 def test_the_example_trains_saves_loads_and_predicts(biases, tmp_path):
     clip, (train, val) = small_clip(tmp_path), small_sets()
-    method = getattr(medvlp, biases)(clip, CARD)
+    method = registry.METHODS[biases](clip, CARD)
     before = medvlp.evaluate(method, train, n_bootstrap=10).table()["value"]["accuracy"]
     history = medvlp.fit(method, train, val, TrainConfig(epochs=8, lr=1.0, batch_size=6), progress=False)
     assert len(history) == 8 and method.b.abs().max() > 0
@@ -47,7 +46,7 @@ def test_the_example_trains_saves_loads_and_predicts(biases, tmp_path):
 
 
 def test_its_recipe_is_what_fit_uses(biases):
-    config = medvlp.recipe(getattr(medvlp, biases))
+    config = medvlp.recipe(registry.METHODS[biases])
     assert (config.epochs, config.lr, config.batch_size) == (10, 0.1, 32)
 
 

@@ -89,7 +89,7 @@ def test_the_wheel_holds_cards_assets_and_types(tmp_path):
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
-    assert "medvlp/py.typed" in inside
+    assert {"medvlp/py.typed", "medvlp/__init__.pyi"} <= inside
     assert {f"medvlp/data_cards/{card.name}" for card in (ROOT / "data_cards").glob("*.md")} <= inside
     assets = [path for path in (ROOT / "medvlp" / "assets").rglob("*.*") if path.is_file()]
     assert {str(path.relative_to(ROOT)) for path in assets} <= inside

@@ -1,0 +1,40 @@
+"""The public names and where each lives: the one list, for people, type checkers and lazy_loader."""
+
+from .backbone.clip import Clip, load_clip
+from .backbone.features import image_features
+from .data.cards import DataCard, list_cards, load_card
+from .data.datasets import Data, ImageSet, load_dataset
+from .data.phantoms.worlds import get_world
+from .knowledge.llm.local_llm import local_llm
+from .knowledge.llm.representations import (
+    Representations,
+    llm_representations,
+    shipped_representations,
+)
+from .knowledge.symptoms.generate import generate_symptoms
+from .knowledge.symptoms.sets import SymptomSet
+from .methods.biomedcoop import BiomedCoOp
+from .methods.cilmp import CILMP
+from .methods.clip_adapter import CLIPAdapter
+from .methods.cocoop import CoCoOp
+from .methods.coop import CoOp
+from .methods.ivlp import IVLP
+from .methods.kgcoop import KgCoOp
+from .methods.linear_probe import LinearProbe
+from .methods.maple import MaPLe
+from .methods.parameters import trainable_parameters
+from .methods.promptsrc import PromptSRC
+from .methods.text_probe import TextProbe
+from .methods.tip_adapter import TipAdapter
+from .methods.vip import ViP
+from .methods.vpt import VPT
+from .methods.zero_shot import ZeroShot
+from .show.widgets.review import SymptomReview, review_table
+from .study.ablation.grid import Named
+from .study.ablation.study import Study, run_ablation
+from .study.evaluation import Report, evaluate
+from .study.prediction import Prediction, predict
+from .study.saving import load, save
+from .study.training.averaging import EpochAverage
+from .study.training.config import TrainConfig, recipe
+from .study.training.fit import fit
