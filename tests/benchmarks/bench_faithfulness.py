@@ -15,15 +15,15 @@ from medvlp.data.datasets import load_dataset
 from medvlp.data.phantoms.worlds import DRAWINGS
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.show.explanations.localisation import localisation
-from medvlp.show.faithfulness.controls import faithfulness_controls
-from medvlp.show.faithfulness.measures import (
+from medvlp.show.counterfactuals.controls import faithfulness_controls
+from medvlp.show.counterfactuals.faithfulness import (
     counterfactual,
     counterfactual_summary,
     faithfulness,
     what_is_seen,
 )
-from medvlp.show.faithfulness.twins import flip_all
+from medvlp.show.counterfactuals.twins import flip_all
+from medvlp.show.explanations.patch_maps import localisation
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 

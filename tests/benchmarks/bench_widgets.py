@@ -17,7 +17,7 @@ from medvlp.data.datasets import load_dataset
 from medvlp.methods.cilmp import CILMP
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.show.widgets import InterventionExplorer, PhantomLab, SymptomExplorer
+from medvlp.show import InterventionExplorer, PhantomLab, SymptomExplorer
 
 TARGET = 300  # milliseconds
 

@@ -1,7 +1,7 @@
 """Why this class? Symptom scores of one image, and for CILMP what its intervention changes.
 
 A symptom's score is a cosine, not a finding. Whether it says what its words say is measured on phantoms:
-`faithfulness`.
+`medvlp.show.faithfulness`.
 """
 
 from collections.abc import Iterator

@@ -23,6 +23,7 @@ from medvlp.data.errors import unknown_name
 from medvlp.data.image_sets import ImageSet, PhantomSet
 from medvlp.knowledge.symptoms.sets import LITERAL
 from medvlp.show.figures.basic import show_images
+from medvlp.show.gallery.page import write_page
 from medvlp.show.gallery.reasons import (
     NEIGHBOURS,
     SYMPTOMS,
@@ -137,8 +138,6 @@ class Failures:
 
     def to_html(self, path: str | Path, *others: "Failures", show_ids: bool | None = None) -> Path:
         """Write these, and `others` under them, as one page: see `medvlp.show.gallery.page.write_page`."""
-        from medvlp.show.gallery.page import write_page
-
         return write_page(path, [self, *others], show_ids)
 
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -18,16 +18,29 @@ from tqdm.contrib.concurrent import thread_map
 from medvlp.data.cards import DataCard
 from medvlp.data.files import atomic_write
 from medvlp.data.image_sets import ImageSet
-
-if TYPE_CHECKING:
-    from medvlp.show.gallery.failures import Failures
+from medvlp.show.figures.html import data_uri
 
 PICTURE, SMALL = 160, 80  # most pixels a side: of an image, and of a training image beside it
 QUALITY = 85  # of the JPEG
 N_SYMPTOMS = 3  # listed for each class
 
 
-def write_page(path: str | Path, sections: Sequence["Failures"], show_ids: bool | None = None) -> Path:
+class Gallery(Protocol):
+    """What one section of a page shows; `Failures` is one, and says what each attribute is."""
+
+    title: str
+    images: ImageSet
+    train: ImageSet | None
+    table: pd.DataFrame
+    symptoms: pd.DataFrame
+    neighbours: pd.DataFrame
+    words: tuple[str, str]
+
+    def pairs(self) -> pd.DataFrame:
+        """The pairs of true and predicted class, the most frequent first."""
+
+
+def write_page(path: str | Path, sections: Sequence[Gallery], show_ids: bool | None = None) -> Path:
     """Write galleries under one another as one page, whole or not at all; return its path.
 
     Pictures are small JPEGs inside the page, without anything that the file said of itself. The page has no
@@ -36,7 +49,7 @@ def write_page(path: str | Path, sections: Sequence["Failures"], show_ids: bool 
 
     Args:
         path: the page's file, such as "failures.html".
-        sections: galleries, such as failures, flips and label-noise suspects.
+        sections: galleries, such as failures, stability and label-noise suspects.
         show_ids: whether an image's id, which may name a file or a patient, is shown. None: where the card
             of its data set allows redistribution. Images are numbered by their place in the set.
 
@@ -81,14 +94,14 @@ def picture_uri(image: Image.Image, side: int) -> str:
     small.thumbnail((side, side))
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(small)).save(buffer, "JPEG", quality=QUALITY)  # without comment, EXIF, profile
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri("image/jpeg", buffer.getvalue())
 
 
 def _asset(name: str) -> str:
     return (resources.files("medvlp.show.gallery") / name).read_text(encoding="utf-8")
 
 
-def _pictures(sections: Iterable["Failures"]) -> dict[tuple[int, int, int], str]:
+def _pictures(sections: Iterable[Gallery]) -> dict[tuple[int, int, int], str]:
     """Every picture of the page by (id of its set, image, side); each is made once."""
     wanted: dict[tuple[int, int, int], ImageSet] = {}
     for section in sections:
@@ -108,13 +121,13 @@ def _pictures(sections: Iterable["Failures"]) -> dict[tuple[int, int, int], str]
     return dict(zip(wanted, uris, strict=True))
 
 
-def _data_cards(sections: Iterable["Failures"]) -> list[DataCard]:
+def _data_cards(sections: Iterable[Gallery]) -> list[DataCard]:
     sets = [images for s in sections for images in (s.images, s.train) if images is not None]
     return list({images.card.name: images.card for images in sets}.values())
 
 
 def _section(
-    section: "Failures", pictures: dict[tuple[int, int, int], str], show_ids: bool | None
+    section: Gallery, pictures: dict[tuple[int, int, int], str], show_ids: bool | None
 ) -> dict[str, Any]:
     """What the template shows of one gallery."""
     symptoms = dict(list(section.symptoms.groupby("image")))

@@ -60,7 +60,7 @@ def _light(clip: Clip, factor: float) -> Change:
     return change
 
 
-def flips(
+def stability(
     method: nn.Module,
     images: ImageSet,
     train: ImageSet | None = None,
@@ -92,7 +92,7 @@ def flips(
     loader = DataLoader(images.with_transform(method.clip.preprocess), batch_size=_BATCH)
     unchanged, found = [], []
     with evaluating(method):
-        for batch, _ in tqdm(loader, desc="flips", unit="batch", leave=False, delay=2):
+        for batch, _ in tqdm(loader, desc="stability", unit="batch", leave=False, delay=2):
             pixels = batch.to(method.clip.device)  # (B, 3, S, S)
             unchanged.append(method(pixels).float().cpu())
             changed = [method(change(pixels)).argmax(dim=1).cpu() for change in changes.values()]

@@ -27,9 +27,9 @@ from tqdm.auto import tqdm
 
 from medvlp.data.files import atomic_write
 from medvlp.data.image_sets import ImageSet
+from medvlp.show.figures.html import data_uri, picture_html
 from medvlp.show.maps.figure import MapStyles, map_figure
 from medvlp.show.maps.umap import PARAMETERS
-from medvlp.show.widgets.parts import picture_html
 
 TOLD = ("what", "classname", "text", "method", "stage")  # of a point under the pointer
 QUALITY = 80  # of the JPEG that holds all thumbnails
@@ -152,11 +152,7 @@ def _sheet(images: ImageSet, chosen: Sequence[int], side: int, progress: bool) -
         sheet.paste(small, (tile % columns * side, tile // columns * side))
     jpeg = io.BytesIO()
     sheet.save(jpeg, "JPEG", quality=QUALITY)
-    return {"url": _url("image/jpeg", jpeg.getvalue()), "side": side, "columns": columns, "rows": rows}
-
-
-def _url(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return {"url": data_uri("image/jpeg", jpeg.getvalue()), "side": side, "columns": columns, "rows": rows}
 
 
 def _between_0_and_1(values: pd.Series) -> list[float]:

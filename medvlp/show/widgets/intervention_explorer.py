@@ -10,14 +10,13 @@ from matplotlib.figure import Figure
 from medvlp.data.datasets import ImageSet
 from medvlp.methods.cilmp import CILMP
 from medvlp.show.figures.basic import PALETTE, closed, literal_figure
+from medvlp.show.figures.html import literal, picture_html
 from medvlp.show.widgets.kept_rank import check_intervention, rank_effect
 from medvlp.show.widgets.parts import (
     COLOURS,
     ImageExplorer,
     bar_html,
     checked_images,
-    literal,
-    picture_html,
     pixels_of,
     slider,
     table_html,

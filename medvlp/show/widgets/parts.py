@@ -6,27 +6,23 @@ theme of JupyterLab by its CSS variables; none carries a meaning alone.
 """
 
 import base64
-import io
 from collections.abc import Callable
 from functools import cached_property
-from html import escape
 from typing import Any
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.datasets import ImageSet
 from medvlp.show.figures.basic import PALETTE
+from medvlp.show.figures.html import jpeg, literal
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-LITERAL = "tex2jax_ignore mathjax_ignore"  # classes that MathJax passes over
 COLOURS = PALETTE.as_hex()
-_DPI = 72  # of the static pictures that a saved notebook keeps
-_THUMBNAIL = (320, 320)
 
 
 def import_widgets() -> Any:
@@ -39,27 +35,6 @@ def import_widgets() -> Any:
             "Without it, their methods, tables and static() do the same."
         ) from None
     return ipywidgets
-
-
-def literal(text: str) -> str:
-    """Text as HTML that shows it letter by letter: no markup, no mathematics."""
-    return f'<span class="{LITERAL}">{escape(text)}</span>'
-
-
-def jpeg(picture: Image.Image | Figure) -> str:
-    """A figure, or an image brought down to at most 320 pixels a side, as base64 of a JPEG file."""
-    file = io.BytesIO()
-    if isinstance(picture, Figure):
-        picture.savefig(file, format="jpeg", dpi=_DPI, bbox_inches="tight", pil_kwargs={"quality": 75})
-    else:
-        ImageOps.contain(picture, _THUMBNAIL).save(file, format="JPEG", quality=95)
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def picture_html(picture: Image.Image | Figure, alt: str, width: str = "14em") -> str:
-    """A picture inside the page, with words for those who do not see it; `width` is a CSS length."""
-    style = f"width:{width};max-width:100%"
-    return f'<img alt="{escape(alt)}" style="{style}" src="data:image/jpeg;base64,{jpeg(picture)}">'
 
 
 def bar_html(value: float, low: float, high: float, colour: str, hollow: bool = False) -> str:
@@ -156,7 +131,7 @@ class Explorer:
         return True
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        bundle = {"text/plain": repr(self), "image/jpeg": jpeg(self.static())}
+        bundle = {"text/plain": repr(self), "image/jpeg": base64.b64encode(jpeg(self.static())).decode()}
         try:
             live = self.box._repr_mimebundle_() or {}
         except ImportError:

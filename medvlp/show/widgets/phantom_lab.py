@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from medvlp.data.phantoms.drawing import Draws
 from medvlp.data.phantoms.worlds import World, get_world
 from medvlp.show.figures.basic import closed, literal_figure
+from medvlp.show.figures.html import literal, picture_html
 from medvlp.show.widgets.parts import (
     COLOURS,
     Explorer,
     bar_html,
-    literal,
-    picture_html,
     pixels_of,
     slider,
     table_html,

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import unknown_name
 from medvlp.methods.zero_shot import score_table
-from medvlp.show.faithfulness.other_symptoms import check_symptoms, with_symptoms
+from medvlp.show.counterfactuals.twins import check_symptoms, with_symptoms
 from medvlp.show.figures.basic import symptom_bars
+from medvlp.show.figures.html import literal, picture_html
 from medvlp.show.widgets.parts import (
     COLOURS,
     ImageExplorer,
     bar_html,
     checked_images,
-    literal,
-    picture_html,
     pixels_of,
     slider,
     table_html,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from medvlp.data.errors import unknown_name
 from medvlp.show.figures.basic import PALETTE, closed
 from medvlp.show.figures.curves import training_curves
-from medvlp.show.widgets.parts import literal, picture_html, table_html
+from medvlp.show.figures.html import literal, picture_html
+from medvlp.show.widgets.parts import table_html
 from medvlp.study.training.callbacks import Callback
 from medvlp.study.training.config import LOWER_IS_BETTER
 

@@ -6,12 +6,13 @@ from matplotlib.figure import Figure
 
 from medvlp.backbone.clip import load_clip
 from medvlp.data.datasets import load_dataset
-from medvlp.show.explanations.localisation import changed_patches, localisation
 from medvlp.show.explanations.patch_maps import (
     attention_rollout,
-    map_figure,
+    changed_patches,
+    localisation,
     occlusion_map,
     patch_features,
+    patch_map_figure,
     patch_similarity,
     rollout,
 )
@@ -125,10 +126,10 @@ def test_localisation_tells_attributes_and_maps_apart(clip, images):
 
 def test_the_figure_shows_every_map(images):
     maps = np.random.default_rng(0).random((8, 8, 2))
-    fig = map_figure(images.image(0), maps, ["$\\frac", "a title that is far too long for one line"])
+    fig = patch_map_figure(images.image(0), maps, ["$\\frac", "a title that is far too long for one line"])
     assert isinstance(fig, Figure)
     fig.canvas.draw()
     shown = [ax.images[-1].get_array() for ax in fig.axes[1:3]]
     np.testing.assert_allclose(np.stack(shown, axis=-1), maps)
     with pytest.raises(ValueError, match="1 titles for 2 maps"):
-        map_figure(images.image(0), maps, ["one"])
+        patch_map_figure(images.image(0), maps, ["one"])

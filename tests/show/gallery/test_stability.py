@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from medvlp import load_clip
-from medvlp.show.gallery.stability import flips, harmless_changes
+from medvlp.show.gallery.stability import harmless_changes, stability
 from tests.backbone.small_clips import open_clip_kind
 from tests.methods.small import make_card, make_set, set_of
 
@@ -71,7 +71,7 @@ def test_decisions_that_a_change_turns_are_found_and_named(clip):
     pixels[2] = pixels[0]
     pixels[3, :4] = 200  # the same on both sides, so class 0 stays
     images = set_of(card, np.array([0, 1, 1, 0]), pixels)
-    found = flips(Rule(clip, card, left_or_right), images)
+    found = stability(Rule(clip, card, left_or_right), images)
     assert sorted(found.table["image"]) == [0, 1, 2]
     notes = found.table.set_index("image")["note"]
     assert notes[0] == "nevus when mirrored" and notes[1] == "melanoma when mirrored"
@@ -82,7 +82,7 @@ def test_decisions_that_a_change_turns_are_found_and_named(clip):
 def test_a_decision_that_no_change_touches_does_not_flip(clip):
     card = make_card()
     always = Rule(clip, card, lambda images: torch.tensor([[0.0, 1.0, 0.0]]).repeat(len(images), 1))
-    assert len(flips(always, make_set(card, [0, 1, 2]))) == 0
+    assert len(stability(always, make_set(card, [0, 1, 2]))) == 0
 
 
 def test_own_changes_are_tried_in_evaluation_mode_and_the_mode_comes_back(clip):
@@ -94,7 +94,7 @@ def test_own_changes_are_tried_in_evaluation_mode_and_the_mode_comes_back(clip):
         return torch.stack([images.mean(dim=(1, 2, 3)) * k for k in (1.0, 0.0, -1.0)], dim=1)
 
     method = Rule(clip, card, rule).train()
-    found = flips(method, make_set(card, [0, 1, 2]), changes={"negative": lambda images: -images})
+    found = stability(method, make_set(card, [0, 1, 2]), changes={"negative": lambda images: -images})
     assert len(found) == 3 and found.table["note"].str.endswith("when negative").all()
     assert seen.training == {False} and method.training
 
@@ -103,6 +103,6 @@ def test_bad_input_is_refused(clip):
     card = make_card()
     method = Rule(clip, card, left_or_right)
     with pytest.raises(ValueError, match="no change to try"):
-        flips(method, make_set(card, [0]), changes={})
+        stability(method, make_set(card, [0]), changes={})
     with pytest.raises(ValueError, match="build the method from that card"):
-        flips(method, make_set(make_card(2), [0]))
+        stability(method, make_set(make_card(2), [0]))

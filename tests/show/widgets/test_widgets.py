@@ -19,8 +19,8 @@ from medvlp.methods.cilmp import CILMP
 from medvlp.methods.coop import CoOp
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.show.faithfulness.other_symptoms import with_symptoms
-from medvlp.show.widgets import InterventionExplorer, PhantomLab, SymptomExplorer, TrainingMonitor
+from medvlp.show import InterventionExplorer, PhantomLab, SymptomExplorer, TrainingMonitor
+from medvlp.show.counterfactuals.twins import with_symptoms
 from medvlp.show.widgets.kept_rank import KeptRank, rank_effect, with_rank
 from medvlp.show.widgets.parts import WIDGET_VIEW, ImageExplorer, bar_html, literal, table_html
 from medvlp.show.widgets.phantom_lab import draw_phantom

@@ -12,7 +12,7 @@ from torch import nn
 
 from medvlp.data.errors import unknown_name
 from medvlp.data.image_sets import PhantomSet
-from medvlp.show.faithfulness.twins import claims_of, flip, flip_all
+from medvlp.show.counterfactuals.twins import claims_of, flip, flip_all
 from medvlp.show.figures.basic import GREY, PALETTE, closed
 
 GOAL = 0.8  # the share of images at which a symptom is called faithful here; a choice

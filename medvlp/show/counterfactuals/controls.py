@@ -13,9 +13,16 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from medvlp.data.image_sets import PhantomSet
-from medvlp.show.faithfulness.measures import counterfactual, mean_auroc
-from medvlp.show.faithfulness.other_symptoms import with_symptoms
-from medvlp.show.faithfulness.twins import Claims, Flips, claims_of, flip_features, flips_of_features, some
+from medvlp.show.counterfactuals.faithfulness import counterfactual, mean_auroc
+from medvlp.show.counterfactuals.twins import (
+    Claims,
+    Flips,
+    claims_of,
+    flip_features,
+    flips_of_features,
+    some,
+    with_symptoms,
+)
 from medvlp.study.ablation.statistics import t_interval
 
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"

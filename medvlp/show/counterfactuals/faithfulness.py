@@ -16,7 +16,7 @@ from torch import nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.image_sets import PhantomSet
-from medvlp.show.faithfulness.twins import (
+from medvlp.show.counterfactuals.twins import (
     Claims,
     Flips,
     claims_of,

@@ -13,17 +13,16 @@ from medvlp.data.phantoms.worlds import DRAWINGS, get_world
 from medvlp.methods.coop import CoOp
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.show.faithfulness.controls import SAME_SIGN, faithfulness_controls, gibberish, shuffled_claims
-from medvlp.show.faithfulness.measures import (
+from medvlp.show.counterfactuals.controls import SAME_SIGN, faithfulness_controls, gibberish, shuffled_claims
+from medvlp.show.counterfactuals.faithfulness import (
     counterfactual,
     counterfactual_summary,
     faithfulness,
     mean_auroc,
     what_is_seen,
 )
-from medvlp.show.faithfulness.other_symptoms import with_symptoms
-from medvlp.show.faithfulness.twins import Flips, claims_of, flip, flip_all
-from medvlp.show.figures.faithfulness import counterfactual_figure, faithfulness_figure, twin_figure
+from medvlp.show.counterfactuals.figures import counterfactual_figure, faithfulness_figure, twin_figure
+from medvlp.show.counterfactuals.twins import Flips, claims_of, flip, flip_all, with_symptoms
 from tests.methods.small import make_card, make_set
 
 N = 48

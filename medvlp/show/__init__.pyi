@@ -1,0 +1,36 @@
+from .counterfactuals.controls import faithfulness_controls
+from .counterfactuals.faithfulness import counterfactual, counterfactual_summary, faithfulness, what_is_seen
+from .counterfactuals.figures import counterfactual_figure, faithfulness_figure, twin_figure
+from .counterfactuals.twins import claims_of, flip, flip_all, with_symptoms
+from .explanations.patch_maps import (
+    attention_rollout,
+    localisation,
+    occlusion_map,
+    patch_map_figure,
+    patch_similarity,
+)
+from .explanations.scores import explanation_figure, symptom_scores_table
+from .figures.ablations import forest_plot, heat_map
+from .figures.basic import contrastive_matrix, interval_plot, save_figure, show_images, symptom_bars
+from .figures.curves import shots_curve, training_curves
+from .figures.intervention_study import intervention_figure
+from .figures.name_rate import name_rate_figure
+from .gallery.failures import Failures, failures, right_and_wrong
+from .gallery.label_noise import label_noise_suspects
+from .gallery.stability import stability
+from .maps.embeddings import (
+    Embeddings,
+    class_points,
+    image_points,
+    llm_points,
+    modality_gap,
+    symptom_points,
+)
+from .maps.figure import map_figure
+from .maps.page import scatter_page
+from .maps.umap import map_points, what_a_map_hides
+from .widgets.intervention_explorer import InterventionExplorer
+from .widgets.phantom_lab import PhantomLab
+from .widgets.review import SymptomReview, review_table
+from .widgets.symptom_explorer import SymptomExplorer
+from .widgets.training_monitor import TrainingMonitor

@@ -1,1 +1,0 @@
-"""Whether explanations are true: one attribute turned round, and controls."""
