@@ -35,6 +35,6 @@ from .study.ablation.study import Study, run_ablation
 from .study.evaluation import Report, evaluate
 from .study.prediction import Prediction, predict
 from .study.saving import load, save
-from .study.training.averaging import EpochAverage
+from .study.training.callbacks import EpochAverage
 from .study.training.config import TrainConfig, recipe
 from .study.training.fit import fit

@@ -1,8 +1,8 @@
 """Image features of a frozen CLIP, computed once and kept on disk.
 
 A cache file is named by what its numbers depend on: the clip's fingerprint (weights, architecture,
-preprocessing), the data set's fingerprint (which images, in which order) and the view. It is
-safetensors with the same facts as metadata and a checksum of its numbers.
+preprocessing), the data set's fingerprint (which images, in which order) and the view. The same facts stand
+in the file.
 """
 
 import json
@@ -15,17 +15,17 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
-from medvlp.data.files import atomic_write, cache_folder, sha256
+from medvlp.data.files import cache_folder, check_writable, sha256
+from medvlp.data.tensor_files import read_tensors, write_tensors
 
-VERSION = "1"  # of the file's layout and of how views are drawn
+KIND = "medvlp image features"
+VERSION = "2"  # of the file's layout and of how views are drawn
 CROP_SCALE = (0.08, 1.0)  # part of the image's area that a random view keeps, as in the papers' recipes
 
 
@@ -40,7 +40,7 @@ class Features:
 
 def image_features(
     clip: Clip,
-    dataset: Any,
+    images: Any,
     view: int | None = None,
     cache_dir: str | Path | None = None,
     batch_size: int = 64,
@@ -51,7 +51,7 @@ def image_features(
 
     Args:
         clip: the frozen model.
-        dataset: an `ImageSet`, or anything with `fingerprint`, `ids`, `labels`, `with_transform(transform)`
+        images: An `ImageSet`, or anything with `fingerprint`, `ids`, `labels`, `with_transform(transform)`
             and `[i] -> (image, label)`.
         view: None for the model's own preprocessing; a number for one random view of each image (random
             resized crop, bicubic, and flip). A view depends on its number and the image's id alone.
@@ -65,36 +65,45 @@ def image_features(
         ValueError: an empty data set, or an image whose features are not finite.
         OSError: a cache folder that cannot be written; found before anything is computed.
     """
-    if len(dataset.ids) == 0:
+    if len(images.ids) == 0:
         raise ValueError("there are no images to encode: the data set is empty.")
     facts = {
         "version": VERSION,
         "clip": clip.name,
         "clip_fingerprint": clip.fingerprint,
-        "data_fingerprint": dataset.fingerprint,
+        "data_fingerprint": images.fingerprint,
         "view": "evaluation" if view is None else str(view),
-        "ids": sha256(*dataset.ids),
-        "shape": f"{len(dataset.ids)} x {clip.embed_dim}",
+        "ids": sha256(*images.ids),
+        "shape": f"{len(images.ids)} x {clip.embed_dim}",
     }
     base = Path(cache_dir).expanduser() if cache_dir else cache_folder()
-    name = sha256(
-        json.dumps({**facts, "clip": None}, sort_keys=True)
-    )  # what the clip is called changes nothing
+    # what the clip is called changes nothing
+    name = sha256(json.dumps(facts | {"clip": None}, sort_keys=True))
     path = base / "features" / f"{name}.safetensors"
     features = _read(path, facts)  # (N, D)
     if features is None:
-        _make_folder(path.parent)
-        features = _encode(clip, dataset, view, batch_size, num_workers, progress)
-        with atomic_write(path) as part:
-            save_file({"features": features}, part, {**facts, "sha256": _checksum(features)})
-    return Features(features, torch.as_tensor(dataset.labels, dtype=torch.long), list(dataset.ids))
+        check_writable(path.parent, "the feature cache (MEDVLP_CACHE says where)")
+        features = _encode(clip, images, view, batch_size, num_workers, progress)
+        write_tensors(path, {"features": features}, KIND, facts)
+    return Features(features, torch.as_tensor(images.labels, dtype=torch.long), list(images.ids))
+
+
+def training_features(
+    clip: Clip, images: Any, views: int, cache_dir: str | Path | None = None, progress: bool = True
+) -> Tensor:
+    """Normalised features of `views` random views of each image, (views, N, D), on the clip's device.
+
+    0 views: the view of evaluation, (1, N, D). `fit` trains on these with the same `views`.
+    """
+    numbers = range(views) if views else [None]
+    features = [image_features(clip, images, view, cache_dir, progress=progress).features for view in numbers]
+    return torch.stack(features).to(clip.device)
 
 
 class RandomView:
-    """A seeded random view of a PIL image: crop of any size, bicubic resize, flip, normalisation."""
+    """Seeded random views of PIL images: crop of any size, bicubic resize, flip, normalisation."""
 
-    def __init__(self, clip: Clip, view: int) -> None:
-        self.view = view
+    def __init__(self, clip: Clip) -> None:
         self.transform = v2.Compose(
             [
                 v2.RandomResizedCrop(clip.image_size, CROP_SCALE, interpolation=v2.InterpolationMode.BICUBIC),
@@ -105,36 +114,33 @@ class RandomView:
             ]
         )
 
-    def __call__(self, image: Image.Image, image_id: str) -> Tensor:
-        """The view of `image`, (3, S, S); torch's random state stays as it was."""
-        seed = int(sha256(f"view {self.view}", image_id)[:15], 16)
+    def __call__(self, image: Image.Image, image_id: str, view: int) -> Tensor:
+        """View number `view` of `image`, (3, S, S); torch's random state stays as it was."""
+        seed = int(sha256(f"view {view}", image_id)[:15], 16)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self.transform(image)
 
 
-class _Views(Dataset):
-    """The images of a data set as one random view each."""
+class Views(Dataset):
+    """Images as the clip sees them. Item (i, view) is (tensor (3, S, S), label) of image i.
 
-    def __init__(self, dataset: Any, view: RandomView) -> None:
-        self.images, self.ids, self.view = dataset.with_transform(None), dataset.ids, view
+    `view` is the number of a random view, or None for the model's own preprocessing.
+    """
+
+    def __init__(self, clip: Clip, images: Any) -> None:
+        self.images, self.ids = images.with_transform(None), images.ids
+        self.preprocess, self.random_view = clip.preprocess, RandomView(clip)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+    def __getitem__(self, item: tuple[int, int | None]) -> tuple[Tensor, int]:
+        i, view = item
         image, label = self.images[i]
-        return self.view(image, self.ids[i]), label
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError as error:
-        raise OSError(f"the feature cache {folder} cannot be made ({error}); set MEDVLP_CACHE.") from error
-    if not writable:
-        raise PermissionError(f"the feature cache {folder} cannot be written; set MEDVLP_CACHE.")
+        if view is None:
+            return self.preprocess(image), label
+        return self.random_view(image, self.ids[i], view), label
 
 
 def _read(path: Path, facts: dict[str, str]) -> Tensor | None:
@@ -142,39 +148,30 @@ def _read(path: Path, facts: dict[str, str]) -> Tensor | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            stored, features = file.metadata() or {}, file.get_tensor("features")
+        tensors, stored = read_tensors(path, KIND, "a cache of image features")
         different = [key for key in facts if key != "clip" and stored.get(key) != facts[key]]
-        problem = f"its {', '.join(different)} differ" if different else ""
-        if not problem and stored.get("sha256") != _checksum(features):
-            problem = "its numbers do not have the checksum they were written with"
-    except (SafetensorError, OSError) as error:
+        if not different:
+            return tensors["features"]
+        problem = f"its {', '.join(different)} differ"
+    except ValueError as error:
         problem = str(error)
-    if problem:
-        warnings.warn(f"damaged feature cache {path} is computed again: {problem}.", stacklevel=3)
-        return None
-    return features
-
-
-def _checksum(features: Tensor) -> str:
-    return sha256(features.numpy().tobytes())
+    warnings.warn(f"damaged feature cache {path} is computed again: {problem}", stacklevel=3)
+    return None
 
 
 def _encode(
-    clip: Clip, dataset: Any, view: int | None, batch_size: int, num_workers: int | None, progress: bool
+    clip: Clip, images: Any, view: int | None, batch_size: int, num_workers: int | None, progress: bool
 ) -> Tensor:
     """Normalised features (N, D) on the CPU, in the data set's order."""
-    images = (
-        dataset.with_transform(clip.preprocess) if view is None else _Views(dataset, RandomView(clip, view))
-    )
     loader = DataLoader(
-        images,
+        Views(clip, images),
         batch_size,
-        num_workers=default_workers(len(dataset.ids), batch_size) if num_workers is None else num_workers,
+        sampler=[(i, view) for i in range(len(images.ids))],
+        num_workers=default_workers(len(images.ids), batch_size) if num_workers is None else num_workers,
         pin_memory=clip.device.type == "cuda",
         generator=torch.Generator(),  # or it would draw from the caller's random numbers
     )
-    features = torch.empty(len(dataset.ids), clip.embed_dim)  # (N, D)
+    features = torch.empty(len(images.ids), clip.embed_dim)  # (N, D)
     done = 0
     with tqdm(total=len(features), desc="image features", unit="image", delay=2, disable=not progress) as bar:
         for batch, _ in loader:  # (B, 3, S, S)
@@ -185,7 +182,7 @@ def _encode(
     broken = (~features.isfinite().all(dim=1)).nonzero().flatten()
     if len(broken):
         raise ValueError(
-            f"the features of {len(broken)} images are not finite, the first {dataset.ids[int(broken[0])]!r};"
+            f"the features of {len(broken)} images are not finite, the first {images.ids[int(broken[0])]!r};"
             " look at that image, or load the clip with precision='fp32'."
         )
     return features

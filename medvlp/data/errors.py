@@ -1,7 +1,16 @@
-"""Error messages that name the choices."""
+"""Error messages that name the choices, and configurations that give such."""
 
 import difflib
+import re
 from collections.abc import Iterable
+from dataclasses import fields
+from functools import wraps
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+
+_Config = TypeVar("_Config")
 
 
 def unknown_name(what: str, name: object, choices: Iterable[object], where: str = "") -> str:
@@ -16,3 +25,36 @@ def unknown_name(what: str, name: object, choices: Iterable[object], where: str 
     hint = f"; did you mean {by_lower[near[0]]!r}?" if near else "."
     listed = ", ".join(repr(choice) for choice in choices) or "none"
     return f"unknown {what} {str(name)!r}{f' in {where}' if where else ''}{hint} Choices: {listed}."
+
+
+@dataclass_transform(frozen_default=True)
+def frozen_config(cls: type[_Config]) -> type[_Config]:
+    """Make a frozen dataclass whose fields have exactly the annotated types: True is no number, 1.0 no int.
+
+    A value that does not fit is a ValueError of one line that names the class, the field and the value.
+    """
+    checked = dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(cls)
+    pydantics = checked.__init__
+
+    @wraps(pydantics)
+    def __init__(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            pydantics(self, *args, **values)
+        except ValidationError as error:
+            raise ValueError(_in_one_line(error, checked)) from None
+
+    checked.__init__ = __init__
+    return checked
+
+
+def _in_one_line(error: ValidationError, config: type) -> str:
+    """What is wrong with the first field that pydantic complains about."""
+    first = error.errors()[0]
+    field, value = first["loc"][0], first["input"]
+    if first["type"] == "unexpected_keyword_argument":
+        return unknown_name("field", field, [f.name for f in fields(config)], config.__name__)
+    if first["type"] == "literal_error" and len(first["loc"]) == 1:
+        return unknown_name(field, value, re.findall("'(.*?)'", first["ctx"]["expected"]), config.__name__)
+    # a field of several types, such as int | Literal["fresh"], has one complaint for each
+    wanted = [one["msg"].removeprefix("Input should be ") for one in error.errors() if one["loc"][0] == field]
+    return f"{config.__name__}: {field} is {value!r}; it should be {' or '.join(wanted)}."

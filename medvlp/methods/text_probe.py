@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
+from medvlp.backbone.features import training_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.methods.parameters import factor_on_cosines
-from medvlp.methods.training_features import training_features
 from medvlp.methods.zero_shot import ZeroShot
 
 

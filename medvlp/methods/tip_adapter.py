@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.features import image_features
+from medvlp.backbone.features import image_features, training_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.methods.parameters import factor_on_cosines
-from medvlp.methods.training_features import training_features
 from medvlp.methods.zero_shot import ZeroShot
 
 N_BETA, N_ALPHA = 200, 20  # steps of the search, as the authors' configurations have them

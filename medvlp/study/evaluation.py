@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -44,13 +45,8 @@ class Report:
         precision, recall, f1, support = precision_recall_fscore_support(
             labels, probabilities.argmax(1), labels=range(len(self.classnames)), zero_division=np.nan
         )
-        columns = {
-            "precision": precision,
-            "recall": recall,
-            "F1": f1,
-            "AUROC": class_auroc(labels, probabilities),
-            "support": support,
-        }
+        columns = {"precision": precision, "recall": recall, "F1": f1}
+        columns |= {"AUROC": class_auroc(labels, probabilities), "support": support}
         return pd.DataFrame(columns, index=pd.Index(self.classnames, name="classname"))
 
     def confusion(self) -> pd.DataFrame:
@@ -85,7 +81,7 @@ class Report:
 
 def evaluate(
     method: nn.Module,
-    dataset: ImageSet,
+    images: ImageSet,
     n_bootstrap: int = 1000,
     seed: int = 1,
     cache_dir: str | Path | None = None,
@@ -99,7 +95,7 @@ def evaluate(
     Args:
         method: A module with `.clip`, `.card` and `forward(images) -> logits`. If it also has
             `logits_from_features`, it is given the cached features of the images.
-        dataset: Images with labels, of the same classes as the method.
+        images: Images with labels, of the same classes as the method.
         n_bootstrap: Number of resamples.
         seed: Of the resampling; the same seed gives the same intervals.
         cache_dir: Of the image features; by default the features' own.
@@ -108,60 +104,86 @@ def evaluate(
         ValueError: an empty data set, a label outside the card, other classes than the method's, logits that
             are not finite.
     """
-    classnames = method.card.classnames
-    name = f"{dataset.card.name}, {dataset.split}"
-    if dataset.card.classnames != classnames:
-        raise ValueError(
-            f"{type(method).__name__} was built for card {method.card.name!r} with classes {classnames}, "
-            f"but data set {dataset.card.name!r} has {dataset.card.classnames}; "
-            "build the method from the data set's card."
-        )
-    labels = dataset.labels.cpu().numpy()  # (N,)
-    if len(labels) == 0:
-        raise ValueError(f"the data set ({name}) is empty; there is nothing to evaluate.")
-    outside = np.flatnonzero((labels < 0) | (labels >= len(classnames)))
-    if len(outside):
-        i = outside[0]
-        raise ValueError(
-            f"image {dataset.ids[i]!r} ({name}) has label {labels[i]}, outside the card's classes, "
-            f"0 to {len(classnames) - 1}: {', '.join(map(repr, classnames))}."
-        )
+    check_images(method, images, "data set")
     if n_bootstrap < 1:
         raise ValueError(f"n_bootstrap is {n_bootstrap}; an interval needs resamples, such as 1000.")
-
-    logits = predict_logits(method, dataset, cache_dir)  # (N, n_cls)
+    labels, names = images.labels.cpu().numpy(), method.card.classnames  # (N,)
+    logits = predict_logits(method, images, cache_dir)  # (N, n_cls)
     bad = (~torch.isfinite(logits)).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
             f"{type(method).__name__} gave logits that are not finite for {len(bad)} of {len(labels)} "
-            f"images, first {dataset.ids[bad[0]]!r}; look for NaN in its weights."
+            f"images, first {images.ids[bad[0]]!r}; look for NaN in its weights."
         )
-    probabilities = logits.double().softmax(dim=1).numpy()
+    probabilities = logits.double().softmax(dim=1).numpy()  # (N, n_cls)
+    predicted = probabilities.argmax(1)  # (N,)
+    per_image = {
+        "id": images.ids,
+        "true": [names[label] for label in labels],
+        "predicted": [names[label] for label in predicted],
+        "correct": predicted == labels,
+        "confidence": probabilities.max(1),
+        **{f"P({name})": probabilities[:, c] for c, name in enumerate(names)},
+    }
+    samples = bootstrap(labels, probabilities, images.groups, n_bootstrap, seed)  # (n_bootstrap, 6)
+    metrics = {  # resamples in which a metric is undefined are left out
+        "value": pd.Series(metric_values(labels, probabilities)),
+        "low": samples.quantile(0.025),
+        "high": samples.quantile(0.975),
+    }
     return Report(
         method=type(method).__name__,
-        dataset=name,
-        classnames=list(classnames),
-        per_image=_per_image(dataset.ids, labels, probabilities, classnames),
-        metrics=_intervals(labels, probabilities, dataset.groups, n_bootstrap, seed),
-        n_groups=len(set(dataset.groups)),
+        dataset=f"{images.card.name}, {images.split}",
+        classnames=list(names),
+        per_image=pd.DataFrame(per_image),
+        metrics=pd.DataFrame(metrics).loc[list(METRICS)].rename_axis("metric"),
+        n_groups=len(set(images.groups)),
         n_bootstrap=n_bootstrap,
         seed=seed,
     )
 
 
+def check_images(method: nn.Module, images: ImageSet, what: str) -> None:
+    """Raise ValueError where images cannot serve: none, other classes, or a label outside the card."""
+    classnames, name = method.card.classnames, f"{images.card.name}, {images.split}"
+    if len(images) == 0:
+        raise ValueError(f"the {what} ({name}) is empty.")
+    if images.card.classnames != classnames:
+        raise ValueError(
+            f"{type(method).__name__} was built for card {method.card.name!r} with classes {classnames}, but "
+            f"the {what} ({name}) has {images.card.classnames}; build the method from the data's card."
+        )
+    outside = ((images.labels < 0) | (images.labels >= len(classnames))).nonzero().flatten().tolist()
+    if outside:
+        i = outside[0]
+        raise ValueError(
+            f"image {images.ids[i]!r} of the {what} ({name}) has label {int(images.labels[i])}, outside the "
+            f"card's classes, 0 to {len(classnames) - 1}: {', '.join(map(repr, classnames))}."
+        )
+
+
+def loss_and_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Cross-entropy and the six metrics of logits (N, n_cls) and labels (N,), computed in float64.
+
+    This is what an epoch of `fit`, or a run of an ablation, is chosen by.
+    """
+    logits = logits.double()
+    loss = F.cross_entropy(logits, labels).item()
+    return {"loss": loss} | metric_values(labels.numpy(), logits.softmax(dim=1).numpy())
+
+
 def predict_logits(
-    method: nn.Module, dataset: ImageSet, cache_dir: str | Path | None = None, progress: bool = True
+    method: nn.Module, images: ImageSet, cache_dir: str | Path | None = None, progress: bool = True
 ) -> Tensor:
     """Logits of every image, (N, n_cls) float on the CPU, in evaluation mode; a bar over two seconds."""
     device = method.clip.device
     with evaluating(method):
         if hasattr(method, "logits_from_features"):
-            features = image_features(
-                method.clip, dataset, cache_dir=cache_dir, progress=progress
-            ).features  # (N, D)
+            cached = image_features(method.clip, images, cache_dir=cache_dir, progress=progress)
+            features = cached.features  # (N, D)
             batches, forward = features.split(_FEATURES), method.logits_from_features
         else:
-            loader = DataLoader(dataset.with_transform(method.clip.preprocess), batch_size=_IMAGES)
+            loader = DataLoader(images.with_transform(method.clip.preprocess), batch_size=_IMAGES)
             batches, forward = loader, method.forward
         bar = tqdm(batches, desc="evaluate", unit="batch", leave=False, delay=2, disable=not progress)
         inputs = (b if isinstance(b, Tensor) else b[0] for b in bar)  # a loader also gives labels
@@ -178,29 +200,3 @@ def evaluating(method: nn.Module) -> Iterator[None]:
             yield
     finally:
         method.train(was_training)
-
-
-def _per_image(
-    ids: list[str], labels: np.ndarray, probabilities: np.ndarray, classnames: list[str]
-) -> pd.DataFrame:
-    predicted = probabilities.argmax(1)  # (N,)
-    names = np.array(classnames, dtype=object)
-    columns = {
-        "id": list(ids),
-        "true": names[labels],
-        "predicted": names[predicted],
-        "correct": predicted == labels,
-        "confidence": probabilities.max(1),
-    }
-    columns |= {f"P({c})": probabilities[:, i] for i, c in enumerate(classnames)}
-    return pd.DataFrame(columns)
-
-
-def _intervals(
-    labels: np.ndarray, probabilities: np.ndarray, groups: list[str], n_bootstrap: int, seed: int
-) -> pd.DataFrame:
-    values = pd.Series(metric_values(labels, probabilities))
-    samples = bootstrap(labels, probabilities, groups, n_bootstrap, seed)  # (n_bootstrap, 6)
-    low, high = samples.quantile(0.025), samples.quantile(0.975)  # resamples without a value are left out
-    table = pd.DataFrame({"value": values, "low": low, "high": high}).loc[list(METRICS)]
-    return table.rename_axis("metric")

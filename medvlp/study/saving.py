@@ -40,7 +40,6 @@ def save(method: nn.Module, path: str | Path, history: pd.DataFrame | None = Non
     except TypeError as error:
         raise TypeError(f"the config of {name} is not plain JSON, so it cannot be saved: {error}.") from error
     facts = {
-        "kind": KIND,
         "medvlp": _version(),
         "method": name,
         "config": method.config,
@@ -49,7 +48,7 @@ def save(method: nn.Module, path: str | Path, history: pd.DataFrame | None = Non
         "card_hash": card.hash,
         "history": None if history is None else _summary(history),
     }
-    write_tensors(path, own_tensors(method), facts)
+    write_tensors(path, own_tensors(method), KIND, facts)
 
 
 def load(

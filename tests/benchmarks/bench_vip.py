@@ -60,8 +60,8 @@ def timed(clip: Clip, call: Callable[[], object]) -> float:
 
 def read_views(clip: Clip, paths: list[Path]) -> torch.Tensor:
     """Decode and augment images as the cached views are: (n, 3, S, S)."""
-    view = RandomView(clip, 0)
-    return torch.stack([view(Image.open(path).convert("RGB"), str(path)) for path in paths])
+    view = RandomView(clip)
+    return torch.stack([view(Image.open(path).convert("RGB"), str(path), 0) for path in paths])
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from medvlp.methods.promptsrc import PromptSRC
 from medvlp.methods.vpt import VPT
 from medvlp.study.evaluation import predict_logits
 from medvlp.study.saving import load, save
-from medvlp.study.training.averaging import EpochAverage
+from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import recipe
 from medvlp.study.training.fit import fit
 from tests.backbone import small_clips

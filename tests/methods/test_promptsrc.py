@@ -10,7 +10,7 @@ from medvlp.backbone.clip import Clip, load_clip
 from medvlp.methods.ivlp import IVLP
 from medvlp.methods.parameters import own_tensors
 from medvlp.methods.promptsrc import PromptSRC
-from medvlp.study.training.averaging import EpochAverage
+from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 from tests.backbone import small_clips

@@ -158,12 +158,12 @@ def test_cached_features_give_the_logits_of_forward(tmp_path):
         (
             Reader(),
             lambda: written([0, 5], [[1, 1, 1]] * 2),
-            r"image 'test/001.png' \(lesions, test\) has label 5, outside the card's classes, 0 to 2: 'mel",
+            r"image 'test/001.png' of the data set \(lesions, test\) has label 5, outside the card",
         ),
         (
             Reader(make_card(2, "two")),
             lambda: written([0], [[1, 1, 1]]),
-            r"Reader was built for card 'two' with classes \['melanoma', 'nevus'\], but data set 'les",
+            r"Reader was built for card 'two' with classes \['melanoma', 'nevus'\], but the data set",
         ),
         (
             Reader(broken=1),

@@ -187,7 +187,7 @@ def test_a_method_of_some_classes_of_a_card_is_loaded_with_them(clip, tmp_path, 
 
 def rewrite(path, tensors, facts) -> None:
     """As another version, or a clumsy hand, would have written it."""
-    saving.write_tensors(path, tensors, facts)
+    saving.write_tensors(path, tensors, saving.KIND, facts)
 
 
 def test_tensors_that_do_not_fit_are_named(saved, clip):

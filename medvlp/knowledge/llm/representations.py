@@ -14,7 +14,6 @@ authors used is not published, so all are options here. Two layouts:
 """
 
 import argparse
-import json
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from medvlp.data.cards import DataCard, list_cards, load_card
 from medvlp.data.errors import unknown_name
-from medvlp.data.files import atomic_write, sha256
+from medvlp.data.files import sha256
+from medvlp.data.tensor_files import read_tensors, write_tensors
 from medvlp.knowledge.llm.llms import LLM, find_device, find_llm
 
 KIND = "medvlp LLM representations, version 1"
@@ -109,33 +107,15 @@ class Representations:
         exact = all(torch.equal(state, state.half().float()) for state in self.states.values())
         dtype = torch.float16 if exact else torch.float32
         tensors = {f"{i:04}": state.to(dtype) for i, state in enumerate(self.states.values())}
-        facts = json.dumps(
-            {"classnames": list(self.states), "provenance": self.provenance}, ensure_ascii=False
-        )
-        metadata = {"kind": KIND, "facts": facts, "sha256": _checksum(facts, tensors)}
-        with atomic_write(path) as part:
-            save_file(tensors, part, metadata)
+        write_tensors(path, tensors, KIND, {"classnames": list(self.states), "provenance": self.provenance})
 
     @classmethod
     def load(cls, path: str | Path) -> "Representations":
         """Read what `save` wrote; FileNotFoundError, or ValueError for a damaged or another file."""
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no file {path} with LLM representations. {REMAKE}")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged, or no safetensors file: {error}. {REMAKE}") from error
-        if metadata.get("kind") != KIND:
-            raise ValueError(f"{path} holds no LLM representations of this version of medvlp. {REMAKE}")
-        if metadata.get("sha256") != _checksum(metadata["facts"], tensors):
-            raise ValueError(
-                f"{path} is damaged: its content does not have the checksum it was written with. "
-                "Delete it and make it again."
-            )
-        facts = json.loads(metadata["facts"])
+            tensors, facts = read_tensors(path, KIND, "LLM representations of this version of medvlp")
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{error} {REMAKE}") from error
         states = {name: tensors[f"{i:04}"] for i, name in enumerate(facts["classnames"])}
         return cls(states, facts["provenance"])
 
@@ -312,13 +292,6 @@ def _texts(card: DataCard, prompt: str) -> dict[str, str]:
             )
         same[text] = name
     return texts
-
-
-def _checksum(facts: str, tensors: dict[str, Tensor]) -> str:
-    parts: list[bytes | str] = [facts]
-    for name, tensor in sorted(tensors.items()):
-        parts += [name, str(tensor.dtype), str(tuple(tensor.shape)), tensor.numpy().tobytes()]
-    return sha256(*parts)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from medvlp.backbone.features import image_features
@@ -22,9 +21,9 @@ from medvlp.data.datasets import ImageSet
 from medvlp.methods.parameters import learned_parameters
 from medvlp.study.ablation.plan import Run
 from medvlp.study.ablation.store import DONE, FAILED, RunStore, pack, unpack
-from medvlp.study.evaluation import predict_logits
-from medvlp.study.metrics import weighted_metrics
-from medvlp.study.training.averaging import EpochAverage
+from medvlp.study.evaluation import loss_and_metrics, predict_logits
+from medvlp.study.metrics import metric_values
+from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.fit import fit
 from medvlp.study.transfer import base_and_new, transfer
 
@@ -194,11 +193,7 @@ def _train(method: nn.Module, run: Run, train: ImageSet, val: ImageSet, tools: _
 def _validated(method: nn.Module, val: ImageSet, tools: _Tools) -> dict[str, float]:
     """Loss and metrics of the finished method on the validation images, for choices among runs."""
     tools.encode(method, val, [None])
-    logits = predict_logits(method, val, tools.cache_dir, progress=False).double()  # (N, n_cls)
-    loss = F.cross_entropy(logits, val.labels).item()
-    every = np.ones((1, len(val)))
-    probabilities = logits.softmax(dim=1).numpy()
-    return {"loss": loss} | weighted_metrics(val.labels.numpy(), probabilities, every).iloc[0].to_dict()
+    return loss_and_metrics(predict_logits(method, val, tools.cache_dir, progress=False), val.labels)
 
 
 def _tested(method: nn.Module, test: ImageSet, tools: _Tools) -> dict[str, Any]:
@@ -210,6 +205,5 @@ def _tested(method: nn.Module, test: ImageSet, tools: _Tools) -> dict[str, Any]:
     packed = pack(logits)
     tools.store.write_test(test)
     labels = test.labels.numpy()  # (N,)
-    every = np.ones((1, len(labels)))  # the metrics' form for resamples, of one
-    metrics = weighted_metrics(labels, unpack(packed), every).iloc[0].to_dict()
+    metrics = metric_values(labels, unpack(packed))
     return {"metrics": metrics, "test": test.fingerprint, "logits": packed}

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.features import RandomView, default_workers, image_features
+from medvlp.backbone.features import Views, default_workers, training_features
 from medvlp.data.datasets import ImageSet, PhantomSet
 from medvlp.data.files import sha256
 from medvlp.study.training.config import TrainConfig
@@ -58,13 +57,11 @@ class FeatureBatches:
     """Batches of cached features. All views lie on the device; a batch is an indexed tensor."""
 
     def __init__(
-        self, clip: Clip, dataset: ImageSet, config: TrainConfig, cache_dir: Path | None, progress: bool
+        self, clip: Clip, images: ImageSet, config: TrainConfig, cache_dir: str | Path | None, progress: bool
     ) -> None:
-        views = range(config.views) if config.views else [None]
-        found = [image_features(clip, dataset, view, cache_dir, progress=progress) for view in views]
         self.config = config
-        self.features = torch.stack([one.features for one in found]).to(clip.device)  # (K, N, D)
-        self.labels = found[0].labels.to(clip.device)  # (N,)
+        self.features = training_features(clip, images, config.views, cache_dir, progress)  # (K, N, D)
+        self.labels = images.labels.to(clip.device)  # (N,)
 
     def epoch(self, epoch: int, process: int, n_processes: int) -> Iterator[Batch]:
         """The batches of an epoch; process p of P has every P-th image of each."""
@@ -78,15 +75,15 @@ class FeatureBatches:
 class ImageBatches:
     """Batches of images, read and preprocessed in each epoch by processes that stay from epoch to epoch."""
 
-    def __init__(self, clip: Clip, dataset: ImageSet, config: TrainConfig) -> None:
-        self.clip, self.config, self.n = clip, config, len(dataset)
-        self.part: list[
-            list[tuple[int, int | None]]
-        ] = []  # this process's part of an epoch: images and views
-        workers = 0 if isinstance(dataset, PhantomSet) else default_workers(self.n, config.batch_size)
-        workers = workers if config.num_workers is None else config.num_workers
+    def __init__(self, clip: Clip, images: ImageSet, config: TrainConfig) -> None:
+        self.clip, self.config, self.n = clip, config, len(images)
+        # this process's part of an epoch: for each batch the images' numbers and views
+        self.part: list[list[tuple[int, int | None]]] = []
+        workers = config.num_workers
+        if workers is None:
+            workers = 0 if isinstance(images, PhantomSet) else default_workers(self.n, config.batch_size)
         self.loader = DataLoader(
-            _Viewed(dataset, clip),
+            Views(clip, images),
             batch_sampler=self.part,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -100,21 +97,3 @@ class ImageBatches:
         self.part[:] = [[(i, views[i]) for i in batch[process::n_processes].tolist()] for batch in batches]
         for batch, (images, labels) in zip(batches, self.loader, strict=True):  # (b, 3, S, S), (b,)
             yield Batch(images.to(self.clip.device), labels.to(self.clip.device), len(batch))
-
-
-class _Viewed(Dataset):
-    """Images by number and view."""
-
-    def __init__(self, dataset: ImageSet, clip: Clip) -> None:
-        self.images, self.preprocess = dataset.with_transform(None), clip.preprocess
-        self.random_view = partial(RandomView, clip)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, which: tuple[int, int | None]) -> tuple[Tensor, int]:
-        i, view = which
-        image, label = self.images[i]
-        if view is None:
-            return self.preprocess(image), label
-        return self.random_view(view)(image, self.images.ids[i]), label

@@ -1,8 +1,16 @@
-"""What may look on while a method trains."""
+"""What may look on while a method trains: `Callback`, and CILMP's average of the weights over epochs."""
 
+from collections.abc import Sequence
+from math import exp
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from medvlp.data.errors import unknown_name
+from medvlp.methods.parameters import own_tensors
+
+TOTAL = "sum of a_e"  # among the sums of tensors; no tensor's name has a space
 
 
 class Callback:
@@ -23,3 +31,98 @@ class Callback:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from what `state_dict` gave; the tensors are on the CPU."""
+
+
+class EpochAverage(Callback):
+    r"""At the end of training, the Gaussian average over epochs of some or all trained tensors.
+
+        theta = sum_e a_e theta_e / sum_e a_e,    a_e = exp(-(e - mean)^2 / (2 std^2)),    e = 1..E
+
+    With mean 100 and std 30 over E = 100 epochs it is CILMP's (Du et al., IEEE TMI 2025), whose authors
+    average the prompts and take the interventions, A and B from the last epoch:
+
+        fit(cilmp, train, val, TrainConfig(epochs=100, keep="last"),
+            callbacks=[EpochAverage(100, tensors=("ctx", "image_prompts"))])
+
+    which `EpochAverage.published(cilmp, 100)` also gives.
+
+    What is not averaged keeps the weights that `fit` keeps, so ask for `keep="last"`. After Ctrl-C it is the
+    average of the epochs so far. A checkpoint keeps the sum: a run that goes on ends as an unbroken one.
+
+    Args:
+        epochs: E of the run.
+        mean: The epoch that counts most; by default E.
+        std: By default 0.3 E.
+        tensors: Names of the tensors that are averaged, whole or as the first part before a dot
+            ("sites" is "sites.0.A" and all others in it); None: everything that is trained.
+
+    Raises:
+        ValueError: epochs or std not above 0; at the first epoch: a name that the method does not have.
+    """
+
+    def __init__(
+        self,
+        epochs: int,
+        mean: float | None = None,
+        std: float | None = None,
+        tensors: Sequence[str] | None = None,
+    ) -> None:
+        """Nothing is averaged yet; see the class."""
+        self.mean = float(epochs if mean is None else mean)
+        self.std = 0.3 * epochs if std is None else std
+        if epochs < 1 or not self.std > 0:
+            raise ValueError(f"epochs must be at least 1 and std above 0, got {epochs} and {self.std}.")
+        self.tensors = None if tensors is None else tuple(tensors)
+        self.sums: dict[str, Tensor] = {}  # a_e theta_e, in float64
+        self.weight = 0.0  # the sum of a_e
+
+    @classmethod
+    def published(cls, method: nn.Module, epochs: int) -> "EpochAverage | None":
+        """The average that the method was published with, for a run of `epochs`; None if it has none.
+
+        It is the method's own `average`: mean and std as fractions of the number of epochs, and the tensors.
+        """
+        average = getattr(method, "average", None)
+        if average is None:
+            return None
+        parts = {name.split(".")[0] for name in own_tensors(method)}
+        tensors = average.get("tensors")
+        averaged = tensors and tuple(name for name in tensors if name in parts)
+        return cls(epochs, average["mean"] * epochs, average["std"] * epochs, averaged)
+
+    def on_epoch_end(self, method: nn.Module, epoch: int, row: dict) -> None:
+        """Add this epoch's tensors, and its weight to the history."""
+        a = exp(-((epoch - self.mean) ** 2) / (2 * self.std**2))
+        for name, tensor in self._averaged(method).items():
+            weighted = a * tensor.double()
+            before = self.sums.get(name, torch.zeros_like(weighted))
+            self.sums[name] = before.to(weighted.device) + weighted
+        self.weight += a
+        row["average_weight"] = a
+
+    def on_fit_end(self, method: nn.Module) -> None:
+        """Put the average in place."""
+        with torch.no_grad():
+            for name, tensor in self._averaged(method).items():
+                tensor.copy_(self.sums[name] / self.weight)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums so far, in float64."""
+        return {TOTAL: torch.tensor(self.weight, dtype=torch.float64), **self.sums}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state_dict`."""
+        self.sums = {name: tensor for name, tensor in state.items() if name != TOTAL}
+        self.weight = state[TOTAL].item()
+
+    def _averaged(self, method: nn.Module) -> dict[str, Tensor]:
+        """The tensors that are averaged, by name."""
+        trained = {name for name, parameter in method.named_parameters() if parameter.requires_grad}
+        tensors = {name: tensor for name, tensor in own_tensors(method).items() if name in trained}
+        if self.tensors is None:
+            return tensors
+        parts = {name.split(".")[0] for name in tensors}
+        for name in self.tensors:
+            if name not in tensors and name not in parts:
+                raise ValueError(unknown_name("tensor", name, sorted(parts), type(method).__name__))
+        return {n: t for n, t in tensors.items() if n in self.tensors or n.split(".")[0] in self.tensors}

@@ -1,74 +1,120 @@
 """Checkpoints of a training run: all it takes to go on as if it had never stopped.
 
 One safetensors file, written whole after each epoch: the learned tensors, those of the best epoch, the
-optimiser's momentum and the callbacks' tensors; and as JSON the epoch, the history and the facts of the run.
+optimiser's momentum and the callbacks' tensors; and as JSON the history and the facts of the run.
 Random states are not needed: all that is random in an epoch comes from the seed and the epoch's number.
 """
 
 import glob
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
 
+from medvlp.data.datasets import ImageSet
 from medvlp.data.tensor_files import read_tensors, write_tensors
+from medvlp.methods.parameters import load_own_tensors, own_tensors
+from medvlp.study.training.callbacks import Callback
+from medvlp.study.training.config import TrainConfig
 
 KIND = "medvlp checkpoint"
 HASHED = {  # facts that are hashes or long: named in errors, not shown
-    "clip": "the clip",
-    "card": "the card",
-    "train": "the training images",
-    "val": "the validation images",
-    "callbacks": "the callbacks",
+    "clip": "the clip differs",
+    "card": "the card differs",
+    "train": "the training images differ",
+    "val": "the validation images differ",
+    "callbacks": "the callbacks differ",
 }
 
 
 @dataclass
-class Checkpoint:
-    """A run after a whole epoch."""
+class RunState:
+    """What changes from epoch to epoch in one run of `fit`."""
 
-    epoch: int  # 0 before the first
-    history: list[dict[str, Any]]
-    scaler: dict[str, Any]  # of the fp16 loss; empty elsewhere
-    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # group -> name -> tensor
+    method: nn.Module
+    optimizer: Optimizer
+    scaler: GradScaler | None  # of the fp16 loss
+    callbacks: Sequence[Callback]
+    kept: dict[str, Tensor]  # the weights that are kept so far: the method's own tensors by name
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
+
+    def write(self, path: Path, facts: dict[str, Any]) -> None:
+        """Replace the checkpoint at `path` by this state, or leave it whole. `facts`: see `run_facts`."""
+        groups = {"own": own_tensors(self.method), "kept": self.kept}
+        for name, parameter in self.method.named_parameters():
+            for what, tensor in self.optimizer.state.get(parameter, {}).items():  # momentum_buffer, step ...
+                if tensor is not None:
+                    groups.setdefault(f"optimizer/{what}", {})[name] = tensor
+        groups |= {f"callback {i}": callback.state_dict() for i, callback in enumerate(self.callbacks)}
+        tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
+        scaler = self.scaler.state_dict() if self.scaler else {}
+        write_tensors(path, tensors, KIND, {"run": facts, "history": self.history, "scaler": scaler})
+
+    def resume(self, path: Path, facts: dict[str, Any]) -> None:
+        """Go on from the checkpoint at `path`; nothing happens where there is none yet.
+
+        Raises:
+            ValueError: the file is damaged, no checkpoint, or one of another run; the message says what
+                differs.
+        """
+        for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            part.unlink()  # half a checkpoint, of a run that was killed while writing it
+        if not path.exists():
+            return
+        try:
+            tensors, stored = read_tensors(path, KIND, "a checkpoint of a training run")
+        except ValueError as error:
+            raise ValueError(f"{error} Delete it to train from the start.") from error
+        different = _differences(stored["run"], json.loads(json.dumps(facts)))
+        if different:
+            raise ValueError(
+                f"checkpoint {path} belongs to another run: {'; '.join(different)}. "
+                "Give another path, or delete it to train from the start."
+            )
+
+        def group(name: str) -> dict[str, Tensor]:
+            start = f"{name}/"
+            return {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
+
+        load_own_tensors(self.method, group("own"), f"checkpoint {path}")
+        self.kept = {name: t.to(self.kept[name].device) for name, t in group("kept").items()}
+        parameters = dict(self.method.named_parameters())
+        for key, tensor in group("optimizer").items():
+            what, _, name = key.partition("/")
+            device = "cpu" if what == "step" else parameters[name].device  # AdamW counts its steps on the CPU
+            self.optimizer.state[parameters[name]][what] = tensor.to(device)
+        for i, callback in enumerate(self.callbacks):
+            callback.load_state_dict(group(f"callback {i}"))
+        if self.scaler and stored["scaler"]:
+            self.scaler.load_state_dict(stored["scaler"])
+        self.history = stored["history"]
 
 
-def write_checkpoint(path: Path, run: dict[str, Any], checkpoint: Checkpoint) -> None:
-    """Replace the checkpoint at `path` by this one, or leave it whole. `run` holds the facts of the run."""
-    facts = {"kind": KIND, "run": run, "epoch": checkpoint.epoch}
-    facts |= {"history": checkpoint.history, "scaler": checkpoint.scaler}
-    groups = checkpoint.tensors.items()
-    flat = {f"{group}/{name}": tensor for group, named in groups for name, tensor in named.items()}
-    write_tensors(path, flat, facts)
-
-
-def read_checkpoint(path: Path, run: dict[str, Any]) -> Checkpoint | None:
-    """The checkpoint at `path`, None where there is none yet.
-
-    Raises:
-        ValueError: the file is damaged, no checkpoint, or one of another run; the message says what differs.
-    """
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        part.unlink()  # half a checkpoint, of a run that was killed while writing it
-    if not path.exists():
-        return None
-    try:
-        flat, facts = read_tensors(path, KIND, "a checkpoint of a training run")
-    except ValueError as error:
-        raise ValueError(f"{error} Delete it to train from the start.") from error
-    different = _differences(facts["run"], json.loads(json.dumps(run)))
-    if different:
-        raise ValueError(
-            f"checkpoint {path} belongs to another run: {'; '.join(different)}. "
-            "Give another path, or delete it to train from the start."
-        )
-    tensors: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in flat.items():
-        group, _, rest = name.partition("/")
-        tensors.setdefault(group, {})[rest] = tensor
-    return Checkpoint(facts["epoch"], facts["history"], facts["scaler"], tensors)
+def run_facts(
+    method: nn.Module,
+    train: ImageSet,
+    val: ImageSet | None,
+    config: TrainConfig,
+    callbacks: Sequence[Callback],
+) -> dict[str, Any]:
+    """What makes a run this run: a checkpoint of a run with other facts is refused."""
+    numbers = asdict(config)
+    del numbers["num_workers"]  # changes no number
+    return {
+        "method": type(method).__name__,
+        "method config": method.config,
+        "config": numbers,
+        "clip": method.clip.fingerprint,
+        "card": method.card.hash,
+        "train": train.fingerprint,
+        "val": None if val is None else val.fingerprint,
+        "callbacks": [type(callback).__name__ for callback in callbacks],
+    }
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
@@ -79,13 +125,9 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
         if old == new:
             continue
         if key in HASHED:
-            words.append(f"{HASHED[key]} differ{'s' if key in ('clip', 'card') else ''}")
+            words.append(HASHED[key])
         elif isinstance(old, dict) and isinstance(new, dict):
-            words += [
-                f"{name} is {old.get(name)!r} there, {new.get(name)!r} here"
-                for name in dict.fromkeys([*old, *new])
-                if old.get(name) != new.get(name)
-            ]
+            words += _differences(old, new)
         else:
             words.append(f"{key} is {old!r} there, {new!r} here")
     return words

@@ -1,22 +1,19 @@
 """TrainConfig: the recipe of a training run."""
 
-from dataclasses import dataclass
 from math import cos, pi
+from typing import Literal
 
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
-from medvlp.backbone.clip import PRECISIONS
-from medvlp.data.errors import unknown_name
-from medvlp.methods.linear_probe import CLASS_WEIGHT
+from medvlp.data.errors import frozen_config
 from medvlp.study.metrics import METRICS
 
 SELECTION = ("loss", *METRICS)  # what the best epoch may be chosen by
 LOWER_IS_BETTER = ("loss", "ECE")
-KEEP = ("best", "last")
-OPTIMIZERS = ("sgd", "adamw")
 
 
-@dataclass(frozen=True)
+@frozen_config
 class TrainConfig:
     """How `fit` trains. The defaults are ViP's recipe (arXiv 2409.00341), but for `views`.
 
@@ -45,51 +42,20 @@ class TrainConfig:
             none for phantoms, which every process would draw again.
     """
 
-    epochs: int = 50
-    batch_size: int = 32
-    lr: float = 0.002
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup_lr: float | None = 1e-5
+    epochs: PositiveInt = 50
+    batch_size: PositiveInt = 32
+    lr: PositiveFloat = 0.002
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: NonNegativeFloat = 0.9
+    weight_decay: NonNegativeFloat = 5e-4
+    warmup_lr: PositiveFloat | None = 1e-5
     seed: int = 1
-    precision: str = "fp32"
-    views: int | str = 4
-    class_weight: str | None = None
-    metric: str = "accuracy"
-    keep: str = "best"
-    num_workers: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for a name that is unknown or a number that makes no sense."""
-        for field in ("epochs", "batch_size", "seed", "lr", "momentum", "weight_decay"):
-            value, kind = (
-                getattr(self, field),
-                int if field in ("epochs", "batch_size", "seed") else int | float,
-            )
-            if not isinstance(value, kind) or isinstance(value, bool):
-                wanted = "a whole number" if kind is int else "a number"
-                raise ValueError(f"TrainConfig: {field} is {value!r}; give {wanted}.")
-        choices = {"precision": PRECISIONS, "class_weight": CLASS_WEIGHT, "metric": SELECTION, "keep": KEEP}
-        choices |= {"optimizer": OPTIMIZERS}
-        for field, names in choices.items():
-            if getattr(self, field) not in names:
-                raise ValueError(unknown_name(field, getattr(self, field), names, "TrainConfig"))
-        whole = isinstance(self.views, int) and not isinstance(self.views, bool)
-        if self.views != "fresh" and not (whole and self.views >= 0):
-            raise ValueError(
-                f"TrainConfig: views is {self.views!r}; it must be 'fresh', or a number of cached views, "
-                "0 for no augmentation."
-            )
-        for field, least in {"epochs": 1, "batch_size": 1, "momentum": 0, "weight_decay": 0}.items():
-            if not getattr(self, field) >= least:
-                raise ValueError(
-                    f"TrainConfig: {field} is {getattr(self, field)}; it must be {least} or more."
-                )
-        if not self.lr > 0 or not (self.warmup_lr is None or self.warmup_lr > 0):
-            raise ValueError(
-                f"TrainConfig: lr is {self.lr} and warmup_lr {self.warmup_lr}; learning rates are above 0."
-            )
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    views: NonNegativeInt | Literal["fresh"] = 4
+    class_weight: Literal["balanced"] | None = None
+    metric: Literal[SELECTION] = "accuracy"
+    keep: Literal["best", "last"] = "best"
+    num_workers: NonNegativeInt | None = None
 
     def learning_rate(self, epoch: int) -> float:
         """Learning rate of an epoch, 1 to E, the same for all its steps.
@@ -104,10 +70,6 @@ class TrainConfig:
             return self.warmup_lr
         t = epoch - (1 if self.warmup_lr is None else 2)  # epochs of the cosine gone by
         return self.lr / 2 * (1 + cos(pi * t / self.epochs))
-
-    def is_better(self, value: float, than: float) -> bool:
-        """Whether a value of `metric` is better than another; a tie is not."""
-        return value < than if self.metric in LOWER_IS_BETTER else value > than
 
 
 def recipe(method: nn.Module | type[nn.Module]) -> TrainConfig:

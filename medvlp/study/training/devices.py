@@ -1,11 +1,13 @@
-"""Device, precision and several processes: what training asks of accelerate."""
+"""Device, precision, several processes and optimisers: what training asks of accelerate and torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from medvlp.study.training.config import TrainConfig
 
@@ -42,3 +44,10 @@ def one_accelerator(method: nn.Module, config: TrainConfig) -> Iterator[Accelera
     finally:
         if ours:  # accelerate has one state a process: left, it would forbid another precision, and launchers
             AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)
+
+
+def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The recipe's optimiser of these parameters."""
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)

@@ -15,6 +15,7 @@ from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from medvlp.data import tensor_files
 from medvlp.data.cards import DataCard, list_cards, load_card
 from medvlp.knowledge.llm import llms, representations
 from medvlp.knowledge.llm.llms import LLM, find_llm
@@ -186,7 +187,7 @@ def test_a_write_that_fails_leaves_the_old_file(folder, card, tmp_path, monkeypa
         part.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(representations, "save_file", fail)
+    monkeypatch.setattr(tensor_files, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         llm_representations(card, folder, max_tokens=2, path=path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["own.safetensors"]
@@ -207,7 +208,7 @@ def test_damaged_and_other_files(llm, card, tmp_path):
             llm_representations(card, llm, path=path)
         assert path.read_bytes() == damaged, "a file that may be something else must stay"
     save_file({"weight": torch.ones(2)}, path)
-    with pytest.raises(ValueError, match="holds no LLM representations"):
+    with pytest.raises(ValueError, match="is not LLM representations of this version"):
         Representations.load(path)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         Representations.load(tmp_path / "none.safetensors")

@@ -29,7 +29,7 @@ from medvlp.study.ablation.store import FIELDS, RunStore
 from medvlp.study.ablation.study import Study, run_ablation
 from medvlp.study.evaluation import predict_logits
 from medvlp.study.metrics import METRICS, metric_values
-from medvlp.study.training.averaging import EpochAverage
+from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig, recipe
 from medvlp.study.training.fit import fit
 from tests.methods.small import make_card, make_set

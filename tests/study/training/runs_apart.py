@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from medvlp.backbone.clip import Clip
 from medvlp.methods.parameters import own_tensors
-from medvlp.study.training.averaging import EpochAverage
+from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 from tests.study.training.small_training import CARD, Prototypes, Tinted, small_clip, small_sets
@@ -93,7 +93,7 @@ def last_epoch(checkpoint: Path) -> int:
     if not checkpoint.exists():
         return 0
     with safe_open(checkpoint, framework="pt") as file:
-        return json.loads(file.metadata()["facts"])["epoch"]
+        return len(json.loads(file.metadata()["facts"])["history"])
 
 
 def main(folder: Path) -> None:

@@ -8,8 +8,7 @@ import torch
 
 from medvlp.backbone.clip import Clip
 from medvlp.methods.parameters import own_tensors
-from medvlp.study.training.averaging import EpochAverage
-from medvlp.study.training.callbacks import Callback
+from medvlp.study.training.callbacks import Callback, EpochAverage
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 from tests.study.training.small_training import CARD, Prototypes, Tinted, small_clip, small_sets

@@ -1,6 +1,7 @@
 """Checkpoints: a run goes on from a whole one of its own, and from no other."""
 
 from dataclasses import replace
+from math import isnan
 
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ from medvlp.data.cards import DataCard
 from medvlp.methods.parameters import own_tensors
 from medvlp.methods.vip import ViP
 from medvlp.study.training.callbacks import Callback
-from medvlp.study.training.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from medvlp.study.training.checkpoints import RunState
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 from tests.methods.small import make_set
@@ -55,17 +56,25 @@ class Seen(Callback):
         self.epochs.append(epoch)
 
 
-def test_what_is_written_is_read(tmp_path):
+def state_of(method) -> RunState:
+    optimizer = torch.optim.SGD([method.weight], 0.1, 0.9)
+    return RunState(method, optimizer, None, [], kept={"weight": method.weight.detach() + 1})
+
+
+def test_what_is_written_is_read(clip, tmp_path):
     file = tmp_path / "deep" / "run.safetensors"
-    tensors = {"own": {"a/b": torch.eye(2)}, "momentum": {"a/b": torch.tensor(0.5)}}
-    history = [{"epoch": 1, "loss": 0.1 + 0.2, "val_AUROC": float("nan")}]
-    write_checkpoint(file, {"lr": 1}, Checkpoint(1, history, {"scale": 2.0}, tensors))
-    found = read_checkpoint(file, {"lr": 1})
-    assert found.epoch == 1 and found.scaler == {"scale": 2.0}
-    assert found.history[0]["loss"] == 0.1 + 0.2 and found.history[0]["val_AUROC"] != 0
-    assert found.tensors.keys() == tensors.keys()
-    assert torch.equal(found.tensors["own"]["a/b"], torch.eye(2)) and found.tensors["momentum"]["a/b"] == 0.5
-    assert read_checkpoint(tmp_path / "none.safetensors", {}) is None
+    written, read = state_of(Prototypes(clip, CARD)), state_of(Prototypes(clip, CARD, seed=2))
+    written.history = [{"epoch": 1, "loss": 0.1 + 0.2, "val_AUROC": float("nan")}]
+    written.optimizer.state[written.method.weight]["momentum_buffer"] = torch.rand(3, clip.embed_dim)
+    read.resume(file, {"lr": 1})
+    assert read.history == [] and not read.optimizer.state
+    written.write(file, {"lr": 1})
+    read.resume(file, {"lr": 1})
+    assert torch.equal(read.method.weight, written.method.weight)
+    assert torch.equal(read.kept["weight"], written.method.weight + 1)
+    one, other = (run.optimizer.state[run.method.weight]["momentum_buffer"] for run in (written, read))
+    assert torch.equal(one, other)
+    assert read.history[0]["loss"] == 0.1 + 0.2 and isnan(read.history[0]["val_AUROC"])
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not(clip, sets, tmp_path):
@@ -108,7 +117,8 @@ def test_half_a_file_left_by_a_kill_is_cleared_away(clip, sets, stopped):
     half.write_bytes(b"half")
     other = stopped.with_name(f".other{stopped.name}.abc.part")
     other.write_bytes(b"of another run")
-    assert read_checkpoint(stopped.with_name("none"), {}) is None and half.exists()
+    state_of(Prototypes(clip, CARD)).resume(stopped.with_name("none"), {})
+    assert half.exists()
     fit(Prototypes(clip, CARD), *sets, CONFIG, checkpoint=stopped, callbacks=[Quietly()], **QUIET)
     assert not half.exists() and other.exists()
 

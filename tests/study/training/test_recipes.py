@@ -21,9 +21,8 @@ from medvlp.methods.text_probe import TextProbe
 from medvlp.methods.tip_adapter import TipAdapter
 from medvlp.methods.vip import ViP
 from medvlp.study.evaluation import evaluate
-from medvlp.study.training.averaging import EpochAverage
 from medvlp.study.training.batches import epoch_order
-from medvlp.study.training.callbacks import Callback
+from medvlp.study.training.callbacks import Callback, EpochAverage
 from medvlp.study.training.config import TrainConfig, recipe
 from medvlp.study.training.fit import fit
 from tests.study.training.small_training import CARD, Prototypes, Tinted, small_clip, small_sets
@@ -223,8 +222,3 @@ def test_the_published_average_is_scaled_to_the_epochs(clip):
     cilmp = CILMP(clip, CARD, {name: torch.randn(9, 12) for name in CARD.classnames}, image_depth=0)
     average = EpochAverage.published(cilmp, 100)
     assert (average.mean, average.std, average.tensors) == (100, 30, ("ctx",))
-
-
-def test_an_unknown_optimizer_names_the_choices():
-    with pytest.raises(ValueError, match="unknown optimizer 'adam' in TrainConfig.*'adamw'"):
-        TrainConfig(optimizer="adam")
