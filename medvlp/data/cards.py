@@ -13,19 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    BaseModel,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from medvlp.data.card_classes import ClassInfo, Phrase
-from medvlp.data.card_sources import SOURCES, AnySource, Strict
+from medvlp.data.card_parts import SOURCES, AnySource, ClassInfo, Phrase, Strict
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import sha256
-from medvlp.data.frontmatter import read_front_matter
 
 INHERITED = {"modality", "templates", "classes"}  # what a card that is `like` another takes from it
 
@@ -35,6 +28,14 @@ class DataCard(Strict):
 
     `modality` is a phrase ("a chest X-ray"), each template has one `{}` for the class name.
     `prose` is the Markdown under the front matter, `path` the file the card was read from.
+
+    Example:
+        >>> import medvlp
+        >>> card = medvlp.load_card("pneumonia")
+        >>> card.classnames, card.label_of("NORMAL")
+        (['normal lung', 'pneumonia'], 0)
+        >>> card.symptoms()["pneumonia"][0]
+        'a dense white patch inside one lung'
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -49,8 +50,8 @@ class DataCard(Strict):
     pitfalls: list[str] = []
     intended_use: str = "Teaching and research."
     out_of_scope: str = "Any use on patients."
-    prose: str = ""
-    path: Path | None = None
+    prose: str = Field("", exclude=True)  # not part of what the code reads
+    path: Path | None = Field(None, exclude=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -75,7 +76,7 @@ class DataCard(Strict):
         for info in classes:
             if owner.get(info.name.casefold()) == info.name:
                 raise ValueError(f"two classes are called {info.name!r}")
-            for word in [info.name, *info.aliases]:
+            for word in info.words:
                 other = owner.setdefault(word.casefold(), info.name)
                 if other != info.name:
                     raise ValueError(f"{word!r} means both class {other!r} and class {info.name!r}")
@@ -95,22 +96,27 @@ class DataCard(Strict):
     @property
     def hash(self) -> str:
         """SHA-256 of what the code reads (values that are defaults left out), not of the prose."""
-        read = self.model_dump(mode="json", exclude={"prose", "path"}, exclude_defaults=True)
+        read = self.model_dump(mode="json", exclude_defaults=True)
         return sha256(json.dumps(read, sort_keys=True, ensure_ascii=False))
 
     def symptoms(self, kind: str = "symptoms") -> dict[str, list[str]]:
         """Phrases of one kind of knowledge by class name, in label order; ValueError where there are none."""
-        known = list(dict.fromkeys(kind for info in self.classes for kind in info.knowledge))
-        if kind not in known:
-            raise ValueError(unknown_name("kind of knowledge", kind, known, where=f"card {self.name!r}"))
+        if kind not in self._some_kinds():
+            raise ValueError(
+                unknown_name("kind of knowledge", kind, self._some_kinds(), where=f"card {self.name!r}")
+            )
         for info in self.classes:
             if not info.knowledge.get(kind):
                 theirs = [kind for kind, phrases in info.knowledge.items() if phrases]
                 raise ValueError(
                     f"card {self.name!r}: class {info.name!r} has no phrases of kind {kind!r}; "
-                    f"it has {', '.join(map(repr, theirs)) or 'none of any kind'}."
+                    f"it has {_listed(theirs) or 'none of any kind'}."
                 )
         return {info.name: [phrase.text for phrase in info.knowledge[kind]] for info in self.classes}
+
+    def _some_kinds(self) -> list[str]:
+        """Kinds of knowledge that some class has."""
+        return list(dict.fromkeys(kind for info in self.classes for kind in info.knowledge))
 
     def with_knowledge(
         self, kind: str, phrases: Mapping[str, Sequence[str]], origin: str | None = None
@@ -121,24 +127,19 @@ class DataCard(Strict):
         ValueError for a kind that the card has already, a class that is unknown or missing, and for phrases
         that no card may have.
         """
-        kinds = dict.fromkeys(kind for info in self.classes for kind in info.knowledge)
-        if kind in kinds:
-            listed = ", ".join(map(repr, kinds))
-            raise ValueError(f"card {self.name!r} has phrases of kind {kind!r} already; its kinds: {listed}.")
+        where = f"card {self.name!r}"
+        if kind in self._some_kinds():
+            listed = _listed(self._some_kinds())
+            raise ValueError(f"{where} has phrases of kind {kind!r} already; its kinds: {listed}.")
         for name in phrases:
             if name not in self.classnames:
-                raise ValueError(unknown_name("class", name, self.classnames, where=f"card {self.name!r}"))
-        front = self.model_dump(exclude={"prose", "path"})
+                raise ValueError(unknown_name("class", name, self.classnames, where))
+        front = self.model_dump()
         for info in front["classes"]:
             if info["name"] not in phrases:
-                raise ValueError(
-                    f"card {self.name!r}: class {info['name']!r} has no phrases of kind {kind!r}."
-                )
-            found = [{"text": phrase, "criterion": origin} for phrase in phrases[info["name"]]]
-            info["knowledge"][kind] = found
-        return _validated(front, f"card {self.name!r}").model_copy(
-            update={"prose": self.prose, "path": self.path}
-        )
+                raise ValueError(f"{where}: class {info['name']!r} has no phrases of kind {kind!r}.")
+            info["knowledge"][kind] = [{"text": p, "criterion": origin} for p in phrases[info["name"]]]
+        return _validated(front, where).model_copy(update={"prose": self.prose, "path": self.path})
 
     def with_classes(self, names: Sequence[str]) -> "DataCard":
         """A copy with some classes only: label i is `names[i]`, a name or an alias.
@@ -148,21 +149,24 @@ class DataCard(Strict):
         """
         labels = [self.label_of(name) for name in names]
         if len(set(labels)) < max(2, len(labels)):
-            listed = ", ".join(map(repr, self.classnames))
             raise ValueError(
                 f"with_classes needs two or more different classes, got {list(names)!r}; card {self.name!r} "
-                f"has {listed}."
+                f"has {_listed(self.classnames)}."
             )
         return self.model_copy(update={"classes": [self.classes[label] for label in labels]})
 
     def label_of(self, alias: str) -> int:
         """Label of a class by its name or an alias, upper or lower case; ValueError for an unknown one."""
-        wanted = str(alias).strip().casefold()
-        for label, info in enumerate(self.classes):
-            if wanted in {word.casefold() for word in [info.name, *info.aliases]}:
-                return label
-        words = dict.fromkeys(word for info in self.classes for word in [info.name, *info.aliases])
-        raise ValueError(unknown_name("class", alias, words, where=f"card {self.name!r}"))
+        labels = {word.casefold(): label for label, info in enumerate(self.classes) for word in info.words}
+        label = labels.get(str(alias).strip().casefold())
+        if label is None:
+            words = dict.fromkeys(word for info in self.classes for word in info.words)
+            raise ValueError(unknown_name("class", alias, words, where=f"card {self.name!r}"))
+        return label
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def cards_folder() -> Path:
@@ -173,7 +177,13 @@ def cards_folder() -> Path:
 
 
 def list_cards() -> list[str]:
-    """Names of the packaged cards, sorted."""
+    """Names of the packaged cards, sorted.
+
+    Example:
+        >>> import medvlp
+        >>> [name for name in medvlp.list_cards() if name.startswith("phantom-derm")]
+        ['phantom-derm', 'phantom-derm-shifted']
+    """
     return sorted(path.stem for path in cards_folder().glob("*.md"))
 
 
@@ -181,6 +191,14 @@ def load_card(name_or_path: str | Path) -> DataCard:
     """Read a packaged card by its name ("pneumonia"), or any card by the path of its .md file.
 
     FileNotFoundError for a path without a file; ValueError for an unknown name or a bad card.
+
+    Example:
+        >>> import medvlp
+        >>> medvlp.load_card("phantom-fundus").classnames[:2]
+        ['no retinopathy', 'mild retinopathy']
+        >>> medvlp.load_card("pneumona")
+        Traceback (most recent call last):
+        ValueError: unknown card 'pneumona'; did you mean 'pneumonia'? ...
     """
     return _read(_card_file(name_or_path))
 
@@ -199,7 +217,7 @@ def _card_file(name_or_path: str | Path) -> Path:
 
 
 def _read(path: Path) -> DataCard:
-    front, prose = read_front_matter(path)
+    front, prose = _front_matter(path)
     if "like" in front:
         front = _like(front, path)
     for key in {"prose", "path"} & front.keys():
@@ -215,7 +233,7 @@ def _like(front: dict, path: Path) -> dict:
     name = str(front["like"])
     other = path.parent / name if name.endswith(".md") else name
     try:
-        takes_too = "like" in read_front_matter(_card_file(other))[0]
+        takes_too = "like" in _front_matter(_card_file(other))[0]
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{path}, like: {error}") from None
     if takes_too:
@@ -233,7 +251,7 @@ def _validated(front: dict, where: str) -> DataCard:
 
 
 def _fields(model: type[BaseModel]) -> list[str]:
-    return [field for field in model.model_fields if field not in {"prose", "path"}]
+    return [name for name, field in model.model_fields.items() if not field.exclude]
 
 
 def _sentence(error: Any, front: dict) -> str:
@@ -275,3 +293,35 @@ def _place(loc: tuple, front: dict) -> str:
         name = info.get("name") if isinstance(info, dict) else info
         words[:2] = [f"class {name!r}" if isinstance(name, str) else f"class number {loc[1] + 1}"]
     return ", ".join(words)
+
+
+def _front_matter(path: Path) -> tuple[dict, str]:
+    """Fields and text of a file; ValueError, naming the file, where the front matter is missing or bad."""
+    text = path.read_text(encoding="utf-8-sig")
+    parts = re.match(r"\s*---[ \t]*\n(.*?)\n---[ \t]*(?:\n(.*))?\Z", text, re.DOTALL)
+    if parts is None:
+        raise ValueError(f"{path}: it must start with YAML between two lines of three dashes (---).")
+    try:
+        above = "\n" * text.count("\n", 0, parts.start(1))  # so that errors count the file's lines
+        front = yaml.load(above + parts[1], Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        problem = str(error).replace('in "<unicode string>", ', "at ")
+        raise ValueError(f"{path}: the front matter is not valid YAML: {problem}") from error
+    if not isinstance(front, dict) or not all(isinstance(key, str) for key in front):
+        raise ValueError(f"{path}: the front matter must be fields, each written 'name: value'.")
+    return front, (parts[2] or "").strip()
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which plain YAML silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = []
+        for key, _ in node.value:
+            value = self.construct_object(key, deep=True)
+            if value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {value!r} is given twice", problem_mark=key.start_mark
+                )
+            seen.append(value)
+        return super().construct_mapping(node, deep)

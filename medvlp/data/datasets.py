@@ -9,22 +9,35 @@ import numpy as np
 import pandas as pd
 from tqdm.contrib.concurrent import thread_map
 
+from medvlp.data.card_parts import SPLITS
 from medvlp.data.cards import DataCard, load_card
+from medvlp.data.errors import check_same_classes
 from medvlp.data.files import sha256
-from medvlp.data.folders import SPLITS, Problems, read_csv, read_folder
-from medvlp.data.image_sets import ImageSet, PhantomSet
+from medvlp.data.folders import Problems, read_csv, read_folder
+from medvlp.data.image_sets import ImageSet, PhantomSet, Rendered
 from medvlp.data.medmnist import read_medmnist
 from medvlp.data.phantoms.worlds import get_world
-from medvlp.data.splits import few_shot, split
-from medvlp.data.stores import Files, Found, Rendered
+from medvlp.data.splits import cut_to_shots, split
 
 PHANTOM_SIZE = 64  # pixels a side, where no image_size is given
-VAL_SHOTS = 4  # most validation images a class when training has few shots, as in CoOp
 
 
 @dataclass(repr=False)
 class Data:
-    """A data set in three splits. `record` (plain JSON) says how splits and shots were made."""
+    """A data set in three splits. `record` (plain JSON) says how splits and shots were made.
+
+    Example:
+        >>> import medvlp
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=8)
+        >>> data.summary()
+               melanoma  nevus  total
+        split
+        train         8      8     16
+        val           4      4      8
+        test        995   1005   2000
+        >>> data.of_classes(["nevus", "melanoma"]).train.counts
+        {'nevus': 8, 'melanoma': 8}
+    """
 
     card: DataCard
     train: ImageSet
@@ -32,45 +45,39 @@ class Data:
     test: ImageSet
     record: dict
 
+    @property
+    def splits(self) -> dict[str, ImageSet]:
+        """The three image sets by name: train, val, test."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
     def __repr__(self) -> str:
         lines = [f"{self.card.title} ({self.card.name})", str(self.summary())]
         shared = self.record["groups_in_two_splits"]
         lines += [f"groups in both {pair}, as the data was given: {n}" for pair, n in shared.items()]
-        lines += (
-            [f"left out: {len(self.record['skipped'])}; see record['skipped']"]
-            if self.record["skipped"]
-            else []
-        )
+        if self.record["skipped"]:
+            lines.append(f"left out: {len(self.record['skipped'])}; see record['skipped']")
         return "\n".join(lines)
 
     def summary(self) -> pd.DataFrame:
         """Images of each class (columns) in each split (rows)."""
-        table = pd.DataFrame({name: getattr(self, name).counts for name in SPLITS}).T
+        table = pd.DataFrame({name: images.counts for name, images in self.splits.items()}).T
         table.index.name = "split"
         return table.assign(total=table.sum(axis=1))
 
     def of_classes(self, names: Sequence[str]) -> "Data":
         """The images of some classes only, in all splits: see `DataCard.with_classes`."""
         card = self.card.with_classes(names)
-        parts = {name: getattr(self, name).of_classes(card) for name in SPLITS}
+        parts = {name: images.of_classes(card) for name, images in self.splits.items()}
         return replace(self, card=card, record=self.record | {"classes": card.classnames}, **parts)
 
     def split_table(self) -> pd.DataFrame:
         """One row an image: id, label, classname, split, group. Saved, it serves as a card's CSV table."""
-        parts = []
-        for name in SPLITS:
-            images = getattr(self, name)
-            labels = images.labels.tolist()
-            classnames = [self.card.classnames[label] for label in labels]
-            part = {
-                "id": images.ids,
-                "label": labels,
-                "classname": classnames,
-                "split": name,
-                "group": images.groups,
-            }
-            parts.append(pd.DataFrame(part))
-        return pd.concat(parts, ignore_index=True)
+        tables = []
+        for name, images in self.splits.items():
+            table = pd.DataFrame({"id": images.ids, "label": images.labels.tolist()})
+            classnames = table["label"].map(dict(enumerate(self.card.classnames)))
+            tables.append(table.assign(classname=classnames, split=name, group=images.groups))
+        return pd.concat(tables, ignore_index=True)
 
 
 def load_dataset(
@@ -104,127 +111,111 @@ def load_dataset(
     Raises:
         FileNotFoundError: the images, or one that a table names, are not there.
         ValueError: unknown card or class, a label out of range, an empty split, too few images for the shots.
+
+    Example:
+        >>> import medvlp
+        >>> data = medvlp.load_dataset("phantom-cxr", num_shots=4, seed=2)
+        >>> data.train.counts, len(data.test)
+        ({'normal lung': 4, 'pneumonia': 4}, 2000)
     """
     card = name_or_card_path if isinstance(name_or_card_path, DataCard) else load_card(name_or_card_path)
-    problems = Problems(on_error)
-    kind = card.source.kind
-    if image_size is not None and kind in ("folder", "csv"):
+    problems, kind = Problems(on_error), card.source.kind
+    if kind == "phantom":
+        parts, notes = _draw_phantoms(card, seed, PHANTOM_SIZE if image_size is None else image_size)
+    elif kind == "medmnist":
+        parts, notes = read_medmnist(card, root, image_size, download)
+    elif image_size is not None:
         raise ValueError(
             f"card {card.name!r}: image_size is for phantoms and MedMNIST; files have their own size."
         )
-    if kind == "phantom":
-        found, notes = _draw_phantoms(card, seed, PHANTOM_SIZE if image_size is None else image_size)
-    elif kind == "medmnist":
-        found, notes = read_medmnist(card, root, image_size, download)
     else:
-        found, notes = (read_folder if kind == "folder" else read_csv)(card, root, problems)
-    if problems.skip:
-        found = {name: _readable(part, problems) for name, part in found.items()}
-    found, made = _all_splits(card, found, seed)
-    shared = _check_disjoint(found, made)
+        parts, notes = (read_folder if kind == "folder" else read_csv)(card, root, problems)
+        if problems.skip:
+            parts = {name: _readable(images, problems) for name, images in parts.items()}
+    parts, made = _all_splits(card, parts, seed)
+    shared = _check_disjoint(parts, made)
     if num_shots is not None:
-        found, made = _cut_to_shots(card, found, made, num_shots, seed)
+        parts["train"], parts["val"] = cut_to_shots(parts["train"], parts["val"], num_shots, seed)
+        for name in ("train", "val"):
+            made[name] += f"; cut to {max(parts[name].counts.values())} image(s) a class, seed {seed}"
+    splits = {
+        name: {
+            "made": made[name],
+            "images": len(images),
+            "classes": images.counts,
+            "groups": len(set(images.groups)),
+            "ids_sha256": sha256(*images.ids),
+        }
+        for name, images in parts.items()
+    }
     record = {"card": card.name, "card_hash": card.hash, "seed": seed, "num_shots": num_shots, **notes}
-    record |= {"splits": {name: _describe(card, found[name], made[name]) for name in SPLITS}}
-    record |= {"groups_in_two_splits": shared, "skipped": problems.skipped}
-    image_set = PhantomSet if kind == "phantom" else ImageSet
-    return Data(card, *(image_set(card, name, found[name]) for name in SPLITS), record=record)
+    record |= {"splits": splits, "groups_in_two_splits": shared, "skipped": problems.skipped}
+    return Data(card, **parts, record=record)
 
 
-def _draw_phantoms(card: DataCard, seed: int, size: int) -> tuple[dict[str, Found], dict]:
+def _draw_phantoms(card: DataCard, seed: int, size: int) -> tuple[dict[str, ImageSet], dict]:
     world = get_world(card.source.world)
-    if list(world.classnames) != card.classnames:
-        raise ValueError(
-            f"card {card.name!r} must list the classes of the {world.name} world in their order: "
-            f"{', '.join(world.classnames)}; it lists {', '.join(card.classnames)}."
-        )
-    found = {}
+    check_same_classes(f"the {world.name} world", world.classnames, f"card {card.name!r}", card.classnames)
+    parts = {}
     for number, name in enumerate(SPLITS):
-        own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint32)[0])
-        latents = world.sample(card.source.sizes[name], seed=own_seed)
+        split_seed = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint32)[0])
+        latents = world.sample(card.source.sizes[name], seed=split_seed)
         ids = [f"{card.name}/seed{seed}/{name}/{i:06d}" for i in range(len(latents))]
-        found[name] = Found(ids, latents.labels.numpy().astype(np.int64), ids, Rendered(world, latents, size))
-    return found, {"image_size": size}
+        parts[name] = PhantomSet(card, name, ids, latents.labels, ids, Rendered(world, latents, size))
+    return parts, {"image_size": size}
 
 
-def _readable(found: Found, problems: Problems) -> Found:
+def _readable(images: ImageSet, problems: Problems) -> ImageSet:
     """Only the images whose files can be read; every file is tried."""
-    if not isinstance(found.store, Files) or not len(found):
-        return found
 
     def trial(i: int) -> str | None:
         try:
-            found.store.image(i)
+            images.image(i)
         except (ValueError, OSError) as error:
             return str(error)
         return None
 
-    reasons = thread_map(trial, range(len(found)), desc="reading every image", leave=False)
-    for name, reason in zip(found.ids, reasons, strict=True):
+    reasons = thread_map(trial, range(len(images)), desc="reading every image", leave=False)
+    for name, reason in zip(images.ids, reasons, strict=True):
         if reason:
             problems.add(name, reason)
-    return found.take([i for i, reason in enumerate(reasons) if not reason])
+    return images.subset([i for i, reason in enumerate(reasons) if not reason])
 
 
 def _all_splits(
-    card: DataCard, found: dict[str, Found], seed: int
-) -> tuple[dict[str, Found], dict[str, str]]:
+    card: DataCard, parts: dict[str, ImageSet], seed: int
+) -> tuple[dict[str, ImageSet], dict[str, str]]:
     """The three splits, those that were missing made out of train; and how each came about."""
-    found, made = dict(found), dict.fromkeys(SPLITS, "given")
-    for name, part in found.items():
-        if not len(part):
+    made = dict.fromkeys(SPLITS, "given")
+    for name, images in parts.items():
+        if not len(images):
             raise ValueError(f"card {card.name!r}: the {name} split is empty.")
-    fractions = {"test": card.source.test_fraction, "val": card.source.val_fraction}
-    for name in [name for name in fractions if name not in found]:
-        pool = found["train"]
-        kept, held = split(pool.labels, pool.groups, fractions[name], seed, card.classnames)
-        found["train"], found[name] = pool.take(kept), pool.take(held)
+    for name in [name for name in ("test", "val") if name not in parts]:
+        pool, fraction = parts["train"], getattr(card.source, f"{name}_fraction")
+        kept, held = split(pool.labels, pool.groups, fraction, seed, card.classnames)
+        parts |= {"train": pool.subset(kept), name: replace(pool.subset(held), split=name)}
         made[name] = (
-            f"{fractions[name]:g} of the {len(pool)} images then in train, "
+            f"{fraction:g} of the {len(pool)} images then in train, "
             f"stratified by class, groups whole, seed {seed}"
         )
-    for label, classname in enumerate(card.classnames):
-        if label not in found["train"].labels:
+    for classname, n in parts["train"].counts.items():
+        if not n:
             raise ValueError(f"card {card.name!r}: no image of class {classname!r} in the train split.")
-    return found, made
+    return {name: parts[name] for name in SPLITS}, made
 
 
-def _check_disjoint(found: dict[str, Found], made: dict[str, str]) -> dict[str, int]:
+def _check_disjoint(parts: dict[str, ImageSet], made: dict[str, str]) -> dict[str, int]:
     """Raise where a made split shares an image or a group; count the groups that given splits share."""
     shared = {}
     for one, other in combinations(SPLITS, 2):
-        both = set(found[one].ids) & set(found[other].ids)
-        if both:
-            raise ValueError(f"{len(both)} image(s) are in both {one} and {other}, such as {min(both)!r}.")
-        groups = set(found[one].groups) & set(found[other].groups)
-        if groups:
-            shared[f"{one}/{other}"] = len(groups)
+        ids = set(parts[one].ids) & set(parts[other].ids)
+        if ids:
+            raise ValueError(f"{len(ids)} image(s) are in both {one} and {other}, such as {min(ids)!r}.")
+        groups = set(parts[one].groups) & set(parts[other].groups)
         if groups and one == "train" and made[other] != "given":
             raise ValueError(
                 f"{len(groups)} group(s) are in both {one} and {other}, such as {min(groups)!r}."
             )
+        if groups:
+            shared[f"{one}/{other}"] = len(groups)
     return shared
-
-
-def _cut_to_shots(
-    card: DataCard, found: dict[str, Found], made: dict[str, str], num_shots: int, seed: int
-) -> tuple[dict[str, Found], dict[str, str]]:
-    found, made = dict(found), dict(made)
-    train = few_shot(found["train"].labels, num_shots, seed, card.classnames)
-    val_shots = min(num_shots, VAL_SHOTS, np.unique(found["val"].labels, return_counts=True)[1].min())
-    val = few_shot(found["val"].labels, int(val_shots), seed)
-    for name, rows, shots in (("train", train, num_shots), ("val", val, val_shots)):
-        found[name] = found[name].take(rows)
-        made[name] += f"; cut to {shots} image(s) a class, seed {seed}"
-    return found, made
-
-
-def _describe(card: DataCard, found: Found, made: str) -> dict:
-    counts = np.bincount(found.labels, minlength=len(card.classes)).tolist()
-    return {
-        "made": made,
-        "images": len(found),
-        "classes": dict(zip(card.classnames, counts, strict=True)),
-        "groups": len(set(found.groups)),
-        "ids_sha256": sha256(*found.ids),
-    }

@@ -1,8 +1,8 @@
-"""Error messages that name the choices, and configurations that give such."""
+"""Error messages that name the choices; a check and configurations that give such."""
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from functools import wraps
 from typing import Any, TypeVar, dataclass_transform
@@ -25,6 +25,21 @@ def unknown_name(what: str, name: object, choices: Iterable[object], where: str 
     hint = f"; did you mean {by_lower[near[0]]!r}?" if near else "."
     listed = ", ".join(repr(choice) for choice in choices) or "none"
     return f"unknown {what} {str(name)!r}{f' in {where}' if where else ''}{hint} Choices: {listed}."
+
+
+def check_same_classes(one: str, classnames: Sequence[str], other: str, theirs: Sequence[str]) -> None:
+    """Raise ValueError unless both things ("ViP", "the test set") have the same classes in the same order.
+
+    >>> check_same_classes("ViP", ["nevus", "melanoma"], "the test set", ["melanoma", "nevus"])
+    Traceback (most recent call last):
+    ValueError: ViP has the classes 'nevus', 'melanoma', but the test set has 'melanoma', 'nevus'. They ...
+    """
+    if list(classnames) != list(theirs):
+        raise ValueError(
+            f"{one} has the classes {', '.join(map(repr, classnames))}, but {other} has "
+            f"{', '.join(map(repr, theirs))}. They must be the same, in the same order: build both from one "
+            "card, or choose and order classes with card.with_classes(names) and data.of_classes(names)."
+        )
 
 
 @dataclass_transform(frozen_default=True)

@@ -2,23 +2,21 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
+import torch
 
+from medvlp.data.card_parts import SPLITS
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
+from medvlp.data.image_sets import Files, ImageSet
 from medvlp.data.images import SUFFIXES
-from medvlp.data.stores import Files, Found
 
-SPLITS = ("train", "val", "test")
-SPLIT_WORDS = {
-    **{word: "train" for word in ("training", "train")},
-    **{word: "val" for word in ("dev", "valid", "validation", "val")},
-    **{word: "test" for word in ("testing", "test")},
-}
+SPLIT_WORDS = {"training": "train", "train": "train", "testing": "test", "test": "test"} | dict.fromkeys(
+    ("dev", "valid", "validation", "val"), "val"
+)
 
 
 class Problems:
@@ -60,13 +58,15 @@ def find_folder(card: DataCard, root: str | Path | None, fits: Callable[[Path], 
     )
 
 
-def read_folder(card: DataCard, root: str | Path | None, problems: Problems) -> tuple[dict[str, Found], dict]:
+def read_folder(
+    card: DataCard, root: str | Path | None, problems: Problems
+) -> tuple[dict[str, ImageSet], dict]:
     """Images in class folders, with or without split folders above them."""
     source = card.source
-    said = "splits" in source.model_fields_set  # else the usual names of split folders are looked for
-    given = {name.casefold(): split for split, name in source.splits.items() if name}
-    split_of = given if said else SPLIT_WORDS
-    words = {word.casefold() for info in card.classes for word in (info.name, *info.aliases)}
+    says = "splits" in source.model_fields_set  # else the usual names of split folders are looked for
+    split_of = {folder.casefold(): split for split, folder in source.splits.items() if folder}
+    split_of = split_of if says else SPLIT_WORDS
+    words = {word.casefold() for info in card.classes for word in info.words}
 
     def fits(folder: Path) -> bool:
         inside = {path.name.casefold() for path in _subfolders(folder)}
@@ -80,20 +80,19 @@ def read_folder(card: DataCard, root: str | Path | None, problems: Problems) -> 
     base = find_folder(card, root, fits, expected)
     subfolders = {path.name.casefold(): path for path in _subfolders(base)}
     present = {split: subfolders[name] for name, split in split_of.items() if name in subfolders}
-    if not present:
-        present = {"train": base}
-    elif "train" not in present or (said and len(present) < len(split_of)):
-        missing = next(name for name, split in split_of.items() if split not in present) if said else "train"
+    needed = split_of if says else {"train": "train"}
+    missing = [name for name, split in needed.items() if split not in present]
+    if present and missing:
         inside = ", ".join(repr(path.name) for path in subfolders.values())
         raise FileNotFoundError(
-            f"card {card.name!r}: no split folder {missing!r} in {base}; it has {inside}."
+            f"card {card.name!r}: no split folder {missing[0]!r} in {base}; it has {inside}."
         )
-    found, others = {}, 0
-    for split, folder in present.items():
-        found[split], left = _read_class_folders(card, base, folder, problems)
-        others += left
-    unused = [] if base in present.values() else sorted(set(subfolders.values()) - set(present.values()))
-    return found, {"other_files": others, "unused_folders": [path.name for path in unused]}
+    unused = sorted(set(subfolders.values()) - set(present.values())) if present else []
+    parts, others = {}, 0
+    for split, folder in (present or {"train": base}).items():
+        parts[split], more = _read_class_folders(card, split, base, folder, problems)
+        others += more
+    return parts, {"other_files": others, "unused_folders": [path.name for path in unused]}
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -104,51 +103,53 @@ def _subfolders(folder: Path) -> list[Path]:
     )
 
 
-def _read_class_folders(card: DataCard, base: Path, folder: Path, problems: Problems) -> tuple[Found, int]:
+def _read_class_folders(
+    card: DataCard, split: str, base: Path, folder: Path, problems: Problems
+) -> tuple[ImageSet, int]:
     """All images under the class folders of one folder, and how many files there are no images."""
-    paths, labels, others = [], [], 0
+    rows, others = [], 0
     for class_folder in _subfolders(folder):
         try:
             label = card.label_of(class_folder.name)
         except ValueError as error:
-            what_to_do = "Rename the folder, or add its name to the card as an alias."
-            problems.add(
-                class_folder.relative_to(base).as_posix(),
-                f"class folder {class_folder}: {error} {what_to_do}",
-            )
+            advice = "Rename the folder, or add its name to the card as an alias."
+            reason = f"class folder {class_folder}: {error} {advice}"
+            problems.add(class_folder.relative_to(base).as_posix(), reason)
             continue
         for where, inside, names in os.walk(class_folder):
             inside[:] = sorted(name for name in inside if not name.startswith("."))
             images = sorted(n for n in names if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES)
             others += len(names) - len(images)
-            paths += [Path(where, name) for name in images]
-            labels += [label] * len(images)
-    if not paths:
+            paths = [Path(where, name) for name in images]
+            rows += [(path.relative_to(base).as_posix(), label, "", path) for path in paths]
+    if not rows:
         raise ValueError(
             f"card {card.name!r}: no images in the class folders of {folder} ({others} other file(s)). "
             f"An image file ends in {', '.join(sorted(SUFFIXES))}."
         )
-    ids = [path.relative_to(base).as_posix() for path in paths]
-    return Found(ids, np.array(labels, dtype=np.int64), _groups(card, ids), Files(paths)), others
+    return _image_set(card, split, rows), others
 
 
-def _groups(card: DataCard, ids: Sequence[str], given: Sequence[str] | None = None) -> list[str]:
-    """Group of each image: the one given, else the card's pattern in the file name, else the image alone."""
-    pattern = re.compile(card.source.group_pattern) if card.source.group_pattern else None
-    groups = []
+def _image_set(card: DataCard, split: str, rows: list[tuple[str, int, str, Path]]) -> ImageSet:
+    """Images from rows of id, label, group and file.
+
+    A row without a group has the one that the card's pattern finds in the file name, else its id.
+    """
+    ids, labels, groups, paths = map(list, zip(*rows, strict=True))
+    pattern = card.source.group_pattern
     for i, name in enumerate(ids):
-        match = pattern.search(name.rsplit("/", 1)[-1]) if pattern else None
-        groups.append((given[i] if given else "") or (match.group(1) if match else None) or name)
-    return groups
+        match = re.search(pattern, name.rsplit("/", 1)[-1]) if pattern else None
+        groups[i] = groups[i] or (match and match[1]) or name
+    return ImageSet(card, split, ids, torch.tensor(labels), groups, Files(paths))
 
 
-def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tuple[dict[str, Found], dict]:
+def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tuple[dict[str, ImageSet], dict]:
     """Images listed in a table. Rows are counted as lines of the file: the header is line 1."""
-    source = card.source
+    source, columns = card.source, card.source.columns
     base = find_folder(
         card, root, lambda folder: (folder / source.file).is_file(), f"the table {source.file!r}"
     )
-    file, columns = base / source.file, source.columns
+    file = base / source.file
     try:
         table = pd.read_csv(
             file, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig"
@@ -159,10 +160,9 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
         if column and column not in table.columns:
             hint = unknown_name("column", column, table.columns, where=str(file))
             raise ValueError(f"{hint} Name the {role} column in the card under source, columns.")
-    table = table.map(str.strip)
-    rows: dict[str, list[tuple]] = {split: [] for split in SPLITS}
-    seen: dict[str, int] = {}
-    for number, row in enumerate(table.to_dict("records"), start=2):
+    rows: dict[str, list[tuple[str, int, str, Path]]] = {split: [] for split in SPLITS}
+    lines: dict[Path, int] = {}  # where each image is listed
+    for number, row in enumerate(table.map(str.strip).to_dict("records"), start=2):
         name, where = row[columns["path"]], f"line {number} of {file}"
         path = base / name
         try:
@@ -173,22 +173,15 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
             continue
         if not name or not path.is_file():
             problems.add(name, f"{where}: there is no image file {path}.", FileNotFoundError)
-            continue
-        if path.as_posix() in seen:
-            problems.add(name, f"{where}: the image {name!r} is already in line {seen[path.as_posix()]}.")
-            continue
-        seen[path.as_posix()] = number
-        rows[split].append(
-            (Path(name).as_posix(), label, row[columns["group"]] if columns["group"] else "", path)
-        )
+        elif path in lines:
+            problems.add(name, f"{where}: the image {name!r} is already in line {lines[path]}.")
+        else:
+            lines[path] = number
+            group = row[columns["group"]] if columns["group"] else ""
+            rows[split].append((Path(name).as_posix(), label, group, path))
     if not rows["train"]:
         raise ValueError(f"the table {file} names no image for train.")
-    found = {}
-    for split in [split for split in SPLITS if rows[split]]:
-        ids, labels, given, paths = (list(part) for part in zip(*rows[split], strict=True))
-        groups = _groups(card, ids, given)
-        found[split] = Found(ids, np.array(labels, dtype=np.int64), groups, Files(paths))
-    return found, {}
+    return {split: _image_set(card, split, rows[split]) for split in SPLITS if rows[split]}, {}
 
 
 def label_from(card: DataCard, text: str) -> int:
@@ -198,7 +191,7 @@ def label_from(card: DataCard, text: str) -> int:
     """
     if not _is_number(text):
         return card.label_of(text)
-    words = [(word, label) for label, info in enumerate(card.classes) for word in (info.name, *info.aliases)]
+    words = [(word, label) for label, info in enumerate(card.classes) for word in info.words]
     codes = {int(word): label for word, label in words if _is_number(word)} or {i: i for _, i in words}
     if int(text) not in codes:
         named = ", ".join(f"{code} {card.classnames[label]}" for code, label in sorted(codes.items()))

@@ -1,23 +1,109 @@
-"""ImageSet: the images of one split, with their labels; PhantomSet also knows what its images show."""
+"""ImageSet: the images of one split, with their labels; PhantomSet also knows what its images show.
+
+The images themselves lie in a store: files, an array, or phantoms that are rendered when looked at. Every
+store has `image(i)`, `take(rows)` (the store of these rows only) and `content()`, a hash that changes when an
+image changes.
+"""
 
 import copy
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_same_classes, unknown_name
 from medvlp.data.files import sha256
-from medvlp.data.phantoms.worlds import World
-from medvlp.data.stores import Found
+from medvlp.data.images import read_image
+from medvlp.data.phantoms.drawing import DRAWING
+from medvlp.data.phantoms.worlds import CHUNK, Latents, World
 
 
+@dataclass
+class Files:
+    """Image files, read one by one."""
+
+    paths: list[Path]
+
+    def image(self, i: int) -> Image.Image:
+        """Image i, PIL RGB."""
+        return read_image(self.paths[i])
+
+    def take(self, rows: np.ndarray) -> "Files":
+        """These files only."""
+        return Files([self.paths[i] for i in rows])
+
+    def content(self) -> str:
+        """Hash of the files' sizes and times; none is read."""
+        stats = [path.stat() for path in self.paths]
+        return sha256(*(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats))
+
+
+@dataclass
+class Pixels:
+    """An array (N, H, W) or (N, H, W, 3) of uint8, and the rows of it that are used."""
+
+    array: np.ndarray
+    rows: np.ndarray
+
+    def image(self, i: int) -> Image.Image:
+        """Image i, PIL RGB."""
+        return Image.fromarray(self.array[self.rows[i]]).convert("RGB")
+
+    def take(self, rows: np.ndarray) -> "Pixels":
+        """These rows only, of the same array."""
+        return Pixels(self.array, self.rows[rows])
+
+    def content(self) -> str:
+        """Hash of the pixels."""
+        digest = hashlib.sha256(str(self.array.shape[1:]).encode())
+        for row in self.rows:
+            digest.update(np.ascontiguousarray(self.array[row]).data)
+        return digest.hexdigest()
+
+
+class Rendered:
+    """Phantoms, rendered a chunk at a time when first looked at and kept as uint8.
+
+    Data loader workers do not share what they render, so read phantoms with num_workers=0.
+    """
+
+    def __init__(self, world: World, latents: Latents, size: int) -> None:
+        self.world, self.latents, self.size = world, latents, size
+        self._chunks: dict[int, Tensor] = {}
+
+    def image(self, i: int) -> Image.Image:
+        """Image i, PIL RGB."""
+        number, place = divmod(i, CHUNK)
+        if number not in self._chunks:
+            part = self.latents[number * CHUNK : (number + 1) * CHUNK]
+            self._chunks[number] = self.world.render(part, size=self.size)  # (CHUNK, 3, size, size)
+        return Image.fromarray(self._chunks[number][place].permute(1, 2, 0).contiguous().numpy())
+
+    def take(self, rows: np.ndarray) -> "Rendered":
+        """These phantoms only, not rendered yet."""
+        return Rendered(self.world, self.latents[torch.from_numpy(rows)], self.size)
+
+    def content(self) -> str:
+        """Hash of what the images follow from: the way of drawing, the world, the size and the latents.
+
+        Not of pixels: between processors a few of them differ by 1, and it is the same data set.
+        """
+        latents = (self.latents.labels, self.latents.attributes, self.latents.seeds)
+        return sha256(
+            str(DRAWING), self.world.name, str(self.size), *(tensor.numpy().tobytes() for tensor in latents)
+        )
+
+
+@dataclass(repr=False, eq=False)
 class ImageSet(Dataset):
     """The images of one split. Item i is (image, label): PIL RGB or `transform(image)`, and an int.
 
@@ -25,16 +111,30 @@ class ImageSet(Dataset):
         card: DataCard; label order is `card.classnames`.
         split: "train", "val" or "test".
         ids: N stable names, such as "train/NORMAL/IM-1.jpeg".
-        groups: N names; images of one group (one patient) stay in one split.
         labels: LongTensor (N,).
+        groups: N names; images of one group (one patient) stay in one split.
+        store: What holds the images.
         transform: what is done to an image, or None.
+
+    Example:
+        >>> import medvlp
+        >>> images = medvlp.load_dataset("phantom-derm").train
+        >>> images
+        ImageSet(phantom-derm, train: 2000 images; melanoma 1007, nevus 993)
+        >>> image, label = images[0]
+        >>> image.size, images.ids[0]
+        ((64, 64), 'phantom-derm/seed1/train/000000')
+        >>> images.subset(images.labels == 0).counts
+        {'melanoma': 1007, 'nevus': 0}
     """
 
-    def __init__(self, card: DataCard, split: str, found: Found, transform: Callable | None = None) -> None:
-        self.card, self.split, self.transform = card, split, transform
-        self.ids, self.groups = found.ids, found.groups
-        self.labels = torch.from_numpy(found.labels)  # (N,)
-        self._found = found
+    card: DataCard
+    split: str
+    ids: list[str]
+    labels: Tensor
+    groups: list[str]
+    store: Files | Pixels | Rendered
+    transform: Callable | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,7 +157,7 @@ class ImageSet(Dataset):
         """Image i as PIL RGB, without the transform."""
         if not -len(self) <= i < len(self):
             raise IndexError(f"image {i} of {len(self)}")
-        return self._found.store.image(int(i) % len(self))
+        return self.store.image(int(i) % len(self))
 
     def with_transform(self, transform: Callable | None) -> "ImageSet":
         """The same images with another transform."""
@@ -65,33 +165,52 @@ class ImageSet(Dataset):
         other.transform = transform
         return other
 
-    def subset(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> "ImageSet":
+    def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> "ImageSet":
         """These images only, in this order; a boolean mask (N,) will do too."""
         indices = np.asarray(indices)
         rows = np.arange(len(self))[indices if indices.size else np.empty(0, dtype=int)]  # [] is of floats
-        return type(self)(self.card, self.split, self._found.take(rows), self.transform)
+        return replace(
+            self,
+            ids=[self.ids[i] for i in rows],
+            labels=self.labels[torch.from_numpy(rows)],
+            groups=[self.groups[i] for i in rows],
+            store=self.store.take(rows),
+        )
 
     def of_classes(self, card: DataCard) -> "ImageSet":
         """The images of a card's classes only, labelled as that card has it: see `DataCard.with_classes`.
 
         ValueError for a class that these images do not have.
         """
-        new = np.full(len(self.card.classes), -1)  # (n_cls,), -1 for classes that are left out
-        for label, name in enumerate(card.classnames):
-            if name not in self.card.classnames:
-                raise ValueError(
-                    unknown_name("class", name, self.card.classnames, f"card {self.card.name!r}")
-                )
-            new[self.card.classnames.index(name)] = label
-        labels = new[self.labels.numpy()]  # (N,)
-        found = self._found.take(np.flatnonzero(labels >= 0))
-        found = replace(found, labels=new[found.labels])
-        return type(self)(card, self.split, found, self.transform)
+        old = self.card.classnames
+        for name in card.classnames:
+            if name not in old:
+                raise ValueError(unknown_name("class", name, old, f"card {self.card.name!r}"))
+        new = [card.classnames.index(name) if name in card.classnames else -1 for name in old]  # -1: left out
+        labels = torch.tensor(new)[self.labels]  # (N,)
+        return replace(self.subset(labels >= 0), card=card, labels=labels[labels >= 0])
+
+    def check(self, card: DataCard, who: str) -> None:
+        """Raise ValueError unless `who`, built from `card`, can work with these images.
+
+        There must be images, of that card's classes in its order, with labels among them.
+        """
+        classnames, where = card.classnames, f"the {self.split} set of card {self.card.name!r}"
+        if not len(self):
+            raise ValueError(f"there are no images in {where}.")
+        check_same_classes(who, classnames, where, self.card.classnames)
+        outside = np.flatnonzero((self.labels < 0) | (self.labels >= len(classnames)))
+        if len(outside):
+            i = outside[0]
+            raise ValueError(
+                f"image {self.ids[i]!r} of {where} has label {int(self.labels[i])}, outside the card's "
+                f"classes, 0 to {len(classnames) - 1}: {', '.join(map(repr, classnames))}."
+            )
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of ids, labels and content (for files their sizes and times, so none is read)."""
-        return sha256(*self.ids, self.labels.numpy().tobytes(), self._found.store.content())
+        return sha256(*self.ids, self.labels.numpy().tobytes(), self.store.content())
 
 
 class PhantomSet(ImageSet):
@@ -104,18 +223,18 @@ class PhantomSet(ImageSet):
     @property
     def world(self) -> World:
         """The world that draws them."""
-        return self._found.store.world
+        return self.store.world
 
     @property
-    def latents(self) -> Any:
+    def latents(self) -> Latents:
         """What the images are made of; `world.render(latents.with_attribute(k, True))` draws them changed.
 
         `latents.labels` are the world's classes, also where `of_classes` has labelled the images anew.
         """
-        return self._found.store.latents
+        return self.store.latents
 
     @property
-    def attributes(self) -> torch.Tensor:
+    def attributes(self) -> Tensor:
         """Which attributes each image shows, (N, K) bool."""
         return self.latents.attributes
 

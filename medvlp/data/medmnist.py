@@ -6,18 +6,20 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from medvlp.data.card_parts import SPLITS
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
 from medvlp.data.folders import label_from
-from medvlp.data.stores import Found, Pixels
+from medvlp.data.image_sets import ImageSet, Pixels
 
 SIZES = (28, 64, 128, 224)  # pixels a side that MedMNIST comes in
 
 
 def read_medmnist(
     card: DataCard, root: str | Path | None, image_size: int | None, download: bool
-) -> tuple[dict[str, Found], dict]:
+) -> tuple[dict[str, ImageSet], dict]:
     """MedMNIST's own train, val and test from `<flag>.npz` (28 pixels) or `<flag>_<size>.npz`.
 
     `image_size` None takes the largest size that is there. `download` fetches a missing file with the
@@ -74,29 +76,25 @@ def _download(flag: str, size: int, base: Path) -> Path:
         return Path(part, _file_name(flag, size)).replace(base / _file_name(flag, size))
 
 
-def _read(card: DataCard, file: Path) -> dict[str, Found]:
-    found = {}
+def _read(card: DataCard, file: Path) -> dict[str, ImageSet]:
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            for split in ("train", "val", "test"):
-                images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-                found[split] = _found(card, split, images, labels)
+            return {
+                split: _image_set(card, split, arrays[f"{split}_images"], arrays[f"{split}_labels"])
+                for split in SPLITS
+            }
     except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{file} is no whole MedMNIST file ({error}). Delete it and download it again."
         ) from error
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-    return found
 
 
-def _found(card: DataCard, split: str, images: np.ndarray, labels: np.ndarray) -> Found:
+def _image_set(card: DataCard, split: str, images: np.ndarray, labels: np.ndarray) -> ImageSet:
     """Images (N, H, W) or (N, H, W, 3) uint8 and labels (N, 1), checked against the card."""
-    if (
-        images.dtype != np.uint8
-        or not (images.ndim == 3 or images.shape[3:] == (3,))
-        or len(images) != len(labels)
-    ):
+    pixels_fit = images.dtype == np.uint8 and (images.ndim == 3 or images.shape[3:] == (3,))
+    if not pixels_fit or len(images) != len(labels):
         raise ValueError(
             f"{split} has images of shape {images.shape}, {images.dtype}, with {len(labels)} labels; "
             "expected (N, H, W) or (N, H, W, 3), uint8, and N labels."
@@ -105,13 +103,13 @@ def _found(card: DataCard, split: str, images: np.ndarray, labels: np.ndarray) -
         raise ValueError(
             f"{split} labels have shape {labels.shape}; only sets with one label an image can be used."
         )
-    labels = labels.reshape(-1).astype(np.int64)  # (N,)
-    by_code = {}
-    for code in np.unique(labels).tolist():
+    codes = labels.reshape(-1)  # (N,)
+    label_of = {}
+    for code in np.unique(codes).tolist():
         try:
-            by_code[code] = label_from(card, str(code))
+            label_of[code] = label_from(card, str(code))
         except ValueError as error:
-            raise ValueError(f"{split} image {int(np.flatnonzero(labels == code)[0])}: {error}") from error
-    labels = np.array([by_code[code] for code in labels.tolist()], dtype=np.int64)
-    ids = [f"{split}/{i}" for i in range(len(labels))]
-    return Found(ids, labels, ids, Pixels(images, np.arange(len(labels))))
+            raise ValueError(f"{split} image {int(np.argmax(codes == code))}: {error}") from error
+    card_labels = torch.tensor([label_of[code] for code in codes.tolist()], dtype=torch.int64)
+    ids = [f"{split}/{i}" for i in range(len(codes))]
+    return ImageSet(card, split, ids, card_labels, ids, Pixels(images, np.arange(len(codes))))

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from medvlp.data.image_sets import ImageSet
+
+VAL_SHOTS = 4  # most validation images a class when training has few shots, as in CoOp
+
 
 def split(
     labels: ArrayLike,
@@ -46,16 +50,16 @@ def split(
     generator = np.random.default_rng(seed)
     held_groups = np.zeros(len(sizes), dtype=bool)
     for label in np.unique(home):
-        own = generator.permutation(np.flatnonzero(home == label))
-        held_groups[_nearest(own, sizes, fraction * sizes[own].sum())] = True
+        of_class = generator.permutation(np.flatnonzero(home == label))  # groups
+        held_groups[_nearest(of_class, sizes, fraction * sizes[of_class].sum())] = True
     held = held_groups[group]  # (N,) bool
     for label in np.unique(labels):
-        own = labels == label
-        if held[own].all() or not held[own].any():
+        of_class = labels == label  # (N,) bool
+        if held[of_class].all() or not held[of_class].any():
             raise ValueError(
-                f"class {_name(label, classnames)} cannot be split: its {own.sum()} image(s) make "
-                f"{len(np.unique(group[own]))} group(s), and each side needs one. Add images, or give the "
-                "splits with the data."
+                f"class {_name(label, classnames)} cannot be split: its {of_class.sum()} image(s) make "
+                f"{len(np.unique(group[of_class]))} group(s), and each side needs one. Add images, or give "
+                "the splits with the data."
             )
     return np.flatnonzero(~held), np.flatnonzero(held)
 
@@ -79,27 +83,37 @@ def few_shot(
         raise ValueError(f"num_shots must be at least 1, got {num_shots}; leave it out to use all images.")
     chosen = []
     for label in range(len(classnames)) if classnames else np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        if len(own) < num_shots:
+        rows = np.flatnonzero(labels == label)
+        if len(rows) < num_shots:
             raise ValueError(
-                f"class {_name(label, classnames)} has {len(own)} training image(s), "
+                f"class {_name(label, classnames)} has {len(rows)} training image(s), "
                 f"fewer than num_shots={num_shots}."
             )
-        generator = np.random.default_rng(
-            [seed, int(label)]
-        )  # one a class: a class more changes no other's shots
-        chosen.append(generator.permutation(own)[:num_shots])
+        # a generator for each class: a class more changes no other's shots
+        generator = np.random.default_rng([seed, int(label)])
+        chosen.append(generator.permutation(rows)[:num_shots])
     return np.sort(np.concatenate(chosen))
 
 
-def _nearest(own: np.ndarray, sizes: np.ndarray, target: float) -> list[int]:
-    """Groups of `own`, in their order, that bring the sum of their sizes nearest to the target."""
+def cut_to_shots(train: ImageSet, val: ImageSet, num_shots: int, seed: int) -> tuple[ImageSet, ImageSet]:
+    """`num_shots` training images a class, and as many for validation, but at most 4.
+
+    Where a class has fewer validation images, every class has that many.
+    """
+    rows = few_shot(train.labels, num_shots, seed, train.card.classnames)
+    fewest = int(np.unique(val.labels, return_counts=True)[1].min())
+    val_rows = few_shot(val.labels, min(num_shots, VAL_SHOTS, fewest), seed)
+    return train.subset(rows), val.subset(val_rows)
+
+
+def _nearest(groups: np.ndarray, sizes: np.ndarray, target: float) -> list[int]:
+    """Those of the groups, in their order, that bring the sum of their sizes nearest to the target."""
     held, total = [], 0
-    for group in own:
-        if abs(total + sizes[group] - target) < abs(total - target) and len(held) < len(own) - 1:
+    for group in groups:
+        if abs(total + sizes[group] - target) < abs(total - target) and len(held) < len(groups) - 1:
             held.append(group)
             total += sizes[group]
-    return held or ([own[sizes[own].argmin()]] if len(own) > 1 else [])
+    return held or ([groups[sizes[groups].argmin()]] if len(groups) > 1 else [])
 
 
 def _name(label: int, classnames: Sequence[str] | None) -> str:

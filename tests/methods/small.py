@@ -1,10 +1,10 @@
 """A small card and small image sets, for tests of methods and of their evaluation."""
 
 import numpy as np
+import torch
 
 from medvlp.data.cards import DataCard
-from medvlp.data.datasets import ImageSet
-from medvlp.data.stores import Found, Pixels
+from medvlp.data.image_sets import ImageSet, Pixels
 
 COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])  # of the images of each class
 
@@ -46,5 +46,5 @@ def make_set(card: DataCard, labels: list[int], split: str = "train", seed: int 
 def set_of(card: DataCard, labels: np.ndarray, pixels: np.ndarray, split: str = "test") -> ImageSet:
     """These images, (N, H, W, 3) uint8, each a group of its own."""
     ids = [f"{split}/{i:03d}.png" for i in range(len(labels))]
-    found = Found(ids, np.asarray(labels, dtype=np.int64), ids, Pixels(pixels, np.arange(len(labels))))
-    return ImageSet(card, split, found)
+    store = Pixels(pixels, np.arange(len(labels)))
+    return ImageSet(card, split, ids, torch.as_tensor(labels, dtype=torch.int64), ids, store)

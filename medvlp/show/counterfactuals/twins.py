@@ -6,7 +6,7 @@ other in a class cannot stand in for one another, as they can in a collection of
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,8 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
-from medvlp.data.image_sets import ImageSet, PhantomSet
+from medvlp.data.image_sets import ImageSet, PhantomSet, Rendered
 from medvlp.data.phantoms.worlds import Latents, World
-from medvlp.data.stores import Found, Rendered
 from medvlp.methods.parameters import load_own_tensors, own_tensors
 from medvlp.study.evaluation import evaluating, predict_logits
 
@@ -47,9 +46,7 @@ def flip(images: PhantomSet, attribute: str) -> PhantomSet:
     """
     latents = phantoms(images).latents.flip(images.world.index(attribute))
     size = images.image(0).width
-    store = Rendered(images.world, latents, size)
-    found = Found(list(images.ids), images.labels.numpy(), list(images.groups), store)
-    return PhantomSet(images.card, images.split, found, images.transform)
+    return replace(images, store=Rendered(images.world, latents, size))
 
 
 @dataclass(frozen=True, eq=False)

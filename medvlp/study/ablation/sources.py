@@ -6,13 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.cards import DataCard
-from medvlp.data.datasets import VAL_SHOTS, Data, ImageSet, load_dataset
+from medvlp.data.datasets import Data, ImageSet, load_dataset
 from medvlp.data.files import sha256
-from medvlp.data.splits import few_shot
+from medvlp.data.splits import cut_to_shots
 
 SPLIT_SEED = 1  # of the splits that are made and of the phantoms drawn: a study has one test set
 ALL = "all"  # shots
@@ -32,18 +30,14 @@ class Parts:
     def fingerprint(self) -> str:
         """Hash of the card and of all images."""
         data = self.data
-        return sha256(data.card.hash, *(part.fingerprint for part in (data.train, data.val, data.test)))
+        return sha256(data.card.hash, *(images.fingerprint for images in data.splits.values()))
 
     def cut(self, shots: int | str, seed: int) -> tuple[ImageSet, ImageSet]:
         """Training and validation images: all, or as `load_dataset` cuts them to shots by this seed."""
         if shots == ALL:
             return self.data.train, self.data.val
         if (shots, seed) not in self._cuts:
-            train, val, names = self.data.train, self.data.val, self.data.card.classnames
-            rows = few_shot(train.labels, shots, seed, names)
-            most = np.unique(val.labels, return_counts=True)[1].min()
-            val_rows = few_shot(val.labels, int(min(shots, VAL_SHOTS, most)), seed)
-            self._cuts[shots, seed] = train.subset(rows), val.subset(val_rows)
+            self._cuts[shots, seed] = cut_to_shots(self.data.train, self.data.val, shots, seed)
         return self._cuts[shots, seed]
 
 

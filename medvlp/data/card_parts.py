@@ -1,0 +1,184 @@
+"""What a card is made of: classes with their phrases of knowledge, and four kinds of sources of images."""
+
+import re
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[str, ...] = get_args(Split)
+SHORTEST_WORD = 3  # aliases shorter than this ("mel" is not, "nv" is) are codes, allowed inside phrases
+
+
+class Strict(BaseModel):
+    """A model that refuses unknown fields and cannot be changed after it is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+def _spoken(value: Any) -> Any:
+    """YAML's 0 is the text "0"; its yes, no, on and off are not text at all."""
+    if isinstance(value, bool):
+        raise ValueError("YAML reads an unquoted yes, no, on, off, true or false as a truth value: quote it")
+    return str(value) if isinstance(value, int) else value
+
+
+Name = Annotated[str, BeforeValidator(_spoken), Field(min_length=1)]
+
+
+class Phrase(Strict):
+    """One visual phrase and the clinical criterion it was taken from; a plain string in YAML will do."""
+
+    text: str = Field(min_length=1)
+    criterion: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"text": value} if isinstance(value, str) else value
+
+
+class ClassInfo(Strict):
+    """One class: its name in plain words, its other names, and its phrases by kind of knowledge.
+
+    `aliases` are folder names, codes or label numbers that mean this class. `knowledge` maps a
+    kind ("symptoms", "out-of-domain", "useless", "incorrect", or one of your own) to phrases.
+    """
+
+    name: Name
+    aliases: list[Name] = []
+    knowledge: dict[str, list[Phrase]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str | int) else value
+
+    @model_validator(mode="after")
+    def _phrases_are_sound(self) -> "ClassInfo":
+        for kind, phrases in self.knowledge.items():
+            texts = [phrase.text.casefold() for phrase in phrases]
+            for phrase, text in zip(phrases, texts, strict=True):
+                if texts.count(text) > 1:
+                    raise ValueError(f"the phrase {phrase.text!r} is listed twice under {kind!r}")
+                for word in [self.name, *filter(_is_word, self.aliases)]:
+                    if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE):
+                        raise ValueError(
+                            f"the phrase {phrase.text!r} under {kind!r} names its own class ({word!r}): "
+                            "describe what is seen instead"
+                        )
+        return self
+
+    @property
+    def words(self) -> list[str]:
+        """The name and the aliases."""
+        return [self.name, *self.aliases]
+
+
+def _is_word(alias: str) -> bool:
+    return len(alias) >= SHORTEST_WORD and any(letter.isalpha() for letter in alias)
+
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _over(defaults: dict[str, Any]) -> AfterValidator:
+    """What a card does not say stands as in `defaults`."""
+    return AfterValidator(lambda said: defaults | said)
+
+
+class Source(Strict):
+    """Where the images come from; what every kind of source has.
+
+    `group_pattern` is a regular expression with one group, searched in the file name: images with
+    the same match (one patient) stay on one side of a split. None: each image is its own group.
+    `val_fraction` (of train) and `test_fraction` (of all) are used only where a split is missing.
+    """
+
+    how_to_get: str = ""
+    group_pattern: str | None = None
+    val_fraction: Fraction = 0.1
+    test_fraction: Fraction = 0.2
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _one_group(cls, pattern: str | None) -> str | None:
+        try:
+            groups = re.compile("()" if pattern is None else pattern).groups
+        except re.error as error:
+            raise ValueError(f"group_pattern {pattern!r} is no regular expression: {error}") from error
+        if groups != 1:
+            raise ValueError(f"group_pattern {pattern!r} must have exactly one (...) group, it has {groups}")
+        return pattern
+
+
+class PhantomSource(Source):
+    """Procedural images: `world` draws `sizes[split]` of them for each split."""
+
+    kind: Literal["phantom"]
+    world: Literal["derm", "cxr", "fundus", "derm-shifted", "cxr-shifted", "fundus-shifted"]
+    sizes: Annotated[
+        dict[Split, PositiveInt],
+        Field(validate_default=True),
+        _over({"train": 2000, "val": 500, "test": 2000}),
+    ] = {}
+
+
+class FolderSource(Source):
+    """A folder of class folders, or of split folders that hold class folders.
+
+    `splits` maps each split to its folder under `folder`, None where that split must be made; where a
+    card does not say, folders called train, val and test are used as far as they are there.
+    """
+
+    kind: Literal["folder"]
+    folder: str = "."
+    splits: Annotated[dict[Split, str | None], _over(dict.fromkeys(SPLITS))] = {s: s for s in SPLITS}
+
+
+class CsvSource(Source):
+    """A table with one image a row; `columns` names its path, label, split and group columns.
+
+    Paths are relative to `folder`. The split and group columns may be None: not there.
+    """
+
+    kind: Literal["csv"]
+    folder: str = "."
+    file: str = "labels.csv"
+    columns: Annotated[
+        dict[Literal["path", "label", "split", "group"], str | None],
+        Field(validate_default=True),
+        _over({"path": "path", "label": "label", "split": None, "group": None}),
+    ] = {}
+
+    @field_validator("columns")
+    @classmethod
+    def _path_and_label(cls, columns: dict[str, str | None]) -> dict[str, str | None]:
+        if not (columns["path"] and columns["label"]):
+            raise ValueError("the path and the label column must have a name")
+        return columns
+
+
+class MedMNISTSource(Source):
+    """A MedMNIST v2 data set, by its flag; its splits are MedMNIST's."""
+
+    kind: Literal["medmnist"]
+    flag: str
+
+
+SOURCES: dict[str, type[Source]] = {
+    "phantom": PhantomSource,
+    "folder": FolderSource,
+    "csv": CsvSource,
+    "medmnist": MedMNISTSource,
+}
+AnySource = Annotated[PhantomSource | FolderSource | CsvSource | MedMNISTSource, Field(discriminator="kind")]
