@@ -52,6 +52,12 @@ class Clip(nn.Module):
         embed_dim: D, length of an image or text feature.
         text_width: w, length of a token embedding.
         dtype: type of the weights; features are always float32.
+
+    Example:
+        >>> import medvlp
+        >>> clip = medvlp.load_clip("tiny", device="cpu")
+        >>> clip.encode_texts(["black dots.", "a smooth border."]).shape
+        torch.Size([2, 128])
     """
 
     def __init__(
@@ -233,6 +239,12 @@ def load_clip(name: str = "tiny", device: str | torch.device = "auto", precision
         ValueError: an unknown name, tag, device or precision, or weights that do not fit.
         FileNotFoundError: a local folder that lacks a file; the message names it.
         ConnectionError: no network and no local copy; the message says what to do.
+
+    Example:
+        >>> import medvlp
+        >>> clip = medvlp.load_clip("tiny", device="cpu")
+        >>> clip
+        Clip('tiny': images of 64 pixels, texts of up to 77 tokens, embed_dim 128, ... frozen weights, ...)
     """
     if precision not in PRECISIONS:
         raise ValueError(unknown_name("precision", precision, PRECISIONS))

@@ -64,6 +64,14 @@ def image_features(
     Raises:
         ValueError: an empty data set, or an image whose features are not finite.
         OSError: a cache folder that cannot be written; found before anything is computed.
+
+    Example:
+        >>> import medvlp
+        >>> clip = medvlp.load_clip("tiny", device="cpu")
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> train = medvlp.image_features(clip, data.train)
+        >>> train.features.shape, train.labels.tolist()
+        (torch.Size([4, 128]), [1, 1, 0, 0])
     """
     if len(images.ids) == 0:
         raise ValueError("there are no images to encode: the data set is empty.")

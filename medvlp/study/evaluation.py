@@ -24,7 +24,16 @@ _IMAGES, _FEATURES = 64, 256  # batch sizes
 
 @dataclass(frozen=True)
 class Report:
-    """What `evaluate` found. Label order is `classnames`."""
+    """What `evaluate` found. Label order is `classnames`.
+
+    Example:
+        >>> import medvlp
+        >>> clip = medvlp.load_clip("tiny", device="cpu")
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> report = medvlp.evaluate(medvlp.ZeroShot(clip, data.card), data.val)
+        >>> report.confusion().shape, report.per_class().columns.tolist()
+        ((2, 2), ['precision', 'recall', 'F1', 'AUROC', 'support'])
+    """
 
     method: str  # such as "ZeroShot"
     dataset: str  # such as "pneumonia, test"
@@ -103,6 +112,17 @@ def evaluate(
     Raises:
         ValueError: an empty data set, a label outside the card, other classes than the method's, logits that
             are not finite.
+
+    Example:
+        >>> import medvlp
+        >>> clip = medvlp.load_clip("tiny", device="cpu")
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> report = medvlp.evaluate(medvlp.ZeroShot(clip, data.card), data.test.subset(range(60)))
+        >>> report.table().index.tolist()
+        ['accuracy', 'balanced accuracy', 'macro-F1', 'AUROC', 'kappa', 'ECE']
+        >>> low, value, high = report.table().loc["accuracy", ["low", "value", "high"]]
+        >>> bool(low < value < high)
+        True
     """
     check_images(method, images, "data set")
     if n_bootstrap < 1:

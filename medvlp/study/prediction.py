@@ -14,7 +14,16 @@ from medvlp.study.evaluation import evaluating
 
 @dataclass(frozen=True)
 class Prediction:
-    """The probabilities of one image, and its symptom scores if the method has them."""
+    """The probabilities of one image, and its symptom scores if the method has them.
+
+    Example:
+        >>> import medvlp
+        >>> clip = medvlp.load_clip("tiny", device="cpu")
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> prediction = medvlp.predict(medvlp.ZeroShot(clip, data.card), data.test.image(0))
+        >>> prediction.symptom_scores.columns.tolist()
+        ['classname', 'symptom', 'score']
+    """
 
     probabilities: pd.Series  # by classname, in label order
     symptom_scores: pd.DataFrame | None  # classname, symptom, score
@@ -36,6 +45,14 @@ def predict(method: nn.Module, image: str | Path | Image.Image) -> Prediction:
     Raises:
         FileNotFoundError: there is no such file.
         ImageError: the file is empty, broken or no image.
+
+    Example:
+        >>> import medvlp
+        >>> clip = medvlp.load_clip("tiny", device="cpu")
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> zero = medvlp.ZeroShot(clip, data.card)
+        >>> medvlp.predict(zero, data.test.image(0)).classname in data.card.classnames
+        True
     """
     if not isinstance(image, Image.Image):
         image = read_image(image)

@@ -33,6 +33,14 @@ def save(method: nn.Module, path: str | Path, history: pd.DataFrame | None = Non
 
     Raises:
         TypeError: a configuration that is not plain JSON.
+
+    Example:
+        >>> import medvlp, pathlib, tempfile
+        >>> vip = medvlp.ViP(medvlp.load_clip("tiny", device="cpu"), medvlp.load_card("phantom-derm"))
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "vip.safetensors"
+        >>> medvlp.save(vip, path)
+        >>> path.stat().st_size < 2**20
+        True
     """
     clip, card, name = method.clip, method.card, type(method).__name__
     try:
@@ -75,6 +83,15 @@ def load(
         FileNotFoundError: no such file.
         ValueError: a damaged file, another CLIP, a card or representations that have changed, an unknown
             method, tensors that do not fit; the message says which.
+
+    Example:
+        >>> import medvlp, pathlib, tempfile
+        >>> vip = medvlp.ViP(medvlp.load_clip("tiny", device="cpu"), medvlp.load_card("phantom-derm"))
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "vip.safetensors"
+        >>> medvlp.save(vip, path)
+        >>> again = medvlp.load(path, device="cpu")
+        >>> type(again).__name__, bool((again.ctx == vip.ctx).all())
+        ('ViP', True)
     """
     tensors, facts = read_tensors(path, KIND, "a method saved by medvlp")
     if method is None and facts["method"] not in METHODS:

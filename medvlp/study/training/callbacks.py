@@ -58,6 +58,16 @@ class EpochAverage(Callback):
 
     Raises:
         ValueError: epochs or std not above 0; at the first epoch: a name that the method does not have.
+
+    Example:
+        >>> import medvlp
+        >>> clip = medvlp.load_clip("tiny", device="cpu")
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> coop, average = medvlp.CoOp(clip, data.card), [medvlp.EpochAverage(2)]
+        >>> config = medvlp.TrainConfig(epochs=2, batch_size=8, views=0, keep="last")
+        >>> history = medvlp.fit(coop, data.train, data.val, config, callbacks=average, progress=False)
+        >>> history["average_weight"].round(2).tolist()
+        [0.25, 1.0]
     """
 
     def __init__(

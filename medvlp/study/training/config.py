@@ -40,6 +40,14 @@ class TrainConfig:
         keep: the weights at the end, those of the "best" epoch by validation or of the "last".
         num_workers: processes that read images where features are not cached. None: one a core, 8 at most;
             none for phantoms, which every process would draw again.
+
+    Example:
+        >>> import medvlp
+        >>> medvlp.TrainConfig(epochs=10).lr
+        0.002
+        >>> medvlp.TrainConfig(optimizer="adam")
+        Traceback (most recent call last):
+        ValueError: unknown optimizer 'adam' in TrainConfig; did you mean 'adamw'? Choices: 'sgd', 'adamw'.
     """
 
     epochs: PositiveInt = 50
@@ -77,5 +85,10 @@ def recipe(method: nn.Module | type[nn.Module]) -> TrainConfig:
 
     It is the method's own `recipe`, fields of `TrainConfig` by name, over the defaults.
     `dataclasses.replace(recipe(CoOp), epochs=20)` is the same for fewer epochs.
+
+    Example:
+        >>> import medvlp
+        >>> medvlp.recipe(medvlp.CILMP).epochs
+        100
     """
     return TrainConfig(**getattr(method, "recipe", {}))

@@ -76,6 +76,16 @@ def fit(
         ValueError: nothing to train, an empty set, a label outside the card, other classes than the method's,
             a damaged checkpoint or one of another run, a metric that is undefined on the validation images.
         FloatingPointError: the loss is no longer finite; the method holds the best weights before that.
+
+    Example:
+        >>> import medvlp
+        >>> clip = medvlp.load_clip("tiny", device="cpu")
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> vip = medvlp.ViP(clip, data.card)
+        >>> config = medvlp.TrainConfig(epochs=2, batch_size=8, views=0)
+        >>> history = medvlp.fit(vip, data.train, data.val, config, progress=False)
+        >>> history["epoch"].tolist(), sorted(history["best"])
+        ([1, 2], [False, True])
     """
     config = config or recipe(method)
     _check(method, train, val, config)
