@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.features import image_features
 from medvlp.data.datasets import ImageSet
+from medvlp.data.errors import check_same_classes
 from medvlp.study.metrics import METRICS, bootstrap, class_auroc, metric_values
 
 _IMAGES, _FEATURES = 64, 256  # batch sizes
@@ -168,11 +169,8 @@ def check_images(method: nn.Module, images: ImageSet, what: str) -> None:
     classnames, name = method.card.classnames, f"{images.card.name}, {images.split}"
     if len(images) == 0:
         raise ValueError(f"the {what} ({name}) is empty.")
-    if images.card.classnames != classnames:
-        raise ValueError(
-            f"{type(method).__name__} was built for card {method.card.name!r} with classes {classnames}, but "
-            f"the {what} ({name}) has {images.card.classnames}; build the method from the data's card."
-        )
+    mine = f"{type(method).__name__} (card {method.card.name!r})"
+    check_same_classes(mine, classnames, f"the {what} ({name})", images.card.classnames)
     outside = ((images.labels < 0) | (images.labels >= len(classnames))).nonzero().flatten().tolist()
     if outside:
         i = outside[0]

@@ -163,7 +163,7 @@ def test_cached_features_give_the_logits_of_forward(tmp_path):
         (
             Reader(make_card(2, "two")),
             lambda: written([0], [[1, 1, 1]]),
-            r"Reader was built for card 'two' with classes \['melanoma', 'nevus'\], but the data set",
+            r"Reader \(card 'two'\) has the classes 'melanoma', 'nevus', but the data set \(lesions, test\)",
         ),
         (
             Reader(broken=1),

@@ -506,7 +506,10 @@ def test_images_that_cannot_serve(clip, sets):
             "'train/002.png' of the training set .* has label 5, outside the card's",
         ),
         ((train, make_set(CARD, [0, -1], "val")), "'val/001.png' of the validation set .* has label -1"),
-        ((train, make_set(make_card(2), [0, 1], "val")), "classes .*build the method from the data's card"),
+        (
+            (train, make_set(make_card(2), [0, 1], "val")),
+            "the validation set .* has .* in the same order: build both from one card",
+        ),
         ((train, None), "needs validation images to find the best epoch; give val, or keep='last'"),
         ((train, val.subset([0, 3])), "AUROC is undefined on these validation images"),
     ]:
