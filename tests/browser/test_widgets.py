@@ -11,7 +11,7 @@ SETUP = """
 import copy
 import medvlp
 from medvlp.data.cards import ClassInfo
-from medvlp.show.widgets import InterventionExplorer, PhantomLab, SymptomExplorer, TrainingMonitor
+from medvlp.show import InterventionExplorer, PhantomLab, SymptomExplorer, TrainingMonitor
 
 clip = medvlp.load_clip("tiny", device="cpu")
 data = medvlp.load_dataset("phantom-derm")
@@ -39,7 +39,7 @@ CELLS = [
     "InterventionExplorer(medvlp.CILMP(clip, data.card), data.test)",
     TRAINING,
     """from IPython.display import HTML
-from medvlp.show.widgets.parts import literal
+from medvlp.show.figures.html import literal
 HTML(f"<p>$x^3$, but {literal('$y^3$')}</p>")""",  # output that MathJax typesets
 ]
 CONTRAST = """
@@ -141,7 +141,7 @@ def test_phantom_lab_by_keyboard_and_in_the_dark_theme(page, tmp_path):
     cell.scroll_into_view_if_needed()
     page.screenshot(tmp_path / "light.png")
     page.dark()
-    for text in (veil.locator("span").first, status.locator("span"), cell.locator("p span")):
+    for text in (veil.locator("td").first, status.locator("span"), cell.locator("p span")):
         assert text.evaluate(CONTRAST) > 4.5
     page.screenshot(tmp_path / "dark.png")
     button(cell, "Reset").click()

@@ -1,33 +1,35 @@
 """Intervention explorer: how much of CILMP's edit of the LLM's states is needed for a decision."""
 
+import copy
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 
 from medvlp.data.datasets import ImageSet
 from medvlp.methods.cilmp import CILMP
 from medvlp.show.figures.basic import PALETTE, closed, literal_figure
 from medvlp.show.figures.html import literal, picture_html
-from medvlp.show.widgets.kept_rank import check_intervention, rank_effect
 from medvlp.show.widgets.parts import (
     COLOURS,
     ImageExplorer,
-    bar_html,
-    checked_images,
     pixels_of,
     slider,
     table_html,
 )
+from medvlp.study.evaluation import evaluating
 
 HELP = (
     "CILMP edits the language model's states for every image, along at most r directions. Keep fewer of "
     "them, the strongest first, or switch the edit off. The angle says how far a class's text feature then "
     "lies from the feature without edit."
 )
-BARS = {"without edit": 7, "now": 0, "as trained": 2}  # columns of the table, and colours of the palette
+BARS = {"without edit": COLOURS[7], "now": COLOURS[0], "as trained": COLOURS[2]}  # columns of the table
 
 
 class InterventionExplorer(ImageExplorer):
@@ -54,8 +56,8 @@ class InterventionExplorer(ImageExplorer):
     def __init__(self, cilmp: CILMP, images: ImageSet, index: int = 0) -> None:
         """Look at the first image; see the class."""
         check_intervention(cilmp)
-        checked_images(images, cilmp)
-        self.cilmp, self.images, self.rank = cilmp, images, cilmp.config["rank"]
+        self._take_images(images, cilmp)
+        self.cilmp, self.rank = cilmp, cilmp.config["rank"]
         self.kept, self.on = self.rank, True
         self.choose(index)
 
@@ -129,38 +131,147 @@ class InterventionExplorer(ImageExplorer):
     # --- the widget ---
 
     def _make_box(self, widgets: Any) -> list[Any]:
-        w = widgets
-        self._index = slider(w, "image", len(self.images) - 1, self.index, "which image: arrow keys, or drag")
+        w, wrap = widgets, widgets.Layout(flex_flow="row wrap")
+        self._index = self._image_slider(w)
         self._kept = slider(w, "rank kept", self.rank, self.kept, "directions of the edit that are kept")
         self._on = w.Checkbox(
             value=self.on, description="edit on", tooltip="whether the states are edited", indent=False
         )
         self._picture = w.HTML(layout=w.Layout(margin="0 1em 0 0"))
         self._table = w.HTML(layout=w.Layout(flex="1 1 30em"))
-        self._index.observe(lambda change: self._do(lambda: self.choose(change["new"])), names="value")
-        self._kept.observe(lambda change: self._do(lambda: self.keep(change["new"])), names="value")
-        self._on.observe(lambda change: self._do(lambda: self.switch(change["new"])), names="value")
+        self._follow(self._index, self.choose)
+        self._follow(self._kept, self.keep)
+        self._follow(self._on, self.switch)
         return [
             w.HTML(f"<p>{literal(HELP)}</p>"),
             self._index,
-            w.Box([self._kept, self._on], layout=w.Layout(flex_flow="row wrap")),
-            w.Box([self._picture, self._table], layout=w.Layout(flex_flow="row wrap")),
+            w.Box([self._kept, self._on], layout=wrap),
+            w.Box([self._picture, self._table], layout=wrap),
         ]
 
     def _show(self) -> None:
         self._index.value, self._kept.value, self._on.value = self.index, self.kept, self.on
-        alt = f"image {self.index} of {self.images.card.name}"
-        self._picture.value = picture_html(self.image, alt, "14em")
-        rows = [
-            [
-                literal(name),
-                *(bar_html(row[column], 0, 1, COLOURS[c]) for column, c in BARS.items()),
-                f"{row['angle']:.2f}&deg;",
-                f"{row['edit']:.3f}",
-            ]
-            for name, row in self.table().iterrows()
-        ]
-        columns = ["class", *BARS, "text turned by", "edit / states"]
+        self._picture.value = picture_html(self.image, self._alt())
+        table = self.table().rename_axis("class").reset_index()
+        table["angle"] = [f"{angle:.2f}°" for angle in table["angle"]]
+        table = table.rename(columns={"angle": "text turned by", "edit": "edit / states"})
         now = f"rank {self.kept} of {self.rank}" if self.on else "edit off"
         said = f'<div role="status">{literal(self.decision())}</div>'
-        self._table.value = table_html(f"Probabilities; now: {now}", columns, rows) + said
+        self._table.value = table_html(table, BARS, f"Probabilities; now: {now}") + said
+
+
+# --- the edit, cut to a lower rank ---
+
+
+class KeptRank(nn.Module):
+    r"""An intervention of whose edit only the k strongest directions are kept, for each image anew.
+
+        E = S R^T = U diag(sigma) V^T                                            (n, d), rank at most r
+        H' = H + U_k diag(sigma_k) V_k^T
+
+    E are the edits R s of all n rows of all classes, of one image. The first k terms of their singular value
+    decomposition are the closest to E of all matrices of rank k (Eckart & Young 1936). Nothing d wide is
+    decomposed: with R = Q T and Q orthonormal, E = (S T^T) Q^T.
+
+    Args:
+        intervention: `LoReFT` or `ConditionalLoReFT`, as trained.
+        kept: k; 0 leaves the rows as they are, r is the intervention itself.
+    """
+
+    def __init__(self, intervention: nn.Module, kept: int) -> None:
+        super().__init__()
+        self.intervention, self.kept = intervention, kept
+
+    def edits(self, h: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        """The kept edits of rows h (n_cls, P, d), as x (B or 1, n_cls, P, r) and Q (d, r): x Q^T."""
+        s = self.intervention.edit(h, f)  # (B, n_cls, P, r), without B where no image plays a part
+        Q, T = torch.linalg.qr(self.intervention.R)  # (d, r), (r, r)
+        x = (s @ T.T).reshape(-1, h.shape[0] * h.shape[1], s.shape[-1])  # (B, n, r)
+        V = torch.linalg.svd(x, full_matrices=False).Vh[:, : self.kept]  # (B, k, r)
+        return (x @ V.mT @ V).unflatten(1, h.shape[:2]), Q
+
+    def projected(self, A: Tensor, h: Tensor, f: Tensor, m: Tensor | None = None) -> Tensor:
+        """A h' as an intervention's own `projected`, (B, n_cls, P, a); ValueError in training."""
+        if m is not None:
+            raise ValueError("an intervention cut to a lower rank is for looking, not for training.")
+        x, Q = self.edits(h, f)
+        return h @ A.T + x @ (A @ Q).T
+
+
+def with_rank(cilmp: CILMP, kept: int) -> CILMP:
+    """The same method, its edits cut to their `kept` strongest directions: see `KeptRank`.
+
+    It shares the CLIP; what was learned is copied.
+
+    Raises:
+        ValueError: another method, one without intervention, or a rank outside 0 to its own.
+    """
+    check_intervention(cilmp)
+    if not 0 <= kept <= cilmp.config["rank"]:
+        raise ValueError(f"kept must be from 0 to {cilmp.config['rank']}, the method's rank, got {kept}.")
+    other = copy.deepcopy(cilmp, {id(cilmp.clip): cilmp.clip}).eval()
+    for site in other.sites:
+        if site.prefix is not None:
+            site.prefix = KeptRank(site.prefix, kept)
+        if site.suffix is not None:
+            site.suffix = KeptRank(site.suffix, kept)
+    return other
+
+
+def check_intervention(method: nn.Module) -> None:
+    """Raise ValueError for a method that edits no states."""
+    if not isinstance(method, CILMP):
+        raise ValueError(f"{type(method).__name__} intervenes in no representations; give a CILMP.")
+    if method.config["intervention"] == "none" or not method.h_first.shape[1] + method.h_last.shape[1]:
+        raise ValueError(
+            "this CILMP has no intervention; build it with intervention='conditional' or 'unconditional', "
+            "and a prefix_length or suffix_length above 0."
+        )
+
+
+def rank_effect(cilmp: CILMP, images: Tensor, kept: int) -> pd.DataFrame:
+    """What the edit, cut to a rank, does to each class of one image.
+
+    Args:
+        cilmp: A method with an intervention.
+        images: (1, 3, S, S), one preprocessed image.
+        kept: The rank that is kept, from 0 (no edit) to the method's own.
+
+    Returns:
+        One row a class: classname, kept, probability, angle (in degrees, between the class's text feature
+        and that without edit) and edit (length of the edits as a share of that of the rows edited, over all
+        blocks).
+
+    Raises:
+        ValueError: as `with_rank`.
+    """
+    plain, cut = with_rank(cilmp, 0), with_rank(cilmp, kept)
+    with evaluating(cut):
+        f = cut.image_features(images)  # (1, D)
+        t, t_plain = cut.class_features(f)[0], plain.class_features(f)[0]  # (n_cls, D)
+        logits = cut.logit_scale * f.to(t) @ t.T  # (1, n_cls)
+        chord = (F.normalize(t.double(), dim=1) - F.normalize(t_plain.double(), dim=1)).norm(
+            dim=1
+        )  # (n_cls,)
+        lengths = _lengths(cut, f.to(t))  # (n_cls,)
+    return pd.DataFrame(
+        {
+            "classname": cilmp.classnames,
+            "kept": kept,
+            "probability": logits[0].double().softmax(dim=0).cpu().numpy(),
+            "angle": (2 * (chord / 2).asin()).rad2deg().cpu().numpy(),
+            "edit": lengths.cpu().numpy(),
+        }
+    )
+
+
+def _lengths(cut: CILMP, f: Tensor) -> Tensor:
+    """Length of the kept edits over all blocks as a share of that of the rows, by class: (n_cls,)."""
+    edited = rows = torch.zeros(len(cut.classnames), device=f.device)
+    for site in cut.sites:
+        for part, h in ((site.prefix, cut.h_first), (site.suffix, cut.h_last)):
+            if part is not None:
+                x, _ = part.edits(h, f)  # (1, n_cls, P, r), in orthonormal coordinates
+                edited = edited + x[0].square().sum(dim=(1, 2))
+                rows = rows + h.square().sum(dim=(1, 2))
+    return (edited / rows).sqrt()

@@ -1,4 +1,4 @@
-"""What the widgets share: pieces of HTML in which all text stays text, and how a notebook shows them.
+"""What the widgets share: tables with bars in which all text stays text, and how a notebook shows a widget.
 
 Class names and symptoms come from cards, models and people. They are escaped, and kept from MathJax, which
 would typeset what stands between dollar signs. Colours come from a colour-blind safe palette, or from the
@@ -6,8 +6,9 @@ theme of JupyterLab by its CSS variables; none carries a meaning alone.
 """
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from html import escape
 from typing import Any
 
 import pandas as pd
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 from medvlp.backbone.clip import Clip
 from medvlp.data.datasets import ImageSet
 from medvlp.show.figures.basic import PALETTE
-from medvlp.show.figures.html import jpeg, literal
+from medvlp.show.figures.html import LITERAL, jpeg, literal
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 COLOURS = PALETTE.as_hex()
+_TABLE = "color:var(--jp-ui-font-color1,inherit);border-spacing:0.8em 0;text-align:left;line-height:1.5"
 
 
 def import_widgets() -> Any:
@@ -37,59 +39,46 @@ def import_widgets() -> Any:
     return ipywidgets
 
 
-def bar_html(value: float, low: float, high: float, colour: str, hollow: bool = False) -> str:
-    """A bar from 0 to `value` on an axis from `low` to `high`, and the number; hollow: it does not count."""
-    span = (high - low) or 1.0
-    left, right = ((min(max(x, low), high) - low) / span * 100 for x in (min(value, 0.0), max(value, 0.0)))
-    fill = f"border:1px dashed {colour}" if hollow else f"background:{colour}"
-    axis = "position:relative;flex:1;min-width:5em;height:1.1em;background:var(--jp-layout-color2,#eee)"
-    drawn = (
-        f"position:absolute;box-sizing:border-box;top:0;bottom:0;"
-        f"left:{left:.1f}%;width:{right - left:.1f}%;{fill}"
-    )
-    number = "width:4em;text-align:right;font-variant-numeric:tabular-nums"
-    return (
-        '<div style="display:flex;gap:0.6em;align-items:center;color:var(--jp-ui-font-color1,inherit)">'
-        f'<div style="{axis}" aria-hidden="true"><div style="{drawn}"></div></div>'
-        f'<span style="{number}">{value:.3f}</span></div>'
-    )
+def table_html(
+    table: pd.DataFrame,
+    bars: Mapping[Any, str],
+    caption: str = "",
+    axis: tuple[float, float] = (0.0, 1.0),
+    header: bool = True,
+) -> str:
+    """A table as HTML, all its text escaped, with bars behind the numbers of some columns.
 
-
-def table_html(caption: str, columns: list[str], rows: list[list[str]]) -> str:
-    """A table of cells that are HTML already; its caption and column names are text."""
-    cell = "padding:0.15em 0.8em 0.15em 0;text-align:left;vertical-align:middle"
-    head = "".join(f'<th scope="col" style="{cell}">{literal(name)}</th>' for name in columns)
-    body = "".join(
-        "<tr>" + "".join(f'<td style="{cell}">{value}</td>' for value in row) + "</tr>" for row in rows
-    )
-    caption = f'<caption style="text-align:left;font-weight:600;padding-bottom:0.2em">{literal(caption)}'
-    style = "border-collapse:collapse;color:var(--jp-ui-font-color1,inherit);line-height:1.5"
-    return (
-        f'<table style="{style}">{caption}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )
+    Args:
+        table: Text, and numbers that are shown with three decimals. The index is not shown.
+        bars: The colour by what it is for: a column, or (column, rows).
+        caption: Above the table.
+        axis: From where to where a bar can reach; it begins at 0.
+        header: Whether the columns' names are shown.
+    """
+    style = table.style.hide(axis="index").format(precision=3, na_rep="", escape="html")
+    style.format_index(axis="columns", escape="html").set_table_attributes(f'style="{_TABLE}"')
+    for where, colour in bars.items():
+        column, rows = where if isinstance(where, tuple) else (where, table.index)
+        style.bar(
+            subset=(list(rows), [column]),
+            color=colour,
+            align="mid",
+            vmin=axis[0],
+            vmax=axis[1],
+            width=65,  # per cent; the number stands beside the bar, where it can be read
+            height=60,
+            props="min-width:9em;height:28px;padding:2px;text-align:right;",
+        )
+    if caption:
+        style.set_caption(escape(caption))
+    if not header:
+        style.hide(axis="columns")
+    return f'<div class="{LITERAL}">{style.to_html()}</div>'
 
 
 def pixels_of(clip: Clip, images: list[Image.Image]) -> Tensor:
     """Images as the tower reads them: (N, 3, S, S), on its device."""
     return torch.stack([clip.preprocess(image) for image in images]).to(clip.device)
-
-
-def checked_images(images: ImageSet, method: nn.Module) -> None:
-    """Raise ValueError unless the images have the method's classes, in its order."""
-    theirs, ours = images.card.classnames, method.card.classnames
-    if theirs != ours:
-        raise ValueError(
-            f"the images have the classes {', '.join(theirs)}, but the method has {', '.join(ours)}; "
-            "give images of the method's card."
-        )
-
-
-def checked_index(images: ImageSet, index: int) -> int:
-    """The number of an image; ValueError that says which there are."""
-    if not 0 <= index < len(images):
-        raise ValueError(f"there is no image {index}; the {len(images)} images are counted from 0.")
-    return int(index)
 
 
 class Explorer:
@@ -103,7 +92,7 @@ class Explorer:
         """What the widget shows now, as a figure."""
         raise NotImplementedError
 
-    def _make_box(self, widgets: Any) -> Any:
+    def _make_box(self, widgets: Any) -> list[Any]:
         raise NotImplementedError
 
     def _show(self) -> None:
@@ -122,16 +111,19 @@ class Explorer:
         """Act, show what became of it, or the message of what is wrong; whether it went well."""
         try:
             action()
+            self._message.value = ""
         except ValueError as error:
             self._message.value = f'<div role="alert">&#10007; {literal(str(error))}</div>'
-            self._show()
-            return False
-        self._message.value = ""
         self._show()
-        return True
+        return not self._message.value
+
+    def _follow(self, control: Any, action: Callable[[Any], object]) -> None:
+        """Act on each new value of a control."""
+        control.observe(lambda change: self._do(lambda: action(change["new"])), names="value")
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        bundle = {"text/plain": repr(self), "image/jpeg": base64.b64encode(jpeg(self.static())).decode()}
+        picture = base64.b64encode(jpeg(self.static())).decode()
+        bundle = {"text/plain": repr(self), "image/jpeg": picture}
         try:
             live = self.box._repr_mimebundle_() or {}
         except ImportError:
@@ -140,7 +132,7 @@ class Explorer:
 
 
 class ImageExplorer(Explorer):
-    """An explorer of the images of a set, one at a time.
+    """An explorer of the images of a set, one at a time, by a method of the same card.
 
     Attributes:
         images: The set.
@@ -156,8 +148,18 @@ class ImageExplorer(Explorer):
         """The class of the image."""
         return self.images.card.classnames[int(self.images.labels[self.index])]
 
+    def _take_images(self, images: ImageSet, method: nn.Module) -> None:
+        if images.card.classnames != method.card.classnames:
+            raise ValueError(
+                f"the images have the classes {', '.join(images.card.classnames)}, but the method has "
+                f"{', '.join(method.card.classnames)}; give images of the method's card."
+            )
+        self.images = images
+
     def _take(self, index: int) -> None:
-        self.index = checked_index(self.images, index)
+        if not 0 <= index < len(self.images):
+            raise ValueError(f"there is no image {index}; the {len(self.images)} images are counted from 0.")
+        self.index = int(index)
         self.image = self.images.image(self.index)
 
     def _in_words(self, now: pd.Series, before: pd.Series, else_it_is: str) -> str:
@@ -168,14 +170,15 @@ class ImageExplorer(Explorer):
             words += f" {else_it_is} {was}."
         return f"{words} True class: {self.true}."
 
+    def _image_slider(self, widgets: Any) -> Any:
+        return slider(widgets, "image", len(self.images) - 1, self.index, "which image: arrow keys, or drag")
+
+    def _alt(self) -> str:
+        """What the picture is, for those who do not see it."""
+        return f"image {self.index} of {self.images.card.name}"
+
 
 def slider(widgets: Any, description: str, most: int, value: int, tooltip: str) -> Any:
     """A slider over whole numbers from 0, with its number beside it to type into."""
-    return widgets.IntSlider(
-        value=value,
-        min=0,
-        max=max(most, 0),
-        description=description,
-        tooltip=tooltip,
-        layout=widgets.Layout(width="24em", max_width="100%"),
-    )
+    layout = widgets.Layout(width="24em", max_width="100%")
+    return widgets.IntSlider(value, 0, max(most, 0), description=description, tooltip=tooltip, layout=layout)

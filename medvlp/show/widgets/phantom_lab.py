@@ -18,7 +18,6 @@ from medvlp.show.figures.html import literal, picture_html
 from medvlp.show.widgets.parts import (
     COLOURS,
     Explorer,
-    bar_html,
     pixels_of,
     slider,
     table_html,
@@ -187,7 +186,7 @@ class PhantomLab(Explorer):
             value=self.seed, min=0, max=2**31 - 1, description="phantom", tooltip="the number of the phantom"
         )
         self._reset = w.Button(description="Reset", tooltip="the attributes of the start again")
-        self._seed.observe(lambda change: self._do(lambda: self.another(change["new"])), names="value")
+        self._follow(self._seed, self.another)
         self._reset.on_click(lambda _: self._do(self.reset))
         self._picture, self._decided = w.HTML(layout=w.Layout(margin="0 1em 0 0")), w.HTML()
         self._bars = w.HTML()
@@ -208,27 +207,27 @@ class PhantomLab(Explorer):
         self._seed.value = self.seed
         self._picture.value = picture_html(self.image, f"phantom {self.seed}: {self!r}", "14em")
         chances = self.probabilities()
-        rows = [
-            [literal(name), *(bar_html(p, 0, 1, COLOURS[c % len(COLOURS)]) for c, p in enumerate(row))]
-            for name, row in zip(chances.index, chances.to_numpy(), strict=True)
-        ]
-        table = table_html(f"Probabilities; drawn as {self.true}", ["class", *chances.columns], rows)
+        colours = {name: COLOURS[c % len(COLOURS)] for c, name in enumerate(chances.columns)}
+        table = table_html(
+            chances.rename_axis("class").reset_index(), colours, f"Probabilities; drawn as {self.true}"
+        )
         self._decided.value = f'{table}<div role="status">{literal(self.decisions())}</div>'
-        self._bars.value = self._scores_html()
+        self._bars.value = self._scores_html(colours)
 
-    def _scores_html(self) -> str:
+    def _scores_html(self, colours: Mapping[str, str]) -> str:
+        """A row a class and symptom; of each method the score as a bar, and beside it its change."""
         scores = self.scores()
         if scores.empty:
             return ""
-        low, high = min(0.0, scores["score"].min()), max(0.0, scores["score"].max())
-        names, cells = list(scores["method"].unique()), {}
-        for row in scores.to_dict("records"):
-            colour = COLOURS[(1 + list(self.methods).index(row["method"])) % len(COLOURS)]
-            drawn = f"{bar_html(row['score'], low, high, colour)}<div>({row['change']:+.3f})</div>"
-            line = cells.setdefault((row["classname"], row["symptom"]), dict.fromkeys(names, ""))
-            line[row["method"]] = f'<div style="display:flex;gap:0.5em;min-width:15em">{drawn}</div>'
-        rows = [[literal(c), literal(s), *line.values()] for (c, s), line in cells.items()]
-        return table_html("Symptom scores", ["class", "symptom", *names], rows)
+        axis = min(0.0, scores["score"].min()), max(0.0, scores["score"].max())
+        table = scores[["classname", "symptom"]].drop_duplicates()
+        for name, rows in scores.groupby("method", sort=False):
+            change = [f"({value:+.3f})" for value in rows["change"]]
+            rows = rows.assign(change=change)[["classname", "symptom", "score", "change"]]
+            rows.columns = ["classname", "symptom", name, f"{name}: change"]
+            table = table.merge(rows, how="left")
+        bars = {name: colours[name] for name in scores["method"].unique()}
+        return table_html(table.rename(columns={"classname": "class"}), bars, "Symptom scores", axis)
 
 
 def _chances(method: nn.Module, images: list[Image.Image]) -> np.ndarray:

@@ -16,10 +16,7 @@ from medvlp.show.figures.html import literal, picture_html
 from medvlp.show.widgets.parts import (
     COLOURS,
     ImageExplorer,
-    bar_html,
-    checked_images,
     pixels_of,
-    slider,
     table_html,
 )
 from medvlp.study.evaluation import evaluating
@@ -28,6 +25,7 @@ HELP = (
     "Each bar is the cosine of the image with a symptom. Press a symptom to leave it out of its class, press "
     "it again to take it back; write one of your own below. The probabilities follow."
 )
+LEFT_OUT = "#cccccc"  # the bar of a symptom that is not used; its button says so, too
 
 
 def probabilities(method: nn.Module, image_features: Tensor) -> pd.Series:
@@ -64,8 +62,8 @@ class SymptomExplorer(ImageExplorer):
     def __init__(self, method: nn.Module, images: ImageSet, index: int = 0) -> None:
         """Score the first image; see the class."""
         check_symptoms(method)
-        checked_images(images, method)
-        self.method, self.images = method, images
+        self._take_images(images, method)
+        self.method = method
         self._start()
         self.choose(index)
 
@@ -163,7 +161,7 @@ class SymptomExplorer(ImageExplorer):
 
     def _make_box(self, widgets: Any) -> list[Any]:
         w, wrap = widgets, widgets.Layout(flex_flow="row wrap", align_items="center")
-        self._index = slider(w, "image", len(self.images) - 1, self.index, "which image: arrow keys, or drag")
+        self._index = self._image_slider(w)
         self._picture = w.HTML(layout=w.Layout(margin="0 1em 0 0"))
         self._decision = w.HTML(layout=w.Layout(max_width="45em", flex="1 1 25em"))
         self._lists = {
@@ -179,7 +177,7 @@ class SymptomExplorer(ImageExplorer):
         )
         self._add = w.Button(description="Add", tooltip="add your own symptom to this class")
         self._reset = w.Button(description="Reset", tooltip="the method's symptoms again, and no others")
-        self._index.observe(lambda change: self._do(lambda: self.choose(change["new"])), names="value")
+        self._follow(self._index, self.choose)
         self._add.on_click(lambda _: self._on_add())
         self._reset.on_click(lambda _: self._do(self.reset))
         return [
@@ -201,15 +199,11 @@ class SymptomExplorer(ImageExplorer):
     def _show(self) -> None:
         table = self.table()
         self._index.value = self.index
-        self._picture.value = picture_html(
-            self.image, f"image {self.index} of {self.images.card.name}", "14em"
-        )
-        rows = [
-            [literal(name), bar_html(row["before"], 0, 1, COLOURS[7]), bar_html(row["now"], 0, 1, COLOURS[0])]
-            for name, row in self.probabilities().iterrows()
-        ]
+        self._picture.value = picture_html(self.image, self._alt())
+        chances = self.probabilities().rename_axis("class").reset_index()
+        bars = {"before": COLOURS[7], "now": COLOURS[0]}
         said = f'<div role="status" style="margin-top:0.5em">{literal(self.decision())}</div>'
-        self._decision.value = table_html("Probabilities", ["class", "before", "now"], rows) + said
+        self._decision.value = table_html(chances, bars, "Probabilities") + said
         axis = min(0.0, table["score"].min()), max(0.0, table["score"].max())
         for name, rows_of_class in table.groupby("classname", sort=False):
             self._lists[name].show(rows_of_class, axis)
@@ -221,9 +215,9 @@ class _List:
     def __init__(self, widgets: Any, c: int, classname: str, press: Callable[[str, int], None]) -> None:
         self.widgets, self.classname, self.press = widgets, classname, press
         self.colour = COLOURS[c % len(COLOURS)]
-        self.heading, self.buttons, self.bars = widgets.HTML(), [], []
+        self.heading, self.buttons, self.bars = widgets.HTML(), widgets.VBox(), widgets.HTML()
         layout = widgets.Layout(width="32em", max_width="100%", margin="0 2em 0.5em 0")
-        self.box = widgets.VBox([self.heading], layout=layout)
+        self.box = widgets.VBox([self.heading, widgets.HBox([self.buttons, self.bars])], layout=layout)
 
     def show(self, rows: pd.DataFrame, axis: tuple[float, float]) -> None:
         """Show the class's rows of `SymptomExplorer.table`."""
@@ -232,19 +226,19 @@ class _List:
             f'<div style="font-weight:600;border-bottom:3px solid {self.colour}">{literal(self.classname)}: '
             f"mean of the used {mean:.3f}</div>"
         )
-        while len(self.buttons) < len(rows):
-            self._grow()
-        for button, bar, row in zip(self.buttons, self.bars, rows.to_dict("records"), strict=False):
+        if len(self.buttons.children) != len(rows):
+            known = self.buttons.children[: len(rows)]
+            self.buttons.children = [*known, *map(self._button, range(len(known), len(rows)))]
+        for button, row in zip(self.buttons.children, rows.to_dict("records"), strict=True):
             button.description = f"{'✓' if row['used'] else '✗'} {row['symptom']}"
             button.tooltip = f"{'leave out' if row['used'] else 'take back'}: {row['symptom']}"
-            bar.value = bar_html(row["score"], *axis, self.colour, hollow=not row["used"])
-        lines = zip(self.buttons[: len(rows)], self.bars, strict=False)
-        if len(self.box.children) != 1 + len(rows):
-            self.box.children = [self.heading, *(self.widgets.HBox(line) for line in lines)]
+        bars = {
+            ("score", tuple(rows.index[rows["used"]])): self.colour,
+            ("score", tuple(rows.index[~rows["used"]])): LEFT_OUT,
+        }
+        self.bars.value = table_html(rows[["score"]], bars, axis=axis, header=False)
 
-    def _grow(self) -> None:
-        w, place = self.widgets, len(self.buttons)
-        button = w.Button(layout=w.Layout(width="18em", flex="none"))
+    def _button(self, place: int) -> Any:
+        button = self.widgets.Button(layout=self.widgets.Layout(width="18em"))
         button.on_click(lambda _: self.press(self.classname, place))
-        self.buttons.append(button)
-        self.bars.append(w.HTML(layout=w.Layout(flex="1", min_width="9em")))
+        return button

@@ -13,7 +13,6 @@ from medvlp.data.errors import unknown_name
 from medvlp.show.figures.basic import PALETTE, closed
 from medvlp.show.figures.curves import training_curves
 from medvlp.show.figures.html import literal, picture_html
-from medvlp.show.widgets.parts import table_html
 from medvlp.study.training.callbacks import Callback
 from medvlp.study.training.config import LOWER_IS_BETTER
 
@@ -91,8 +90,8 @@ class TrainingMonitor(Callback):
         last = history.iloc[-1].drop("epoch", errors="ignore")
         words = f"epoch {int(history['epoch'].iloc[-1])}: "
         words += ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in last.items())
-        cells = [[f"{value:.4g}" for value in row] for row in history.to_numpy()]
-        table = table_html("Epochs", [name.replace("_", " ") for name in history], cells)
+        history.columns = [name.replace("_", " ") for name in history]
+        table = history.to_html(index=False, border=0, float_format="{:.4g}".format)
         return (
             f"{picture_html(self.static(), 'curves of training; the table has their numbers', '46em')}"
             f'<div role="status">{literal(words)}</div>'
