@@ -13,6 +13,7 @@ from .knowledge.llm.representations import (
 )
 from .knowledge.symptoms.generate import generate_symptoms
 from .knowledge.symptoms.sets import SymptomSet
+from .methods.base import Method
 from .methods.biomedcoop import BiomedCoOp
 from .methods.cilmp import CILMP
 from .methods.clip_adapter import CLIPAdapter

@@ -160,11 +160,12 @@ class Clip(nn.Module):
         self._check_length(texts, tokens)
         return tokens[:, : self._needed_length(tokens)]  # (N, L)
 
-    def encode_texts(self, texts: list[str]) -> Tensor:
-        """Text features (N, D), float32, L2-normalised."""
+    def encode_texts(self, texts: list[str], normalize: bool = True) -> Tensor:
+        """Text features (N, D), float32, L2-normalised unless `normalize` is False."""
         tokens = self.tokenize(texts).to(self.device)  # (N, L)
         features = [self.model.encode_text(chunk) for chunk in tokens.split(TEXTS_AT_ONCE)]
-        return F.normalize(torch.cat(features).float(), dim=-1)  # (N, D)
+        t = torch.cat(features).float()  # (N, D)
+        return F.normalize(t, dim=-1) if normalize else t
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Image features (B, D), float32, L2-normalised, of preprocessed images (B, 3, S, S).

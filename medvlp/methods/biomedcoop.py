@@ -9,13 +9,13 @@ from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
-from medvlp.methods.context import TRAINER
-from medvlp.methods.coop import CoOp
+from medvlp.methods.base import check_at_least
+from medvlp.methods.context import TRAINER, ContextPrompts
 from medvlp.methods.prompt_texts import FIRST_CTX
 from medvlp.methods.zero_shot import checked_symptoms, symptom_text
 
 
-class BiomedCoOp(CoOp):
+class BiomedCoOp(ContextPrompts):
     r"""CoOp with semantic consistency (SCCM) and knowledge distillation from selected prompts (KDSP).
 
         t_c      = text([SOS] v_1 .. v_M name_c . [EOS]) / |.|                   (D,)
@@ -60,7 +60,7 @@ class BiomedCoOp(CoOp):
         ctx: v, (M, w), or (n_cls, M, w) with csc; w is the text width.
         w: (n_cls, m, D), the prompts' features, m the largest m_c; classes with fewer start over.
         w_mean: (n_cls, D), normalise(mean_i w_ci), over each class's own m_c prompts.
-        symptoms: {classname: [phrase, ...]}, in label order.
+        prompts: {classname: [phrase, ...]}, in label order.
         config: the arguments by name, fit for JSON; `BiomedCoOp(clip, card, **config)` builds the same again.
 
     Raises:
@@ -89,46 +89,27 @@ class BiomedCoOp(CoOp):
         seed: int = 1,
     ) -> None:
         """Start the context and encode the ensemble of prompts; see the class."""
-        super().__init__(
-            clip,
-            card,
-            n_ctx=n_ctx,
-            ctx_init=ctx_init,
-            csc=csc,
-            position=position,
-            logit_scale=logit_scale,
-            seed=seed,
-        )
-        for name, weight in (("sccm_weight", sccm_weight), ("kdsp_weight", kdsp_weight)):
-            if not weight >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {weight}.")
+        super().__init__(clip, card, locals())
+        check_at_least(0, {"sccm_weight": sccm_weight, "kdsp_weight": kdsp_weight})
         if not tau >= 1:
             raise ValueError(f"tau must be at least 1, so that some prompts remain, got {tau}.")
         self.sccm_weight, self.kdsp_weight, self.tau = sccm_weight, kdsp_weight, tau
-        own = None if symptoms is None else checked_symptoms(card, knowledge, symptoms)
-        self.symptoms = card.symptoms(knowledge) if own is None else own
-        self.config |= {
-            "sccm_weight": sccm_weight,
-            "kdsp_weight": kdsp_weight,
-            "tau": tau,
-            "symptoms": own,
-            "knowledge": knowledge,
-        }
-        counts = [len(phrases) for phrases in self.symptoms.values()]  # m_c
-        with torch.no_grad():
-            texts = [symptom_text(s) for phrases in self.symptoms.values() for s in phrases]
-            by_class = clip.encode_texts(texts).split(counts)  # (m_c, D) each
+        self.prompts = checked_symptoms(card, knowledge, symptoms)
+        self.config["symptoms"] = None if symptoms is None else self.prompts
+        counts = [len(phrases) for phrases in self.prompts.values()]  # m_c
+        texts = [symptom_text(s) for phrases in self.prompts.values() for s in phrases]
+        by_class = clip.encode_texts(texts).split(counts)  # (m_c, D) each
         m = torch.arange(max(counts))
-        self._buffer("w", torch.stack([w_c[m % len(w_c)] for w_c in by_class]))
-        self._buffer("w_mean", F.normalize(torch.stack([w_c.mean(dim=0) for w_c in by_class]), dim=-1))
+        self.constant("w", torch.stack([w_c[m % len(w_c)] for w_c in by_class]))
+        self.constant("w_mean", F.normalize(torch.stack([w_c.mean(dim=0) for w_c in by_class]), dim=-1))
 
     def training_logits(self, image_features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, n_cls) of normalised image features (B, D), and the weighted penalties (B,)."""
         t = self.class_features()  # (n_cls, D)
         f = image_features.to(t)
-        logits = self._logits(f, t)
+        logits = self.logit_scale * f @ t.T
         sccm = F.mse_loss(t, self.w_mean)
-        taught = self._logits(f, self.selected_features(f)).log_softmax(dim=-1)  # (B, n_cls), log q
+        taught = (self.logit_scale * f @ self.selected_features(f).T).log_softmax(dim=-1)  # (B, n_cls), log q
         learned = logits.log_softmax(dim=-1)
         kdsp = F.kl_div(learned, taught, reduction="none", log_target=True).mean(dim=-1)  # (B,)
         return logits, self.sccm_weight * sccm + self.kdsp_weight * kdsp

@@ -10,20 +10,20 @@ from torch.nn.utils import parametrize
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_deep_text, image_blocks, image_width, text_blocks
-from medvlp.backbone.prompts.image_walk import encode_image_prompts
 from medvlp.backbone.prompts.slots import SLOT, find_slots, word_tokens
 from medvlp.backbone.prompts.text_walk import SlotVectors, TextWalk, can_walk_text
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
 from medvlp.knowledge.llm.representations import Representations, shipped_representations
+from medvlp.methods.base import check_at_least
+from medvlp.methods.deep_prompts import PromptedTower, depth_in
 from medvlp.methods.interventions import ConditionalLoReFT, EditedRows, LoReFT
-from medvlp.methods.parameters import factor_on_cosines
 from medvlp.methods.prompt_texts import FIRST_CTX, STD, plain_name
 
 INTERVENTIONS = ("conditional", "unconditional", "none")
 
 
-class CILMP(nn.Module):
+class CILMP(PromptedTower):
     r"""Conditional intervention of LLM representations for prompt learning.
 
         h'     = h + R (W1 h + W2 (h * g(f)) + b - R^T h)                        (d,), g: D -> r -> d linear
@@ -85,6 +85,7 @@ class CILMP(nn.Module):
             for; an argument out of its range; an image tower without tokens unless image_depth is 0.
     """
 
+    conditional: ClassVar[bool] = True
     # the paper's; the views are new ones in every epoch
     recipe: ClassVar[dict[str, Any]] = {
         "epochs": 100,
@@ -116,40 +117,17 @@ class CILMP(nn.Module):
         seed: int = 1,
     ) -> None:
         """Lay out the texts and draw the learned tensors; see the class."""
-        super().__init__()
+        super().__init__(clip, card, locals())
         if intervention not in INTERVENTIONS:
             raise ValueError(unknown_name("intervention", intervention, INTERVENTIONS))
-        for name, value, least in (
-            ("rank", rank, 1),
-            ("prefix_length", prefix_length, 0),
-            ("suffix_length", suffix_length, 0),
-            ("n_ctx", n_ctx, 1),
-            ("n_image_ctx", n_image_ctx, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
-        self.clip, self.card, self.classnames = clip, card, list(card.classnames)
-        self.logit_scale = factor_on_cosines(clip, logit_scale)
+        check_at_least(1, {"rank": rank, "n_ctx": n_ctx, "n_image_ctx": n_image_ctx})
+        check_at_least(0, {"prefix_length": prefix_length, "suffix_length": suffix_length})
+        self.classnames = list(card.classnames)
         given = _representations(card, representations)
-        self.config: dict[str, Any] = {
-            "representations": given.fingerprint,
-            "intervention": intervention,
-            "rank": rank,
-            "prefix_length": prefix_length,
-            "suffix_length": suffix_length,
-            "depth": depth,
-            "image_depth": image_depth,
-            "n_ctx": n_ctx,
-            "n_image_ctx": n_image_ctx,
-            "dropout": dropout,
-            "dropout_per_image": dropout_per_image,
-            "orthonormal": orthonormal,
-            "logit_scale": logit_scale,
-            "seed": seed,
-        }
-        depth = _in_range("depth", depth, 1, len(text_blocks(clip)))
+        self.config["representations"] = given.fingerprint
+        depth = depth_in(text_blocks(clip), "depth", depth, 1)
         if image_depth != 0:
-            image_depth = _in_range("image_depth", image_depth, 0, len(image_blocks(clip)))
+            image_depth = depth_in(image_blocks(clip), "image_depth", image_depth, 0)
 
         states = given.for_card(card)  # (L_c, d) each
         P, S = (0, 0) if intervention == "none" else (prefix_length, suffix_length)
@@ -160,13 +138,13 @@ class CILMP(nn.Module):
                     f"class {name!r} has a representation of {length} rows, fewer than prefix_length {P} + "
                     f"suffix_length {S}; shorten these, or take longer representations."
                 )
-        self._buffer("h_first", torch.stack([h[:P] for h in states]))  # (n_cls, P, d)
-        self._buffer("h_middle", torch.cat([h[P : len(h) - S] for h in states]))  # (M, d)
-        self._buffer("h_last", torch.stack([h[len(h) - S :] for h in states]))  # (n_cls, S, d)
+        self.constant("h_first", torch.stack([h[:P] for h in states]))  # (n_cls, P, d)
+        self.constant("h_middle", torch.cat([h[P : len(h) - S] for h in states]))  # (M, d)
+        self.constant("h_last", torch.stack([h[len(h) - S :] for h in states]))  # (n_cls, S, d)
         self._middle_counts = [len(h) - P - S for h in states]
         tokens, slots = _tokenize(clip, self.lengths, n_ctx)
-        self._buffer("tokens", tokens)  # (n_cls, L)
-        self._buffer("slots", slots)  # (n_cls, L)
+        self.constant("tokens", tokens)  # (n_cls, L)
+        self.constant("slots", slots)  # (n_cls, L)
         self.walk = None
         if can_walk_text(clip.model.text):
             self.walk = TextWalk(clip.model.text, self.tokens, self.slots, n_ctx, P, S)
@@ -182,8 +160,6 @@ class CILMP(nn.Module):
         if image_depth:
             shape = (image_depth, n_image_ctx, image_width(clip))
             self.image_prompts = nn.Parameter(nn.init.normal_(torch.empty(shape), std=STD, generator=random))
-        else:  # the image tower is as it was: fit and evaluate may compute its features once
-            self.logits_from_features = self._logits
 
         def draw(n_rows: int) -> nn.Module | None:
             switches = {"orthonormal": orthonormal, "generator": random}
@@ -199,25 +175,10 @@ class CILMP(nn.Module):
         )
         self.to(clip.device)
 
-    def _buffer(self, name: str, tensor: Tensor) -> None:
-        """Keep a tensor that moves with the module, but is not saved."""
-        self.register_buffer(name, tensor.to(self.clip.device), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
-        return self._logits(self.image_features(images))
-
-    def _logits(self, image_features: Tensor) -> Tensor:
+    def logits_from_features(self, image_features: Tensor) -> Tensor:
         """Logits of normalised image features: (B, D) -> (B, n_cls)."""
         f = image_features.to(self.ctx)
         return self.logit_scale * (f[:, None] * self.class_features(f)).sum(dim=-1)
-
-    def image_features(self, images: Tensor) -> Tensor:
-        """f: features of preprocessed images as the prompted tower sees them, (B, D), L2-normalised."""
-        if self.image_prompts is None:
-            return self.clip.encode_images(images)
-        f = encode_image_prompts(self.clip, images, self.image_prompts)
-        return F.normalize(f.to(self.ctx), dim=-1)
 
     def class_features(self, f: Tensor) -> Tensor:
         """t: the classes' text features for each image, (B, D) -> (B, n_cls, D), L2-normalised."""
@@ -254,19 +215,6 @@ class CILMP(nn.Module):
             torch.cat([ctx, edges[:, :P], middle.expand(B, -1, -1), edges[:, P:]], dim=1)
             for edges, middle in by_class
         ]
-
-    def extra_repr(self) -> str:
-        """What distinguishes this method from another, for `print`."""
-        shown = {key: value for key, value in self.config.items() if key != "representations"}
-        return ", ".join([f"card={self.card.name!r}", *(f"{k}={v!r}" for k, v in shown.items())])
-
-
-def _in_range(name: str, value: int | None, least: int, most: int) -> int:
-    if value is None:
-        return most
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be from {least} to {most}, the tower's blocks, got {value}.")
-    return value
 
 
 def _representations(

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
-from medvlp.methods.parameters import factor_on_cosines
+from medvlp.methods.base import Method
 from medvlp.methods.zero_shot import ZeroShot
 
 
-class CLIPAdapter(nn.Module):
+class CLIPAdapter(Method):
     r"""A bottleneck on the image feature, mixed with the feature itself.
 
         A(f) = ReLU(W_2 ReLU(W_1 f)),    f' = ratio A(f) + (1 - ratio) f                   (D,)
@@ -77,42 +77,24 @@ class CLIPAdapter(nn.Module):
         seed: int = 1,
     ) -> None:
         """Encode the texts and draw the adapter; see the class."""
-        super().__init__()
-        D = clip.embed_dim
+        super().__init__(clip, card, locals())
+        D, self.ratio = clip.embed_dim, ratio
         if not 0 <= ratio <= 1:
             raise ValueError(f"ratio must be from 0 to 1, got {ratio}.")
         if not 1 <= reduction <= D:
             raise ValueError(f"reduction must be from 1 to {D}, the length of a feature, got {reduction}.")
-        self.clip, self.card, self.ratio = clip, card, ratio
-        self.logit_scale = factor_on_cosines(clip, logit_scale)
-        self.config: dict[str, Any] = {
-            "ratio": ratio,
-            "reduction": reduction,
-            "knowledge": knowledge,
-            "logit_scale": logit_scale,
-            "seed": seed,
-        }
-        t = ZeroShot(clip, card, knowledge).text_features
-        self.register_buffer("text_features", t, persistent=False)
+        self.constant("text_features", ZeroShot(clip, card, knowledge).text_features)
         random = torch.Generator().manual_seed(seed)
         shapes = (D // reduction, D), (D, D // reduction)
         W1, W2 = (nn.init.kaiming_uniform_(torch.empty(s), a=sqrt(5), generator=random) for s in shapes)
         self.W1, self.W2 = nn.Parameter(W1.to(clip.device)), nn.Parameter(W2.to(clip.device))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
-        return self.logits_from_features(self.clip.encode_images(images))
-
     def logits_from_features(self, image_features: Tensor) -> Tensor:
         """Logits of normalised image features: (B, D) -> (B, n_cls)."""
-        return self.logit_scale * self.adapted(image_features) @ self.text_features.T
+        return super().logits_from_features(self.adapted(image_features))
 
     def adapted(self, image_features: Tensor) -> Tensor:
         """f', normalised: (B, D) -> (B, D)."""
         f = image_features.to(self.W1)
         A = F.relu(F.relu(f @ self.W1.T) @ self.W2.T)  # (B, D)
         return F.normalize(self.ratio * A + (1 - self.ratio) * f, dim=-1)
-
-    def extra_repr(self) -> str:
-        """What distinguishes this method from another, for `print`."""
-        return ", ".join([f"card={self.card.name!r}", *(f"{k}={v!r}" for k, v in self.config.items())])

@@ -47,6 +47,7 @@ class CoCoOp(ContextPrompts):
             that is too long for the tower.
     """
 
+    conditional: ClassVar[bool] = True
     # KaiyangZhou/CoOp, configs/trainers/CoCoOp/vit_b16_c4_ep10_batch1_ctxv1.yaml
     recipe: ClassVar[dict[str, Any]] = TRAINER | {"epochs": 10, "batch_size": 1, "lr": 0.002}
 
@@ -63,23 +64,7 @@ class CoCoOp(ContextPrompts):
     ) -> None:
         """Tokenize the prompts, start the context and draw the meta-net; see the class."""
         random = torch.Generator().manual_seed(seed)
-        super().__init__(
-            clip,
-            card,
-            random,
-            n_ctx=n_ctx,
-            ctx_init=ctx_init,
-            csc=False,
-            position=position,
-            logit_scale=logit_scale,
-        )
-        self.config = {
-            "n_ctx": n_ctx,
-            "ctx_init": ctx_init,
-            "position": position,
-            "logit_scale": logit_scale,
-            "seed": seed,
-        }
+        super().__init__(clip, card, locals(), random)
         hidden = max(1, clip.embed_dim // REDUCTION)
         self.meta_net = nn.Sequential(
             _linear(clip.embed_dim, hidden, random), nn.ReLU(), _linear(hidden, clip.text_width, random)

@@ -1,15 +1,17 @@
 """Learned context around the class names: what CoOp and the methods built on it share."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.slots import tokenize_slots, word_tokens
+from medvlp.backbone.prompts.slots import encode_prompts, tokenize_slots, word_tokens
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
-from medvlp.methods.parameters import factor_on_cosines
+from medvlp.methods.base import Method
 from medvlp.methods.prompt_texts import POSITIONS, STD, plain_name, slotted
 
 N_CTX = 16  # context vectors where neither a number nor words say how many: CoOp's
@@ -22,21 +24,17 @@ TRAINER: dict[str, Any] = {  # what the authors' recipes share, but for new crop
 }
 
 
-class ContextPrompts(nn.Module):
+class ContextPrompts(Method):
     """The texts `[SOS] v_1 .. v_M name . [EOS]` of all classes, with learned v, tokenized once.
 
-    A method built on it encodes them, has `logits_from_features` and keeps its arguments in `config`.
     An underscore in a class name is read as a space.
 
     Args:
         clip: The frozen image and text towers.
         card: Gives the classes in label order.
-        random: What is drawn is drawn from it.
-        n_ctx: M. None: as many as `ctx_init` has tokens, and 16 without words.
-        ctx_init: Words whose token embeddings v starts from; "" draws v, with standard deviation 0.02.
-        csc: Vectors for each class; with words every class starts from them.
-        position: Where the class name stands: at the "end" after the context, in its "middle" or in "front".
-        logit_scale: The factor on cosines; by default the CLIP's own.
+        arguments: Of the method. Read here are `n_ctx`, `ctx_init`, `csc`, `position` and `seed`, which mean
+            what they mean in `CoOp`.
+        random: What is drawn is drawn from it; by default from a generator with the method's seed.
 
     Attributes:
         ctx: v, (M, w), or (n_cls, M, w) with csc; w is the text width.
@@ -48,28 +46,21 @@ class ContextPrompts(nn.Module):
             that is too long for the tower.
     """
 
-    config: dict[str, Any]
-
     def __init__(
         self,
         clip: Clip,
         card: DataCard,
-        random: torch.Generator,
-        *,
-        n_ctx: int | None,
-        ctx_init: str,
-        csc: bool,
-        position: str,
-        logit_scale: float | None,
+        arguments: Mapping[str, Any],
+        random: torch.Generator | None = None,
     ) -> None:
         """Tokenize the texts and start v; see the class."""
-        super().__init__()
+        super().__init__(clip, card, arguments)
+        n_ctx, ctx_init, position = (arguments[name] for name in ("n_ctx", "ctx_init", "position"))
+        csc, random = arguments.get("csc", False), random or torch.Generator().manual_seed(arguments["seed"])
         if position not in POSITIONS:
             raise ValueError(unknown_name("position", position, POSITIONS))
         if n_ctx is not None and n_ctx < 1:
             raise ValueError(f"n_ctx must be at least 1, got {n_ctx}.")
-        self.clip, self.card = clip, card
-        self.logit_scale = factor_on_cosines(clip, logit_scale)
         n_cls = len(card.classnames)
         if ctx_init:
             words = word_embeddings(clip, ctx_init)  # (M, w)
@@ -85,21 +76,12 @@ class ContextPrompts(nn.Module):
             start = nn.init.normal_(torch.empty(shape), std=STD, generator=random)
         self.ctx = nn.Parameter(start.to(clip.device))
         tokens, positions = _tokenize(clip, card, self.ctx.shape[-2], position)
-        self._buffer("tokens", tokens)
-        self._buffer("positions", positions)
+        self.constant("tokens", tokens)
+        self.constant("positions", positions)
 
-    def _buffer(self, name: str, tensor: Tensor) -> None:
-        """Keep a tensor that moves with the module and follows from its configuration, so is not saved."""
-        self.register_buffer(name, tensor.to(self.clip.device), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
-        return self.logits_from_features(self.clip.encode_images(images))
-
-    def extra_repr(self) -> str:
-        """What distinguishes this method from another, for `print`."""
-        shown = {key: value for key, value in self.config.items() if key != "symptoms"}
-        return ", ".join([f"card={self.card.name!r}", *(f"{k}={v!r}" for k, v in shown.items())])
+    def class_features(self, f: Tensor | None = None) -> Tensor:
+        """t: the classes' text features, (n_cls, D), L2-normalised."""
+        return F.normalize(encode_prompts(self.clip, self.tokens, self.ctx, self.positions), dim=-1)
 
 
 def word_embeddings(clip: Clip, words: str) -> Tensor:

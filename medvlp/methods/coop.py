@@ -2,12 +2,7 @@
 
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.slots import encode_prompts
 from medvlp.data.cards import DataCard
 from medvlp.methods.context import TRAINER, ContextPrompts
 
@@ -61,33 +56,4 @@ class CoOp(ContextPrompts):
         seed: int = 1,
     ) -> None:
         """Tokenize the prompts and start the context; see the class."""
-        random = torch.Generator().manual_seed(seed)
-        super().__init__(
-            clip,
-            card,
-            random,
-            n_ctx=n_ctx,
-            ctx_init=ctx_init,
-            csc=csc,
-            position=position,
-            logit_scale=logit_scale,
-        )
-        self.config = {
-            "n_ctx": n_ctx,
-            "ctx_init": ctx_init,
-            "csc": csc,
-            "position": position,
-            "logit_scale": logit_scale,
-            "seed": seed,
-        }
-
-    def logits_from_features(self, image_features: Tensor) -> Tensor:
-        """Logits of normalised image features: (B, D) -> (B, n_cls)."""
-        return self._logits(image_features, self.class_features())
-
-    def class_features(self) -> Tensor:
-        """t: the classes' text features, (n_cls, D), L2-normalised."""
-        return F.normalize(encode_prompts(self.clip, self.tokens, self.ctx, self.positions), dim=-1)
-
-    def _logits(self, image_features: Tensor, t: Tensor) -> Tensor:
-        return self.logit_scale * image_features.to(t) @ t.T
+        super().__init__(clip, card, locals())

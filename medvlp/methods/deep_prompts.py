@@ -10,9 +10,33 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_deep_text
 from medvlp.backbone.prompts.image_walk import encode_image_prompts
 from medvlp.backbone.prompts.slots import find_slots, word_tokens
+from medvlp.methods.base import Method
 from medvlp.methods.prompt_texts import FIRST_CTX, STD, plain_name, slotted
 
 DEPTH = 9  # of the prompts of MaPLe and PromptSRC, in towers of 12 blocks
+
+
+class PromptedTower(Method):
+    """A method that may have learned prompts in the image tower.
+
+    Attributes:
+        image_prompts: (depth, n, width of the image tower); None leaves the tower as it is.
+    """
+
+    image_prompts: Tensor | None
+
+    @property
+    def keeps_image_tower(self) -> bool:
+        """True without prompts."""
+        return self.image_prompts is None
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """f: features of preprocessed images as the prompted tower sees them, (B, D), L2-normalised."""
+        if self.image_prompts is None:
+            return super().image_features(images)
+        return F.normalize(
+            encode_image_prompts(self.clip, images, self.image_prompts).to(self.image_prompts), dim=-1
+        )
 
 
 class ClassTexts(nn.Module):
@@ -69,17 +93,16 @@ def drawn(shape: Sequence[int], generator: torch.Generator, first: Tensor | None
     return prompts
 
 
-def prompted_image_features(clip: Clip, images: Tensor, prompts: Tensor | None) -> Tensor:
-    """Features (B, D), L2-normalised, of preprocessed images with prompts (depth, n, width) in the tower."""
-    if prompts is None:
-        return clip.encode_images(images)
-    return F.normalize(encode_image_prompts(clip, images, prompts).float(), dim=-1)
+def depth_in(
+    blocks: Sequence[nn.Module], name: str, depth: int | None, least: int, default: int | None = None
+) -> int:
+    """`depth`; if it is None, `default`, or all blocks where there are fewer or there is no default.
 
-
-def depth_in(blocks: Sequence[nn.Module], name: str, depth: int | None, least: int, default: int) -> int:
-    """`depth`, or by default at most `default`; ValueError, with its name, if the tower has fewer blocks."""
+    Raises:
+        ValueError: a depth, called `name`, that is below `least` or more than the tower has blocks.
+    """
     if depth is None:
-        return min(default, len(blocks))
+        return min(default or len(blocks), len(blocks))
     if not least <= depth <= len(blocks):
         raise ValueError(f"{name} must be from {least} to {len(blocks)}, the tower's blocks, got {depth}.")
     return depth

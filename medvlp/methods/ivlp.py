@@ -9,12 +9,11 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import image_blocks, image_width, text_blocks
 from medvlp.data.cards import DataCard
 from medvlp.methods.context import TRAINER
-from medvlp.methods.deep_prompts import DEPTH, ClassTexts, depth_in, drawn, prompted_image_features
-from medvlp.methods.parameters import factor_on_cosines
+from medvlp.methods.deep_prompts import DEPTH, ClassTexts, PromptedTower, depth_in, drawn
 from medvlp.methods.prompt_texts import FIRST_CTX
 
 
-class IVLP(nn.Module):
+class IVLP(PromptedTower):
     r"""Independent vision-language prompting.
 
         [_, W_i]      = L_i([P_{i-1}, W_{i-1}])                 i = 1..J, and then without P replaced
@@ -75,49 +74,19 @@ class IVLP(nn.Module):
         seed: int = 1,
     ) -> None:
         """Tokenize the texts and draw the learned tensors; see the class."""
-        super().__init__()
+        super().__init__(clip, card, locals())
         if n_image_ctx < 1:
             raise ValueError(f"n_image_ctx must be at least 1, got {n_image_ctx}; image_depth=0 has none.")
-        self.clip, self.card = clip, card
-        self.logit_scale = factor_on_cosines(clip, logit_scale)
-        self.config: dict[str, Any] = {
-            "n_ctx": n_ctx,
-            "n_image_ctx": n_image_ctx,
-            "depth": depth,
-            "image_depth": image_depth,
-            "ctx_init": ctx_init,
-            "logit_scale": logit_scale,
-            "seed": seed,
-        }
         depth = depth_in(text_blocks(clip), "depth", depth, 1, DEPTH)
         random = torch.Generator().manual_seed(seed)
         self.texts = ClassTexts(clip, card.classnames, n_ctx, ctx_init)
         self.ctx = nn.Parameter(drawn((depth, n_ctx, clip.text_width), random, self.texts.first))
-        self.image_prompts: nn.Parameter | None = None
-        if image_depth == 0:  # the image tower is as it was: fit and evaluate may compute its features once
-            self.logits_from_features = self._logits
-        else:
+        self.image_prompts = None
+        if image_depth != 0:
             image_depth = depth_in(image_blocks(clip), "image_depth", image_depth, 0, DEPTH)
             self.image_prompts = nn.Parameter(drawn((image_depth, n_image_ctx, image_width(clip)), random))
         self.to(clip.device)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
-        return self._logits(self.image_features(images))
-
-    def _logits(self, image_features: Tensor) -> Tensor:
-        """Logits of normalised image features: (B, D) -> (B, n_cls)."""
-        t = self.class_features()  # (n_cls, D)
-        return self.logit_scale * image_features.to(t) @ t.T
-
-    def image_features(self, images: Tensor) -> Tensor:
-        """f: features of preprocessed images as the prompted tower sees them, (B, D), L2-normalised."""
-        return prompted_image_features(self.clip, images, self.image_prompts)
-
-    def class_features(self) -> Tensor:
+    def class_features(self, f: Tensor | None = None) -> Tensor:
         """t: the classes' text features, (n_cls, D), L2-normalised."""
         return self.texts(self.clip, self.ctx)
-
-    def extra_repr(self) -> str:
-        """What distinguishes this method from another, for `print`."""
-        return ", ".join([f"card={self.card.name!r}", *(f"{k}={v!r}" for k, v in self.config.items())])

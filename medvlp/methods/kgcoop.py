@@ -2,17 +2,16 @@
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
-from medvlp.methods.context import TRAINER
-from medvlp.methods.coop import CoOp
+from medvlp.methods.base import check_at_least
+from medvlp.methods.context import TRAINER, ContextPrompts
 from medvlp.methods.prompt_texts import FIRST_CTX, in_template
 
 
-class KgCoOp(CoOp):
+class KgCoOp(ContextPrompts):
     r"""Knowledge-guided context optimization.
 
         t_c = text([SOS] v_1 .. v_M name_c . [EOS]) / |.|                        (D,)
@@ -66,27 +65,15 @@ class KgCoOp(CoOp):
         seed: int = 1,
     ) -> None:
         """Start the context and encode the template; see the class."""
-        super().__init__(
-            clip,
-            card,
-            n_ctx=n_ctx,
-            ctx_init=ctx_init,
-            csc=csc,
-            position=position,
-            logit_scale=logit_scale,
-            seed=seed,
-        )
-        if not weight >= 0:
-            raise ValueError(f"weight must be 0 or more, got {weight}.")
-        text = card.templates[0] if template is None else template
+        super().__init__(clip, card, locals())
+        check_at_least(0, {"weight": weight})
         self.weight = weight
-        self.config |= {"weight": weight, "template": template}
-        with torch.no_grad():
-            self._buffer("w", clip.encode_texts(in_template(text, card.classnames)))
+        texts = in_template(card.templates[0] if template is None else template, card.classnames)
+        self.constant("w", clip.encode_texts(texts))
 
     def training_logits(self, image_features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, n_cls) of normalised image features (B, D), and the penalty (B,), the same for all."""
         t = self.class_features()  # (n_cls, D)
         penalty = self.weight * (1 - (t * self.w).sum(dim=-1).mean())
-        logits = self._logits(image_features, t)
+        logits = self.logit_scale * image_features.to(t) @ t.T
         return logits, penalty.expand(len(logits))

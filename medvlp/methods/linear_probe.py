@@ -1,7 +1,7 @@
 """The linear probe: logistic regression on frozen image features."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,13 @@ from medvlp.backbone.features import image_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import unknown_name
+from medvlp.methods.base import Method
 
 CLASS_WEIGHT = (None, "balanced")
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
-class LinearProbe(nn.Module):
+class LinearProbe(Method):
     r"""Logistic regression on the normalised image features.
 
         logits = W f + b,    p(c | image) = softmax_c(logits)
@@ -44,17 +45,15 @@ class LinearProbe(nn.Module):
     `medvlp.fit(probe, train, val)` does the same, and takes no steps.
     """
 
-    recipe: ClassVar[dict[str, Any]] = {}  # nothing is trained by steps
+    modality: ClassVar[str] = "weights"
 
     fitted: Tensor  # () bool, saved and moved with the weights
 
     def __init__(self, clip: Clip, card: DataCard, *, class_weight: str | None = None) -> None:
         """A probe without weights yet; see the class and `fit`."""
-        super().__init__()
+        super().__init__(clip, card, locals())
         if class_weight not in CLASS_WEIGHT:
             raise ValueError(unknown_name("class_weight", class_weight, CLASS_WEIGHT))
-        self.clip, self.card = clip, card
-        self.config: dict[str, object] = {"class_weight": class_weight}
         self.linear = nn.Linear(clip.embed_dim, len(card.classnames), device=clip.device)
         self.linear.requires_grad_(False)
         self.register_buffer("fitted", torch.tensor(False, device=clip.device))
@@ -111,15 +110,21 @@ class LinearProbe(nn.Module):
             raise ValueError("a linear probe needs validation images to choose C; give val.")
         self.fit(train, val, cache_dir, progress)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of the preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
-        return self.logits_from_features(self.clip.encode_images(images))
-
     def logits_from_features(self, image_features: Tensor) -> Tensor:
         """Logits of normalised image features: (B, D) -> (B, n_cls)."""
-        if not self.fitted:
-            raise RuntimeError("the linear probe is not fitted; call probe.fit(data.train, data.val) first.")
+        self._check_fitted()
         return self.linear(image_features.to(self.linear.weight.dtype))
+
+    def class_features(self, f: Tensor | None = None) -> Tensor:
+        """The directions of the rows of W, (n_cls, D)."""
+        self._check_fitted()
+        return nn.functional.normalize(self.linear.weight, dim=-1)
+
+    def _check_fitted(self) -> None:
+        if not self.fitted:
+            raise RuntimeError(
+                "the linear probe is not fitted; call medvlp.fit(probe, data.train, data.val) first."
+            )
 
     def _copy_weights(self, model: Pipeline) -> None:
         """Fold W ((f - mean) / std) + b into one linear layer."""

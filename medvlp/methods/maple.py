@@ -9,12 +9,11 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import image_blocks, image_width, text_blocks
 from medvlp.data.cards import DataCard
 from medvlp.methods.context import TRAINER
-from medvlp.methods.deep_prompts import DEPTH, ClassTexts, depth_in, drawn, prompted_image_features
-from medvlp.methods.parameters import factor_on_cosines
+from medvlp.methods.deep_prompts import DEPTH, ClassTexts, PromptedTower, depth_in, drawn
 from medvlp.methods.prompt_texts import FIRST_CTX
 
 
-class MaPLe(nn.Module):
+class MaPLe(PromptedTower):
     r"""Multi-modal prompt learning.
 
         [_, W_i]      = L_i([P_{i-1}, W_{i-1}])                 i = 1..J, and then without P replaced
@@ -70,16 +69,7 @@ class MaPLe(nn.Module):
         seed: int = 1,
     ) -> None:
         """Tokenize the texts and draw the learned tensors; see the class."""
-        super().__init__()
-        self.clip, self.card = clip, card
-        self.logit_scale = factor_on_cosines(clip, logit_scale)
-        self.config: dict[str, Any] = {
-            "n_ctx": n_ctx,
-            "depth": depth,
-            "ctx_init": ctx_init,
-            "logit_scale": logit_scale,
-            "seed": seed,
-        }
+        super().__init__(clip, card, locals())
         fewest = min(text_blocks(clip), image_blocks(clip), key=len)
         depth = depth_in(fewest, "depth", depth, 1, DEPTH)
         random = torch.Generator().manual_seed(seed)
@@ -94,24 +84,11 @@ class MaPLe(nn.Module):
         self.A, self.b = nn.Parameter(A[of_draw]), nn.Parameter(b[of_draw])
         self.to(clip.device)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
-        t = self.class_features()  # (n_cls, D)
-        return self.logit_scale * self.image_features(images).to(t) @ t.T
-
     @property
     def image_prompts(self) -> Tensor:
         """Q, the prompts of the image tower: (depth, n_ctx, width)."""
         return torch.baddbmm(self.b[:, None], self.ctx, self.A.mT)
 
-    def image_features(self, images: Tensor) -> Tensor:
-        """f: features of preprocessed images as the prompted tower sees them, (B, D), L2-normalised."""
-        return prompted_image_features(self.clip, images, self.image_prompts)
-
-    def class_features(self) -> Tensor:
+    def class_features(self, f: Tensor | None = None) -> Tensor:
         """t: the classes' text features, (n_cls, D), L2-normalised."""
         return self.texts(self.clip, self.ctx)
-
-    def extra_repr(self) -> str:
-        """What distinguishes this method from another, for `print`."""
-        return ", ".join([f"card={self.card.name!r}", *(f"{k}={v!r}" for k, v in self.config.items())])

@@ -4,11 +4,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from medvlp.backbone.clip import Clip
 from medvlp.data.errors import unknown_name
+from medvlp.methods.base import Method
 
 
-def own_tensors(method: nn.Module) -> dict[str, Tensor]:
+def own_tensors(method: Method) -> dict[str, Tensor]:
     """The tensors that a method has beside its CLIP, by name: what is trained, kept and saved.
 
     These are the entries of `state_dict` that are not the CLIP's. What follows from the configuration (token
@@ -19,7 +19,7 @@ def own_tensors(method: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in state.items() if id(tensor) not in frozen}
 
 
-def load_own_tensors(method: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+def load_own_tensors(method: Method, tensors: dict[str, Tensor], where: str) -> None:
     """Copy `tensors` into the method's own, in place; `where` names their origin in errors.
 
     Raises:
@@ -42,21 +42,21 @@ def load_own_tensors(method: nn.Module, tensors: dict[str, Tensor], where: str) 
             own[name].copy_(tensor)
 
 
-def learned_parameters(method: nn.Module) -> dict[str, nn.Parameter]:
+def learned_parameters(method: Method) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name.
 
-    Those that require gradients. Where none does, but the method has `before_training`, as a linear probe,
+    Those that require gradients. Where none does, but the method `fits_before_training`, as a linear probe,
     its own parameters: what it only stores, such as the features of training images, are buffers.
     """
     parameters = dict(method.named_parameters())
     by_gradient = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-    if by_gradient or not hasattr(method, "before_training"):
+    if by_gradient or not method.fits_before_training:
         return by_gradient
     frozen = {id(parameter) for parameter in method.clip.parameters()}
     return {name: parameter for name, parameter in parameters.items() if id(parameter) not in frozen}
 
 
-def trainable_parameters(method: nn.Module) -> pd.DataFrame:
+def trainable_parameters(method: Method) -> pd.DataFrame:
     """`learned_parameters` as a table: index part, columns shape and count, and their total last."""
     rows = {
         name: (" x ".join(map(str, parameter.shape)), parameter.numel())
@@ -70,10 +70,3 @@ def _kind(tensor: Tensor) -> str:
     return (
         f"{' x '.join(map(str, tensor.shape)) or 'one number'} ({str(tensor.dtype).removeprefix('torch.')})"
     )
-
-
-def factor_on_cosines(clip: Clip, logit_scale: float | None) -> float:
-    """exp(logit_scale): what was asked for, or the CLIP's own; ValueError unless it is above 0."""
-    if logit_scale is not None and not logit_scale > 0:
-        raise ValueError(f"logit_scale must be above 0, got {logit_scale}; None takes the CLIP's own.")
-    return clip.logit_scale if logit_scale is None else logit_scale

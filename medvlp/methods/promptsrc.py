@@ -8,6 +8,7 @@ from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
+from medvlp.methods.base import check_at_least
 from medvlp.methods.ivlp import IVLP
 from medvlp.methods.prompt_texts import FIRST_CTX, in_template
 
@@ -81,28 +82,25 @@ class PromptSRC(IVLP):
             seed=seed,
         )
         weights = {"text_weight": text_weight, "image_weight": image_weight, "logits_weight": logits_weight}
-        for name, weight in weights.items():
-            if not weight >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {weight}.")
+        check_at_least(0, weights)
         self.text_weight, self.image_weight, self.logits_weight = weights.values()
         own = None if templates is None else list(templates)
         self.config |= {"templates": own, **weights}
-        self.register_buffer("frozen_text_features", _mean_features(clip, card, own), persistent=False)
+        self.constant("frozen_text_features", _mean_features(clip, card, own))
 
     def training_logits(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, n_cls), and what the three constraints add to each image's loss, (B,).
 
         `inputs` are images (B, 3, H, W), with `image_depth=0` normalised image features (B, D).
         """
-        features_given = self.image_prompts is None
-        f = inputs if features_given else self.image_features(inputs)  # (B, D)
+        f = inputs if self.keeps_image_tower else self.image_features(inputs)  # (B, D)
         t, t0 = self.class_features(), self.frozen_text_features  # (n_cls, D) each
         f = f.to(t)
         logits = self.logit_scale * f @ t.T  # (B, n_cls)
         penalty = (self.text_weight * F.l1_loss(t, t0)).expand(len(f))  # (B,)
         if self.image_weight or self.logits_weight:
             with torch.no_grad():
-                f0 = f if features_given else self.clip.encode_images(inputs).to(t)  # (B, D)
+                f0 = f if self.keeps_image_tower else self.clip.encode_images(inputs).to(t)  # (B, D)
                 logits0 = self.logit_scale * f0 @ t0.T  # (B, n_cls)
             kl = F.kl_div(logits.log_softmax(1), logits0.log_softmax(1), reduction="none", log_target=True)
             penalty = penalty + self.image_weight * (f - f0).abs().mean(dim=1)

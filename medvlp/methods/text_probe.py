@@ -11,11 +11,11 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import training_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
-from medvlp.methods.parameters import factor_on_cosines
+from medvlp.methods.base import Method, check_at_least
 from medvlp.methods.zero_shot import ZeroShot
 
 
-class TextProbe(nn.Module):
+class TextProbe(Method):
     r"""A linear probe whose class weights start at the class's text feature and are held near it.
 
         logits[b, c] = exp(logit_scale) * f_b . w_c / |w_c|,    w_c = t_c at the start
@@ -64,6 +64,8 @@ class TextProbe(nn.Module):
         "keep": "last",
     }
 
+    modality: ClassVar[str] = "weights"
+
     text_features: Tensor  # (n_cls, D), t_c, not normalised
     multipliers: Tensor
 
@@ -78,20 +80,12 @@ class TextProbe(nn.Module):
         logit_scale: float | None = None,
     ) -> None:
         """Encode the texts; see the class."""
-        super().__init__()
-        if multiplier_views < 0:
-            raise ValueError(f"multiplier_views must be 0 or more, got {multiplier_views}.")
-        self.clip, self.card, self.constraint = clip, card, constraint
-        self.logit_scale = factor_on_cosines(clip, logit_scale)
-        self.config: dict[str, Any] = {
-            "constraint": constraint,
-            "multiplier_views": multiplier_views,
-            "knowledge": knowledge,
-            "logit_scale": logit_scale,
-        }
+        super().__init__(clip, card, locals())
+        check_at_least(0, {"multiplier_views": multiplier_views})
+        self.constraint = constraint
         direction = F.normalize(ZeroShot(clip, card, knowledge).text_features, dim=-1)  # (n_cls, D)
         t = _lengths(clip, card) * direction  # (n_cls, D)
-        self.register_buffer("text_features", t, persistent=False)
+        self.constant("text_features", t)
         self.register_buffer("multipliers", torch.ones(len(t), device=t.device))
         self.w = nn.Parameter(t.clone())
 
@@ -115,13 +109,9 @@ class TextProbe(nn.Module):
         for c in labels.unique().tolist():
             self.multipliers[c] = own[labels == c].mean()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
-        return self.logits_from_features(self.clip.encode_images(images))
-
-    def logits_from_features(self, image_features: Tensor) -> Tensor:
-        """Logits of normalised image features: (B, D) -> (B, n_cls)."""
-        return self.logit_scale * image_features.to(self.w) @ F.normalize(self.w, dim=-1).T
+    def class_features(self, f: Tensor | None = None) -> Tensor:
+        """The class weights' directions, (n_cls, D), L2-normalised."""
+        return F.normalize(self.w, dim=-1)
 
     def training_logits(self, image_features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, n_cls) of normalised image features (B, D), and the penalty, the same for each (B,)."""
@@ -133,10 +123,6 @@ class TextProbe(nn.Module):
         """1 / n_cls sum_c lambda_c |w_c - t_c|^2, ()."""
         distance = (self.w - self.text_features).pow(2).sum(dim=-1)  # (n_cls,)
         return (self.multipliers * distance).mean()
-
-    def extra_repr(self) -> str:
-        """What distinguishes this method from another, for `print`."""
-        return ", ".join([f"card={self.card.name!r}", *(f"{k}={v!r}" for k, v in self.config.items())])
 
 
 def _lengths(clip: Clip, card: DataCard) -> Tensor:

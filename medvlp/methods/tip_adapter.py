@@ -13,14 +13,14 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features, training_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
-from medvlp.methods.parameters import factor_on_cosines
+from medvlp.methods.base import Method
 from medvlp.methods.zero_shot import ZeroShot
 
 N_BETA, N_ALPHA = 200, 20  # steps of the search, as the authors' configurations have them
 LEAST = 0.1  # the smallest beta and alpha searched
 
 
-class TipAdapter(nn.Module):
+class TipAdapter(Method):
     r"""Zero-shot logits, and votes of the training images that are alike.
 
         logits[b, c] = exp(logit_scale) f_b . t_c + alpha (exp(-beta (1 - f_b F^T)) L)_c
@@ -99,7 +99,7 @@ class TipAdapter(nn.Module):
         logit_scale: float | None = None,
     ) -> None:
         """Encode the texts; the cache is empty yet. See the class."""
-        super().__init__()
+        super().__init__(clip, card, locals())
         if alpha < 0 or beta < 0 or not min(alpha_max, beta_max) > LEAST:
             raise ValueError(
                 f"alpha and beta must be 0 or more and alpha_max and beta_max above {LEAST}, "
@@ -107,23 +107,8 @@ class TipAdapter(nn.Module):
             )
         if cache_views < 0 or n_cache < 0:
             raise ValueError(f"cache_views and n_cache are 0 or more, got {cache_views} and {n_cache}.")
-        self.clip, self.card = clip, card
-        self.logit_scale = factor_on_cosines(clip, logit_scale)
-        self.config: dict[str, Any] = {
-            "trained": trained,
-            "alpha": alpha,
-            "beta": beta,
-            "tune": tune,
-            "alpha_max": alpha_max,
-            "beta_max": beta_max,
-            "cache_views": cache_views,
-            "knowledge": knowledge,
-            "n_cache": n_cache,
-            "logit_scale": logit_scale,
-        }
         self.search: pd.DataFrame | None = None
-        t = ZeroShot(clip, card, knowledge).text_features
-        self.register_buffer("text_features", t, persistent=False)
+        self.constant("text_features", ZeroShot(clip, card, knowledge).text_features)
         self._fill(torch.zeros(n_cache, clip.embed_dim), torch.zeros(n_cache, len(card.classnames)))
 
     def _fill(self, keys: Tensor, values: Tensor) -> None:
@@ -177,10 +162,6 @@ class TipAdapter(nn.Module):
         self.alpha.fill_(best["alpha"])
         self.beta.fill_(best["beta"])
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
-        return self.logits_from_features(self.clip.encode_images(images))
-
     def logits_from_features(self, image_features: Tensor) -> Tensor:
         """Logits of normalised image features: (B, D) -> (B, n_cls).
 
@@ -198,10 +179,6 @@ class TipAdapter(nn.Module):
     def _votes(self, affinity: Tensor, beta: float | Tensor) -> Tensor:
         """What the cache says, (B, n_cls), from cosines with the keys, (B, N)."""
         return torch.exp(-beta * (1 - affinity)) @ self.values
-
-    def extra_repr(self) -> str:
-        """What distinguishes this method from another, for `print`."""
-        return ", ".join([f"card={self.card.name!r}", *(f"{k}={v!r}" for k, v in self.config.items())])
 
 
 def _steps(upper: float, n: int) -> list[float]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from math import inf, sqrt
-from typing import Any
 
 import pandas as pd
 import torch
@@ -13,7 +12,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.slots import encode_prompts, tokenize_slots
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
-from medvlp.methods.parameters import factor_on_cosines
+from medvlp.methods.base import Method
 from medvlp.methods.prompt_texts import POSITIONS, STD, slotted
 from medvlp.methods.zero_shot import checked_symptoms, symptom_text
 
@@ -45,7 +44,7 @@ def merge(T: Tensor, g: Tensor, Wq: Tensor, Wk: Tensor, mask: Tensor) -> tuple[T
     return g + torch.einsum("cm,cmd->cd", attention, T), attention
 
 
-class ViP(nn.Module):
+class ViP(Method):
     r"""Visual symptom-guided prompt tuning.
 
         T_c = text([SOS] v_1 .. v_M symptom_ci . [EOS])_i                        (m_c, D), not normalised
@@ -106,66 +105,38 @@ class ViP(nn.Module):
         seed: int = 1,
     ) -> None:
         """Tokenize the prompts and draw the learned tensors; see the class."""
-        super().__init__()
+        super().__init__(clip, card, locals())
         if position not in POSITIONS:
             raise ValueError(unknown_name("position", position, POSITIONS))
         if aggregation not in AGGREGATIONS:
             raise ValueError(unknown_name("aggregation", aggregation, AGGREGATIONS))
         if n_ctx < 1:
             raise ValueError(f"n_ctx must be at least 1, got {n_ctx}; context=False does without context.")
-        self.clip, self.card = clip, card
-        self.logit_scale = factor_on_cosines(clip, logit_scale)
         self.context, self.aggregation = context, aggregation
-        own = None if symptoms is None else checked_symptoms(card, knowledge, symptoms)
-        self.symptoms = card.symptoms(knowledge) if own is None else own
-        self.config: dict[str, Any] = {
-            "n_ctx": n_ctx,
-            "csc": csc,
-            "position": position,
-            "context": context,
-            "aggregation": aggregation,
-            "symptoms": own,
-            "knowledge": knowledge,
-            "logit_scale": logit_scale,
-            "seed": seed,
-        }
+        self.symptoms = checked_symptoms(card, knowledge, symptoms)
+        self.config["symptoms"] = None if symptoms is None else self.symptoms
 
         self._counts = [len(phrases) for phrases in self.symptoms.values()]  # m_c
         n_cls, D, device = len(self._counts), clip.embed_dim, clip.device
         mask = torch.arange(max(self._counts)) < torch.tensor(self._counts)[:, None]  # (n_cls, m)
         tokens, positions = _tokenize(clip, self.symptoms, n_ctx if context else 0, position)
-        self._buffer("mask", mask)
-        self._buffer("tokens", tokens)  # (N, L), N all symptoms of all classes
-        self._buffer("positions", positions)  # (N, M)
+        self.constant("mask", mask)
+        self.constant("tokens", tokens)  # (N, L), N all symptoms of all classes
+        self.constant("positions", positions)  # (N, M)
 
         random = torch.Generator().manual_seed(seed)
         if context:
             shape = (n_cls, n_ctx, clip.text_width) if csc else (n_ctx, clip.text_width)
             self.ctx = nn.Parameter(nn.init.normal_(torch.empty(shape), std=STD, generator=random).to(device))
         else:
-            with torch.no_grad():
-                self._buffer(
-                    "plain_features", clip.model.encode_text(self.tokens, normalize=False).float()
-                )  # (N, D)
+            plain = clip.model.encode_text(self.tokens, normalize=False).float()
+            self.constant("plain_features", plain)  # (N, D)
         if aggregation == "merge":
             g = nn.init.normal_(torch.empty(n_cls, D), std=STD, generator=random)
             Wq, Wk = (nn.init.xavier_normal_(torch.empty(D, D), generator=random) for _ in range(2))
             self.g, self.Wq, self.Wk = (nn.Parameter(start.to(device)) for start in (g, Wq, Wk))
 
-    def _buffer(self, name: str, tensor: Tensor) -> None:
-        """Keep a tensor that moves with the module and follows from its configuration, so is not saved."""
-        self.register_buffer(name, tensor.to(self.clip.device), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
-        return self.logits_from_features(self.clip.encode_images(images))
-
-    def logits_from_features(self, image_features: Tensor) -> Tensor:
-        """Logits of normalised image features: (B, D) -> (B, n_cls)."""
-        t = self.class_features()  # (n_cls, D)
-        return self.logit_scale * image_features.to(t) @ t.T
-
-    def class_features(self) -> Tensor:
+    def class_features(self, f: Tensor | None = None) -> Tensor:
         """The classes' text features, (n_cls, D), L2-normalised."""
         T = self._by_class(self.symptom_features())  # (n_cls, m, D)
         if self.aggregation == "merge":
@@ -185,12 +156,6 @@ class ViP(nn.Module):
             of_class = zip(self.ctx, self._counts, strict=True)
             prompts = torch.cat([v.expand(m, -1, -1) for v, m in of_class])  # (N, M, w)
         return encode_prompts(self.clip, self.tokens, prompts, self.positions)
-
-    def symptom_scores(self, image_features: Tensor) -> dict[str, Tensor]:
-        """Cosines with every symptom, by class: (B, D) normalised -> {classname: (B, m_c)}."""
-        T = F.normalize(self.symptom_features(), dim=-1)  # (N, D)
-        cosines = image_features.to(T) @ T.T  # (B, N)
-        return dict(zip(self.symptoms, cosines.split(self._counts, dim=-1), strict=True))
 
     @torch.no_grad()
     def merge_weights(self) -> pd.DataFrame:
@@ -215,11 +180,6 @@ class ViP(nn.Module):
     def _by_class(self, T: Tensor) -> Tensor:
         """(N, D) -> (n_cls, m, D), classes with fewer than m symptoms filled up with zeros."""
         return nn.utils.rnn.pad_sequence(T.split(self._counts), batch_first=True)
-
-    def extra_repr(self) -> str:
-        """What distinguishes this method from another, for `print`."""
-        shown = {key: value for key, value in self.config.items() if key != "symptoms"}
-        return ", ".join([f"card={self.card.name!r}", *(f"{k}={v!r}" for k, v in shown.items())])
 
 
 def _tokenize(

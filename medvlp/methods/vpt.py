@@ -9,12 +9,11 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import image_blocks, image_width
 from medvlp.data.cards import DataCard
 from medvlp.methods.context import TRAINER
-from medvlp.methods.deep_prompts import depth_in, drawn, prompted_image_features
-from medvlp.methods.parameters import factor_on_cosines
+from medvlp.methods.deep_prompts import PromptedTower, depth_in, drawn
 from medvlp.methods.prompt_texts import in_template
 
 
-class VPT(nn.Module):
+class VPT(PromptedTower):
     r"""Visual prompt tuning.
 
         [x_i, E_i, _] = V_i([x_{i-1}, E_{i-1}, P_{i-1}])        i = 1..depth: VPT-deep
@@ -69,44 +68,14 @@ class VPT(nn.Module):
         seed: int = 1,
     ) -> None:
         """Encode the class names and draw the prompts; see the class."""
-        super().__init__()
+        super().__init__(clip, card, locals())
         if n_ctx < 1:
             raise ValueError(f"n_ctx must be at least 1, got {n_ctx}; depth=0 has none.")
-        self.clip, self.card = clip, card
-        self.logit_scale = factor_on_cosines(clip, logit_scale)
-        self.config: dict[str, Any] = {
-            "n_ctx": n_ctx,
-            "depth": depth,
-            "template": template,
-            "logit_scale": logit_scale,
-            "seed": seed,
-        }
-        with torch.no_grad():
-            features = clip.encode_texts(
-                in_template(template or card.templates[0], card.classnames)
-            )  # (n_cls, D)
-        self.register_buffer("text_features", features, persistent=False)
-        self.image_prompts: nn.Parameter | None = None
-        if depth == 0:
-            self.logits_from_features = self._logits
-        else:
+        texts = in_template(template or card.templates[0], card.classnames)
+        self.constant("text_features", clip.encode_texts(texts))  # (n_cls, D)
+        self.image_prompts = None
+        if depth != 0:
             blocks = image_blocks(clip)
-            shape = (depth_in(blocks, "depth", depth, 0, len(blocks)), n_ctx, image_width(clip))
+            shape = (depth_in(blocks, "depth", depth, 0), n_ctx, image_width(clip))
             self.image_prompts = nn.Parameter(drawn(shape, torch.Generator().manual_seed(seed)))
         self.to(clip.device)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
-        return self._logits(self.image_features(images))
-
-    def _logits(self, image_features: Tensor) -> Tensor:
-        """Logits of normalised image features: (B, D) -> (B, n_cls)."""
-        return self.logit_scale * image_features.to(self.text_features) @ self.text_features.T
-
-    def image_features(self, images: Tensor) -> Tensor:
-        """f: features of preprocessed images as the prompted tower sees them, (B, D), L2-normalised."""
-        return prompted_image_features(self.clip, images, self.image_prompts)
-
-    def extra_repr(self) -> str:
-        """What distinguishes this method from another, for `print`."""
-        return ", ".join([f"card={self.card.name!r}", *(f"{k}={v!r}" for k, v in self.config.items())])

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
+from medvlp.methods.base import Method, check_symptoms
 
 NAME_KINDS = ("classnames", "templates")
 
@@ -28,7 +30,7 @@ def score_table(scores: Mapping[str, Tensor], symptoms: Mapping[str, Sequence[st
     return pd.DataFrame(rows, columns=["classname", "symptom", "score"])
 
 
-class ZeroShot(nn.Module):
+class ZeroShot(Method):
     r"""Score an image by its cosines with texts about each class.
 
         logits[b, c] = exp(logit_scale) * f_b . t_c
@@ -55,7 +57,7 @@ class ZeroShot(nn.Module):
     """
 
     text_features: Tensor  # (n_cls, D), t_c
-    symptom_features: Tensor  # (sum of m_c, D), t_ci
+    encoded_texts: Tensor  # (sum of m_c, D), t_ci before they are normalised
 
     def __init__(
         self,
@@ -66,9 +68,8 @@ class ZeroShot(nn.Module):
         templates: Sequence[str] | None = None,
     ) -> None:
         """Encode the texts, once; see the class."""
-        super().__init__()
-        self.clip, self.card, self.knowledge = clip, card, knowledge
-        self.symptoms: dict[str, list[str]] | None = None
+        super().__init__(clip, card, locals())
+        self.knowledge = knowledge
         if knowledge in NAME_KINDS:
             if symptoms is not None:
                 raise ValueError(
@@ -80,41 +81,35 @@ class ZeroShot(nn.Module):
                 raise ValueError(
                     f"knowledge={knowledge!r} reads no templates; use knowledge='templates' with them."
                 )
+            kinds = dict.fromkeys(kind for info in card.classes for kind in info.knowledge)
+            if symptoms is None and knowledge not in kinds:
+                choices = [*NAME_KINDS, *kinds]
+                raise ValueError(unknown_name("knowledge", knowledge, choices, f"card {card.name!r}"))
             self.symptoms = checked_symptoms(card, knowledge, symptoms)
             texts = {c: [symptom_text(s) for s in phrases] for c, phrases in self.symptoms.items()}
 
-        self.config = {
-            "knowledge": knowledge,
+        self.config |= {
             "symptoms": None if symptoms is None else self.symptoms,
             "templates": [templates] if isinstance(templates, str) else templates and list(templates),
         }
-        self._counts = [len(of_class) for of_class in texts.values()]
-        with torch.no_grad():
-            features = clip.encode_texts([text for of_class in texts.values() for text in of_class])  # (M, D)
-        text_features = torch.stack([t.mean(dim=0) for t in features.split(self._counts)])  # (n_cls, D)
-        if knowledge == "templates":
-            text_features = nn.functional.normalize(text_features, dim=-1)
-        self.register_buffer("text_features", text_features, persistent=False)  # they follow from the config
-        self.register_buffer("symptom_features", features, persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of the preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
-        return self.logits_from_features(self.clip.encode_images(images))
+        counts = [len(of_class) for of_class in texts.values()]  # m_c
+        T = clip.encode_texts([text for of_class in texts.values() for text in of_class], normalize=False)
+        t = torch.stack([t_c.mean(dim=0) for t_c in F.normalize(T, dim=-1).split(counts)])  # (n_cls, D)
+        self.constant("text_features", F.normalize(t, dim=-1) if knowledge == "templates" else t)
+        self.constant("encoded_texts", T)  # (M, D)
 
     def logits_from_features(self, image_features: Tensor) -> Tensor:
         """Logits of normalised image features: (B, D) -> (B, n_cls)."""
-        f = image_features.to(self.text_features.dtype)
-        return self.clip.logit_scale * f @ self.text_features.T
+        return self.logit_scale * image_features.to(self.text_features) @ self.text_features.T
 
-    def symptom_scores(self, image_features: Tensor) -> dict[str, Tensor]:
-        """Cosines with every symptom, by class: (B, D) normalised -> {classname: (B, m_c)}."""
-        if self.symptoms is None:
-            raise ValueError(
-                f"knowledge={self.knowledge!r} has no symptoms to score; "
-                "build ZeroShot with knowledge='symptoms'."
-            )
-        cosines = image_features.to(self.symptom_features.dtype) @ self.symptom_features.T  # (B, M)
-        return dict(zip(self.symptoms, cosines.split(self._counts, dim=-1), strict=True))
+    def class_features(self, f: Tensor | None = None) -> Tensor:
+        """The directions of t, (n_cls, D); with symptoms t itself is shorter."""
+        return F.normalize(self.text_features, dim=-1)
+
+    def symptom_features(self) -> Tensor:
+        """T: the features of all symptoms, class after class, (M, D), not normalised."""
+        check_symptoms(self)
+        return self.encoded_texts
 
     def explain(self, image_features: Tensor) -> pd.DataFrame:
         """The symptom scores of one image, (D,) or (1, D) normalised, as rows of classname, symptom, score.
@@ -125,7 +120,7 @@ class ZeroShot(nn.Module):
 
     def extra_repr(self) -> str:
         """What distinguishes this classifier from another, for `print`."""
-        return f"card={self.card.name!r}, knowledge={self.knowledge!r}, texts={sum(self._counts)}"
+        return f"card={self.card.name!r}, knowledge={self.knowledge!r}, texts={len(self.encoded_texts)}"
 
 
 def _name_texts(card: DataCard, knowledge: str, templates: Sequence[str] | None) -> dict[str, list[str]]:
@@ -149,10 +144,6 @@ def checked_symptoms(
 ) -> dict[str, list[str]]:
     """The symptoms of every class in label order, the card's or the user's."""
     if symptoms is None:
-        kinds = dict.fromkeys(kind for info in card.classes for kind in info.knowledge)
-        if knowledge not in kinds:
-            choices = [*NAME_KINDS, *kinds]
-            raise ValueError(unknown_name("knowledge", knowledge, choices, f"card {card.name!r}"))
         return card.symptoms(knowledge)
     for name, phrases in symptoms.items():
         if name not in card.classnames:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from medvlp.backbone.features import image_features
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import check_same_classes
+from medvlp.methods.base import check_method
 from medvlp.study.metrics import METRICS, bootstrap, class_auroc, metric_values
 
 _IMAGES, _FEATURES = 64, 256  # batch sizes
@@ -103,8 +104,7 @@ def evaluate(
     about another training seed or hospital.
 
     Args:
-        method: A module with `.clip`, `.card` and `forward(images) -> logits`. If it also has
-            `logits_from_features`, it is given the cached features of the images.
+        method: A `Method`. If it `keeps_image_tower`, it is given the cached features of the images.
         images: Images with labels, of the same classes as the method.
         n_bootstrap: Number of resamples.
         seed: Of the resampling; the same seed gives the same intervals.
@@ -166,6 +166,7 @@ def evaluate(
 
 def check_images(method: nn.Module, images: ImageSet, what: str) -> None:
     """Raise ValueError where images cannot serve: none, other classes, or a label outside the card."""
+    check_method(method)
     classnames, name = method.card.classnames, f"{images.card.name}, {images.split}"
     if len(images) == 0:
         raise ValueError(f"the {what} ({name}) is empty.")
@@ -196,7 +197,7 @@ def predict_logits(
     """Logits of every image, (N, n_cls) float on the CPU, in evaluation mode; a bar over two seconds."""
     device = method.clip.device
     with evaluating(method):
-        if hasattr(method, "logits_from_features"):
+        if method.keeps_image_tower:
             cached = image_features(method.clip, images, cache_dir=cache_dir, progress=progress)
             features = cached.features  # (N, D)
             batches, forward = features.split(_FEATURES), method.logits_from_features

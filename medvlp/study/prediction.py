@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from medvlp.data.images import read_image, to_rgb
+from medvlp.methods.base import check_method
 from medvlp.methods.zero_shot import score_table
 from medvlp.study.evaluation import evaluating
 
@@ -54,6 +55,7 @@ def predict(method: nn.Module, image: str | Path | Image.Image) -> Prediction:
         >>> medvlp.predict(zero, data.test.image(0)).classname in data.card.classnames
         True
     """
+    check_method(method)
     if not isinstance(image, Image.Image):
         image = read_image(image)
     image = to_rgb(ImageOps.exif_transpose(image))
@@ -61,13 +63,12 @@ def predict(method: nn.Module, image: str | Path | Image.Image) -> Prediction:
     symptom_scores = None
     with evaluating(method):
         pixels = clip.preprocess(image)[None].to(clip.device)  # (1, 3, H, W)
-        if hasattr(method, "logits_from_features"):
-            features = clip.encode_images(pixels)  # (1, D)
-            logits = method.logits_from_features(features)  # (1, n_cls)
-            if getattr(method, "symptoms", None) is not None and hasattr(method, "symptom_scores"):
-                symptom_scores = score_table(method.symptom_scores(features), method.symptoms)
+        if method.symptoms is None:
+            logits = method(pixels)  # (1, n_cls)
         else:
-            logits = method(pixels)
+            features = method.image_features(pixels)  # (1, D)
+            logits = method.logits_from_features(features)
+            symptom_scores = score_table(method.symptom_scores(features), method.symptoms)
     probabilities = logits[0].double().softmax(dim=0).cpu().numpy()  # (n_cls,)
     classnames = pd.Index(method.card.classnames, name="classname")
     return Prediction(pd.Series(probabilities, index=classnames, name="probability"), symptom_scores)

@@ -14,6 +14,7 @@ from medvlp.data.cards import DataCard, list_cards, load_card
 from medvlp.data.errors import unknown_name
 from medvlp.data.tensor_files import read_tensors, write_tensors
 from medvlp.knowledge.llm.representations import Representations
+from medvlp.methods.base import check_method
 from medvlp.methods.parameters import load_own_tensors, own_tensors
 from medvlp.methods.registry import METHODS
 
@@ -27,7 +28,7 @@ def save(method: nn.Module, path: str | Path, history: pd.DataFrame | None = Non
     The frozen CLIP is not in it, only its name and fingerprint; the card is, with its hash (not its prose).
 
     Args:
-        method: A method with `.clip`, `.card` and `.config`.
+        method: A `Method`.
         path: The file; one that is there is replaced.
         history: What `fit` returned; the row of its best epoch and the number of epochs are noted.
 
@@ -42,6 +43,7 @@ def save(method: nn.Module, path: str | Path, history: pd.DataFrame | None = Non
         >>> path.stat().st_size < 2**20
         True
     """
+    check_method(method)
     clip, card, name = method.clip, method.card, type(method).__name__
     try:
         json.dumps(method.config)

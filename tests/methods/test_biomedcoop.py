@@ -126,7 +126,7 @@ def test_the_penalties_lead_to_the_teacher(clip, f):
 
 
 def test_what_makes_no_sense_is_an_error(clip):
-    with pytest.raises(ValueError, match="kdsp_weight must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="kdsp_weight must be at least 0, got -1"):
         BiomedCoOp(clip, CARD, kdsp_weight=-1)
     with pytest.raises(ValueError, match=r"tau must be at least 1, .*, got 0.5"):
         BiomedCoOp(clip, CARD, tau=0.5)

@@ -80,7 +80,7 @@ def test_as_many_numbers_are_learned_as_published(clip):
 
 
 def test_what_makes_no_sense_is_an_error(clip):
-    with pytest.raises(ValueError, match="weight must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="weight must be at least 0, got -1"):
         KgCoOp(clip, CARD, weight=-1)
     with pytest.raises(ValueError, match=r"template 'a photo' has no \{\} for the class name"):
         KgCoOp(clip, CARD, template="a photo")

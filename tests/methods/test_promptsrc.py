@@ -162,7 +162,7 @@ def test_the_average_is_the_authors_gaussian(clip):
 
 
 def test_what_makes_no_sense_is_refused(clip):
-    with pytest.raises(ValueError, match="image_weight must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="image_weight must be at least 0, got -1"):
         PromptSRC(clip, CARD, image_weight=-1)
     with pytest.raises(ValueError, match="template 'skin' has no {} for the class name"):
         PromptSRC(clip, CARD, templates=["skin"])

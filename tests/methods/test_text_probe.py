@@ -120,7 +120,7 @@ def test_the_published_recipe():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"multiplier_views": -1}, "multiplier_views must be 0 or more, got -1"),
+        ({"multiplier_views": -1}, "multiplier_views must be at least 0, got -1"),
         ({"knowledge": "names"}, "unknown knowledge 'names'"),
         ({"logit_scale": -1.0}, "logit_scale must be above 0"),
     ],

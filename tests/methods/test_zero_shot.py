@@ -130,7 +130,7 @@ def test_text_features_move_with_the_module_and_follow_from_its_config(clip):
     assert all(name.startswith("clip.") for name in zero.state_dict())  # there is nothing of its own to save
     assert torch.equal(ZeroShot(clip, CARD, **zero.config).text_features, zero.text_features)
     other = ZeroShot(load_clip(clip.name, device="cpu"), CARD).to("meta")
-    assert other.text_features.device.type == other.symptom_features.device.type == "meta"
+    assert other.text_features.device.type == other.encoded_texts.device.type == "meta"
 
 
 @pytest.mark.parametrize(
@@ -172,5 +172,5 @@ def test_errors_name_what_is_wrong(clip, options, message):
 
 
 def test_names_have_no_symptoms_to_score(clip):
-    with pytest.raises(ValueError, match="knowledge='classnames' has no symptoms to score"):
+    with pytest.raises(ValueError, match="ZeroShot has no symptoms to score"):
         ZeroShot(clip, CARD, "classnames").explain(torch.zeros(clip.embed_dim))

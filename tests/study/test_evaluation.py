@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import torch
 from sklearn import metrics as sk
-from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
 from medvlp.backbone.clip import load_clip
+from medvlp.methods.base import Method
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.evaluation import Report, evaluate, predict_logits
 from medvlp.study.metrics import METRICS
@@ -20,13 +20,13 @@ from tests.methods.small import make_card, make_set, set_of
 CARD = make_card()
 
 
-class Reader(nn.Module):
+class Reader(Method):
     """The logits of an image are its mean red, green and blue, in steps of 10."""
 
     def __init__(self, card=CARD, broken: int | None = None) -> None:
-        super().__init__()
-        self.clip = SimpleNamespace(device=torch.device("cpu"), preprocess=pil_to_tensor)
-        self.card, self.broken, self.modes = card, broken, []
+        clip = SimpleNamespace(device=torch.device("cpu"), preprocess=pil_to_tensor, logit_scale=1.0)
+        super().__init__(clip, card, locals())
+        self.broken, self.modes = broken, []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.modes.append((self.training, torch.is_grad_enabled()))

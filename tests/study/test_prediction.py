@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from medvlp.backbone.clip import Clip, load_clip
+from medvlp.methods.base import Method
 from medvlp.methods.biomedcoop import BiomedCoOp
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.prediction import predict
@@ -61,16 +61,12 @@ def test_a_method_that_reads_symptoms_but_scores_none_predicts(clip, picture):
 
 
 def test_a_method_without_frozen_features_is_asked_by_forward(clip, picture):
-    class Whole(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.clip, self.card = clip, CARD
-
+    class Whole(Method):
         def forward(self, images):
             assert not self.training
             return images.mean(dim=(2, 3))
 
-    method = Whole().train()
+    method = Whole(clip, CARD, {}).train()
     prediction = predict(method, picture)
     assert method.training
     assert prediction.symptom_scores is None

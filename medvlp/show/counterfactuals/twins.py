@@ -18,6 +18,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.data.image_sets import ImageSet, PhantomSet, Rendered
 from medvlp.data.phantoms.worlds import Latents, World
+from medvlp.methods.base import check_symptoms
 from medvlp.methods.parameters import load_own_tensors, own_tensors
 from medvlp.study.evaluation import evaluating, predict_logits
 
@@ -94,7 +95,7 @@ def flip_all(method: nn.Module, images: PhantomSet, n_images: int | None = 500, 
     """
     images = some(images, n_images, seed)
     classnames = _classnames(method, images)
-    if hasattr(method, "logits_from_features"):
+    if method.keeps_image_tower:
         return flips_of_features(method, images, flip_features(method.clip, images))
     parts = tqdm(with_flips(images), desc="flip attributes", unit="attribute", leave=False, delay=2)
     logits = np.stack([predict_logits(method, part, progress=False).numpy() for part in parts])
@@ -109,13 +110,13 @@ def flip_features(clip: Clip, images: PhantomSet) -> list[Tensor]:
 
 def flips_of_features(method: nn.Module, images: PhantomSet, features: Sequence[Tensor]) -> Flips:
     """What `flip_all` makes of these images, all of them, from their `flip_features`."""
-    classnames, symptoms = _classnames(method, images), getattr(method, "symptoms", None)
+    classnames, symptoms = _classnames(method, images), method.symptoms
     scores, logits = [], []
     with evaluating(method):
         for f in features:
             f = f.to(method.clip.device)  # (N, D)
             logits.append(method.logits_from_features(f).float().cpu().numpy())  # (N, n_cls)
-            if symptoms is not None and hasattr(method, "symptom_scores"):
+            if symptoms is not None:
                 by_class = method.symptom_scores(f)
                 scores.append(torch.cat(list(by_class.values()), dim=1).float().cpu().numpy())  # (N, M)
     if not scores:
@@ -161,15 +162,6 @@ def with_flips(images: PhantomSet) -> list[PhantomSet]:
 def encode(clip: Clip, images: PhantomSet) -> Tensor:
     """Features (N, D), from the cache or into it; phantoms are drawn in this process."""
     return image_features(clip, images, num_workers=0, progress=False).features
-
-
-def check_symptoms(method: nn.Module) -> None:
-    """Raise ValueError unless the method scores symptoms."""
-    if getattr(method, "symptoms", None) is None or not hasattr(method, "symptom_scores"):
-        raise ValueError(
-            f"this {type(method).__name__} has no symptom scores; give "
-            "ZeroShot(clip, card, knowledge='symptoms') or ViP(clip, card)."
-        )
 
 
 def with_symptoms(method: nn.Module, symptoms: Mapping[str, Sequence[str]]) -> nn.Module:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from medvlp.data.images import to_rgb
+from medvlp.methods.base import check_symptoms
 from medvlp.methods.cilmp import CILMP
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import score_table
@@ -50,11 +51,7 @@ def symptom_scores_table(
         f = _features(method, image)  # (1, D)
         if isinstance(method, CILMP):
             return intervention_table(method, f, reference)
-        if getattr(method, "symptoms", None) is None or not hasattr(method, "symptom_scores"):
-            raise ValueError(
-                f"{type(method).__name__} has no symptoms to score here; use ZeroShot with "
-                "knowledge='symptoms', ViP or CILMP."
-            )
+        check_symptoms(method)
         table = score_table(method.symptom_scores(f), method.symptoms)
         if isinstance(method, ViP) and method.aggregation == "merge":
             table["weight"] = method.merge_weights()["weight"]  # in the same order

@@ -22,6 +22,7 @@ from medvlp.backbone.features import image_features
 from medvlp.data.errors import unknown_name
 from medvlp.data.image_sets import ImageSet, PhantomSet
 from medvlp.knowledge.symptoms.sets import LITERAL
+from medvlp.methods.base import Method
 from medvlp.show.figures.basic import show_images
 from medvlp.show.gallery.page import write_page
 from medvlp.show.gallery.reasons import (
@@ -215,7 +216,7 @@ def describe(
     predicted = p.argmax(axis=1)  # (N,)
     table = prediction_table(images, rows, p, predicted, notes)
     clip = method.clip if isinstance(method, nn.Module) else clip  # a tensor, too, has a "clip"
-    has_symptoms = hasattr(method, "symptom_scores") and method.symptoms is not None
+    has_symptoms = isinstance(method, Method) and method.symptoms is not None
     if train is not None and clip is None:
         raise ValueError("nearest training images need a clip for their features; give clip=.")
     symptoms = pd.DataFrame(columns=SYMPTOMS)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medvlp.data.image_sets import PhantomSet
+from medvlp.methods.vip import ViP
 from medvlp.study.evaluation import evaluating
 
 SYMPTOMS = ["image", "classname", "symptom", "score", "usual", "weight", "argued"]
@@ -66,7 +67,7 @@ def symptom_evidence(
 
 def _weights(method: nn.Module) -> dict[str, np.ndarray]:
     """The weight of each symptom in its class's score, (m_c,) by class."""
-    if getattr(method, "aggregation", None) == "merge":
+    if isinstance(method, ViP) and method.aggregation == "merge":
         by_class = method.merge_weights().groupby("classname")["weight"]
         return {name: weights.to_numpy() for name, weights in by_class}
     return {name: np.full(len(phrases), 1 / len(phrases)) for name, phrases in method.symptoms.items()}

@@ -6,7 +6,6 @@ to be seen in one map together with `Embeddings.concat`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from inspect import signature
 from itertools import combinations
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.data.errors import unknown_name
 from medvlp.data.image_sets import ImageSet
+from medvlp.methods.base import Method, check_symptoms
 from medvlp.methods.cilmp import CILMP
 from medvlp.study.evaluation import evaluating
 
@@ -139,8 +139,7 @@ def class_points(
     """
     classnames, name = method.card.classnames, type(method).__name__
     columns: dict[str, object] = {"stage": stage, "what": "class", "modality": "text"}
-    conditional = hasattr(method, "class_features") and bool(signature(method.class_features).parameters)
-    if conditional:
+    if method.conditional:
         if images is None:
             raise ValueError(f"the class features of {name} differ from image to image; give images.")
         f, _ = _image_features(method, images, cache_dir, progress)  # (N, D)
@@ -150,7 +149,7 @@ def class_points(
         columns["image"] = np.repeat(np.arange(len(images)), len(classnames))
     else:
         with evaluating(method):
-            features, columns["modality"] = _class_features(method)  # (n_cls, D)
+            features, columns["modality"] = method.class_features(), method.modality  # (n_cls, D)
     labels = np.tile(np.arange(len(classnames)), len(features) // len(classnames))
     return _embeddings(features, name, classnames, labels, columns)
 
@@ -161,14 +160,10 @@ def symptom_points(method: nn.Module, stage: str = "") -> Embeddings:
     Raises:
         ValueError: a method without symptom features.
     """
-    symptoms = getattr(method, "symptoms", None)
-    if symptoms is None or not hasattr(method, "symptom_features"):
-        raise ValueError(
-            f"{type(method).__name__} has no symptom features; ViP and ZeroShot with symptoms do."
-        )
+    check_symptoms(method)
+    symptoms = method.symptoms
     with evaluating(method):
-        T = method.symptom_features  # (M, D), or what gives it
-        features = nn.functional.normalize(T if isinstance(T, Tensor) else T(), dim=-1)
+        features = nn.functional.normalize(method.symptom_features(), dim=-1)  # (M, D)
     labels = np.repeat(np.arange(len(symptoms)), [len(phrases) for phrases in symptoms.values()])
     text = [phrase for phrases in symptoms.values() for phrase in phrases]
     columns = {"stage": stage, "what": "symptom", "modality": "text", "text": text}
@@ -264,39 +259,23 @@ def _embeddings(
     return Embeddings(features.detach().float().cpu().numpy(), points[COLUMNS])
 
 
-def _class_features(method: nn.Module) -> tuple[Tensor, str]:
-    """Class features that no image changes, (n_cls, D) normalised, and their modality."""
-    if not getattr(method, "fitted", True):
-        raise ValueError(f"the {type(method).__name__} is not fitted; its weights say nothing yet.")
-    if hasattr(method, "class_features"):
-        return method.class_features(), "text"
-    for name in ("w", "linear", "text_features"):  # TextProbe's, LinearProbe's, and those of frozen texts
-        found = getattr(method, name, None)
-        found = getattr(found, "weight", found)
-        if isinstance(found, Tensor):
-            modality = "text" if name == "text_features" else "weights"
-            return nn.functional.normalize(found, dim=-1), modality
-    raise ValueError(
-        f"{type(method).__name__} has no class features: no class_features(), text_features or weights."
-    )
-
-
 def _image_features(
     method: nn.Module | Clip, images: ImageSet, cache_dir: str | Path | None, progress: bool
 ) -> tuple[Tensor, bool]:
     """Features (N, D) on the CPU, and whether they are the method's own and not the CLIP's."""
     clip = method if isinstance(method, Clip) else method.clip
-    prompted = hasattr(method, "image_features") and getattr(method, "image_prompts", None) is not None
-    if prompted:
+    if isinstance(method, Method) and not method.keeps_image_tower:
         loader = DataLoader(images.with_transform(clip.preprocess), batch_size=_IMAGES)
         with evaluating(method):
             bar = _bar(loader, "image features", progress)
             return torch.cat([method.image_features(x.to(clip.device)).cpu() for x, _ in bar]), True
     features = image_features(clip, images, cache_dir=cache_dir, progress=progress).features  # (N, D)
-    if hasattr(method, "adapted"):
-        with evaluating(method):
-            return method.adapted(features.to(clip.device)).cpu(), True
-    return features, False
+    if isinstance(method, Clip):
+        return features, False
+    with evaluating(method):
+        features = features.to(clip.device)
+        adapted = method.adapted(features)
+    return adapted.cpu(), adapted is not features
 
 
 def _bar(batches: Sequence, what: str, progress: bool) -> tqdm:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import unknown_name
+from medvlp.methods.base import check_symptoms
 from medvlp.methods.zero_shot import score_table
-from medvlp.show.counterfactuals.twins import check_symptoms, with_symptoms
+from medvlp.show.counterfactuals.twins import with_symptoms
 from medvlp.show.figures.basic import symptom_bars
 from medvlp.show.figures.html import literal, picture_html
 from medvlp.show.widgets.parts import (

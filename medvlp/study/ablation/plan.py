@@ -18,6 +18,7 @@ from medvlp.data.datasets import Data
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import sha256
 from medvlp.knowledge.llm.representations import shipped_representations
+from medvlp.methods.base import check_method
 from medvlp.methods.registry import METHODS
 from medvlp.study.ablation.grid import (
     CONFIG_KEYS,
@@ -152,12 +153,12 @@ class _Planner:
         defaults = {name: one.default for name, one in own.items() if one.default is not one.empty}
         labelled = defaults | ({"seed": seed} if "seed" in own else {}) | in_method  # values may be Named
         arguments = {name: plain(value) for name, value in labelled.items()}
-        recipe = getattr(kind, "recipe", {}) | self.config | {"seed": seed}
+        recipe = dict(kind.recipe) | self.config | {"seed": seed}
         config = TrainConfig(**recipe | {name: plain(value) for name, value in in_config.items()})
         clip = self._source(given["clip"], clip_source)
         data = self._source(given["data"], data_source, self.root)
         test = self._source(given.get("test", given["data"]), data_source, self.root)
-        average = plain(given.get("average", hasattr(kind, "average")))
+        average = plain(given.get("average", kind.average is not None))
         base_to_new = plain(given.get("base_to_new", False))
         card = data.get().data.card
         _check_classes(card, test.get().data.card, base_to_new)
@@ -170,7 +171,7 @@ class _Planner:
             "code": self.codes[method],
             "arguments": self._contents(arguments, card),
             "config": numbers,
-            "average": content(getattr(kind, "average", {})) if average else None,
+            "average": content(kind.average or {}) if average else None,
             "base_to_new": base_to_new,
             "clip": clip.fingerprint,
             "card": card.hash,
@@ -219,6 +220,7 @@ def _check_classes(card: DataCard, test_card: DataCard, base_to_new: bool) -> No
 def _kind(name: str, methods: Mapping[str, type[nn.Module]] | None) -> type[nn.Module]:
     """The class of a method, the user's or the package's."""
     if methods and name in methods:
+        check_method(methods[name])
         return methods[name]
     if name not in METHODS:
         known = unknown_name("method", name, [*(methods or {}), *METHODS])

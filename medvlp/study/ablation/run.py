@@ -78,7 +78,7 @@ class _Tools:
 
     def encode(self, method: nn.Module, images: ImageSet, views: Iterable[int | None]) -> None:
         """Fill the cache with the features that the method will ask for; one process does, others wait."""
-        if not hasattr(method, "logits_from_features"):
+        if not method.keeps_image_tower:
             return
         with self.store.lock(f"features-{images.fingerprint[:16]}", wait=True):
             for view in views:
@@ -172,7 +172,7 @@ def _arguments_for(card: DataCard, run: Run) -> dict[str, Any]:
 def _train(method: nn.Module, run: Run, train: ImageSet, val: ImageSet, tools: _Tools) -> pd.DataFrame:
     """The history of training; without a row for a method that learns nothing."""
     learns = any(parameter.requires_grad for parameter in method.parameters())
-    if not learns and not hasattr(method, "before_training"):
+    if not learns and not method.fits_before_training:
         return pd.DataFrame({"epoch": [], "best": pd.Series(dtype=bool)})
     views = run.config.views
     if learns and views != "fresh":

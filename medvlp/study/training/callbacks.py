@@ -92,7 +92,7 @@ class EpochAverage(Callback):
 
         It is the method's own `average`: mean and std as fractions of the number of epochs, and the tensors.
         """
-        average = getattr(method, "average", None)
+        average = method.average
         if average is None:
             return None
         parts = {name.split(".")[0] for name in own_tensors(method)}

@@ -91,4 +91,4 @@ def recipe(method: nn.Module | type[nn.Module]) -> TrainConfig:
         >>> medvlp.recipe(medvlp.CILMP).epochs
         100
     """
-    return TrainConfig(**getattr(method, "recipe", {}))
+    return TrainConfig(**method.recipe)

@@ -21,13 +21,9 @@ class Logits(nn.Module):
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, D) or images (B, 3, S, S) -> logits (B, n_cls), and what else is minimised, (B,)."""
-        method = self.method
-        if hasattr(method, "training_logits"):
-            if hasattr(method, "logits_from_features") and not self.from_features:
-                inputs = method.clip.encode_images(inputs)  # (B, D)
-            return method.training_logits(inputs)
-        logits = method.logits_from_features(inputs) if self.from_features else method(inputs)
-        return logits, logits.new_zeros(len(logits))
+        if self.method.keeps_image_tower and not self.from_features:
+            inputs = self.method.clip.encode_images(inputs)  # (B, D)
+        return self.method.training_logits(inputs)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def fit(
     kept; `progress` says whether to show bars. Where that leaves nothing to train by gradients, as in a
     linear probe, the history is one row, of epoch 0.
 
-    Where the method has `logits_from_features`, the image tower is frozen and its features are computed once
+    Where the method `keeps_image_tower`, the tower is frozen and its features are computed once
     for each view. With `views=0` that is exactly training without augmentation. With K views it is the
     recipe's augmentation seen through K samples of it, the same K in every run, not a new one each epoch;
     `views="fresh"` is the recipe itself, and encodes every image in every epoch.
@@ -57,7 +57,7 @@ def fit(
     trained something in its own process cannot launch others: torch's gradients do not survive a fork.)
 
     Args:
-        method: A module with `.clip`, `.card`, `.config` and `forward(images) -> logits`.
+        method: A `Method`.
         train: Training images, of the method's classes.
         val: Validation images. None only with `keep="last"`.
         config: The recipe; by default the one that the method was published with, see `recipe`.
@@ -98,10 +98,9 @@ def fit(
 
         # Data: what the method takes from it before the first step, and features of a frozen image tower.
         with accelerator.main_process_first():  # the others find the features in the cache
-            if hasattr(method, "before_training"):
-                method.before_training(train, val, cache_dir, progress=progress)
+            method.before_training(train, val, cache_dir, progress=progress)
             parameters = [p for p in method.parameters() if p.requires_grad]
-            cached = hasattr(method, "logits_from_features")
+            cached = method.keeps_image_tower
             if cached and parameters and val is not None:
                 image_features(method.clip, val, cache_dir=cache_dir, progress=progress)
             if cached and parameters and config.views != "fresh":
@@ -190,7 +189,7 @@ def _check(method: nn.Module, train: ImageSet, val: ImageSet | None, config: Tra
     elif config.keep == "best":
         raise ValueError("fit needs validation images to find the best epoch; give val, or keep='last'.")
     learns = any(parameter.requires_grad for parameter in method.parameters())
-    if not learns and not hasattr(method, "before_training"):
+    if not learns and not method.fits_before_training:
         raise ValueError(f"{type(method).__name__} has nothing to train: no parameter requires a gradient.")
 
 
@@ -242,7 +241,7 @@ def _validate(
 ) -> dict[str, float]:
     """Loss and metrics on the validation images, computed as `evaluate` does, by the history's columns."""
     process, n_processes = accelerator.process_index, accelerator.num_processes
-    if n_processes == 1 or hasattr(method, "logits_from_features"):
+    if n_processes == 1 or method.keeps_image_tower:
         logits = predict_logits(method, val, cache_dir, progress)  # (N, n_cls)
     else:  # each process works out its part
         rows = torch.arange(process, len(val), n_processes)
@@ -265,8 +264,7 @@ def _validate(
 def _finish(method: nn.Module, val: ImageSet | None, cache_dir: str | Path | None, progress: bool) -> None:
     """Let the method do what it does last, and leave it in evaluation mode."""
     method.eval()
-    if hasattr(method, "after_training"):
-        method.after_training(val, cache_dir, progress=progress)
+    method.after_training(val, cache_dir, progress=progress)
 
 
 def _best(history: list[dict[str, Any]], config: TrainConfig) -> dict[str, Any] | None:

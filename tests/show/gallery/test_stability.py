@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from medvlp import load_clip
+from medvlp.methods.base import Method
 from medvlp.show.gallery.stability import harmless_changes, stability
 from tests.backbone.small_clips import open_clip_kind
 from tests.methods.small import make_card, make_set, set_of
@@ -18,12 +18,12 @@ def clip(tmp_path_factory):
     return load_clip(open_clip_kind(tmp_path_factory.mktemp("clip")))
 
 
-class Rule(nn.Module):
+class Rule(Method):
     """A method whose logits are a function of the pixels."""
 
     def __init__(self, clip, card, rule):
-        super().__init__()
-        self.clip, self.card, self.rule = clip, card, rule
+        super().__init__(clip, card, locals())
+        self.rule = rule
 
     def forward(self, images):
         return self.rule(images)

@@ -468,10 +468,10 @@ def test_errors_say_what_is_wrong_and_what_to_do(clip, data, zero, cilmp):
     card = make_card()
     images = make_set(card, [0])
     for call, message in (
-        (lambda: SymptomExplorer(CoOp(clip, data.card), data.test), "this CoOp has no symptom scores"),
+        (lambda: SymptomExplorer(CoOp(clip, data.card), data.test), "this CoOp has no symptoms to score"),
         (
             lambda: SymptomExplorer(ZeroShot(clip, data.card, "classnames"), data.test),
-            "has no symptom scores",
+            "has no symptoms to score",
         ),
         (lambda: SymptomExplorer(zero, images), "the images have the classes melanoma, nevus, keratosis"),
         (lambda: SymptomExplorer(zero, data.test, 2000), "no image 2000; the 2000 images are counted from 0"),

@@ -9,35 +9,31 @@ from torch import Tensor, nn
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
+from medvlp.methods.base import Method
 from tests.backbone import small_clips
 from tests.methods.small import make_card, make_set
 
 CARD = make_card()
 
 
-class Prototypes(nn.Module):
+class Prototypes(Method):
     """Cosines with one learned vector a class, on frozen image features, with dropout."""
 
     def __init__(self, clip: Clip, card: DataCard, dropout: float = 0.0, seed: int = 1) -> None:
-        super().__init__()
-        self.clip, self.card, self.config = clip, card, {"dropout": dropout, "seed": seed}
+        super().__init__(clip, card, locals())
         start = torch.randn(len(card.classes), clip.embed_dim, generator=torch.Generator().manual_seed(seed))
         self.weight = nn.Parameter(start)  # (n_cls, D)
         self.dropout = nn.Dropout(dropout)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.logits_from_features(self.clip.encode_images(images))
 
     def logits_from_features(self, image_features: Tensor) -> Tensor:
         return 10 * self.dropout(image_features) @ F.normalize(self.weight, dim=-1).T
 
 
-class Tinted(nn.Module):
+class Tinted(Method):
     """Prototypes on images to which a learned colour is added: no feature can be cached."""
 
     def __init__(self, clip: Clip, card: DataCard, seed: int = 1) -> None:
-        super().__init__()
-        self.clip, self.card, self.config = clip, card, {"seed": seed}
+        super().__init__(clip, card, locals())
         self.head = Prototypes(clip, card, seed=seed)
         self.tint = nn.Parameter(torch.zeros(3, 1, 1))
 

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
+from medvlp.methods.base import Method
 from medvlp.methods.cilmp import CILMP
 from medvlp.methods.linear_probe import LinearProbe
 from medvlp.methods.parameters import own_tensors
@@ -53,12 +54,11 @@ class PulledImages(Tinted):
         return self(images), self.tint.square().sum().expand(len(images))
 
 
-class NearestMean(nn.Module):
+class NearestMean(Method):
     """Class means of the training features: fitted before training, by no gradient."""
 
     def __init__(self, clip: Clip, card) -> None:
-        super().__init__()
-        self.clip, self.card, self.config = clip, card, {}
+        super().__init__(clip, card, locals())
         self.register_buffer("means", torch.zeros(len(card.classnames), clip.embed_dim))
         self.calls: list[tuple] = []
 
@@ -69,9 +69,6 @@ class NearestMean(nn.Module):
 
     def after_training(self, val, cache_dir, progress) -> None:
         self.calls.append(("after", val and val.split, self.training))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.logits_from_features(self.clip.encode_images(images))
 
     def logits_from_features(self, f: Tensor) -> Tensor:
         return -torch.cdist(f, self.means)

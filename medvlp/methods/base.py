@@ -1,0 +1,184 @@
+"""Method: what `fit`, `evaluate`, `predict`, `save` and the figures may ask of a method."""
+
+from collections.abc import Mapping
+from inspect import signature
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvlp.backbone.clip import Clip
+from medvlp.data.cards import DataCard
+from medvlp.data.image_sets import ImageSet
+
+LONG = ("symptoms", "representations")  # arguments that `print` leaves out
+
+
+class Method(nn.Module):
+    """A classifier of images, built from a frozen clip and a card. Every method derives from it.
+
+        f = image_features(images)                 (B, 3, H, W) -> (B, D), L2-normalised
+        t = class_features()                       (n_cls, D), L2-normalised
+        logits = exp(logit_scale) * f . t          (B, n_cls), `logits_from_features`
+
+    A method sets `text_features` or overrides `class_features`, or overrides `logits_from_features`. It
+    overrides `image_features` only if it changes the image tower. All else has defaults.
+
+    Args:
+        clip: The frozen image and text towers.
+        card: Gives the classes in label order.
+        arguments: `locals()` of the method's own __init__. Its arguments become `config`.
+
+    Attributes:
+        recipe: Fields of `TrainConfig` that the method was published with, over the defaults.
+        average: The average over epochs that it was published with; see `EpochAverage.published`.
+        symptoms: {classname: [phrase, ...]} that it scores; None for a method that scores none.
+        conditional: Whether the classes' text features depend on the image.
+        modality: What the class features are: "text", or "weights" that no text gave.
+        logit_scale: The factor on cosines, exp(logit_scale) in the formulas.
+        config: The arguments by name, fit for JSON; `type(method)(clip, card, **config)` builds it again.
+
+    Raises:
+        ValueError: a logit_scale that is not above 0.
+
+    Example:
+        >>> import medvlp, torch
+        >>> class NamesOnly(medvlp.Method):
+        ...     def __init__(self, clip, card, *, template="a photo of a {}."):
+        ...         super().__init__(clip, card, locals())
+        ...         texts = [template.replace("{}", name) for name in card.classnames]
+        ...         self.constant("text_features", clip.encode_texts(texts))
+        >>> method = NamesOnly(medvlp.load_clip("tiny", "cpu"), medvlp.load_card("phantom-derm"))
+        >>> method.config, method.keeps_image_tower
+        ({'template': 'a photo of a {}.'}, True)
+        >>> method(torch.zeros(2, 3, 64, 64)).shape
+        torch.Size([2, 4])
+    """
+
+    recipe: ClassVar[Mapping[str, Any]] = {}
+    average: ClassVar[Mapping[str, Any] | None] = None
+    conditional: ClassVar[bool] = False
+    modality: ClassVar[str] = "text"
+    symptoms: dict[str, list[str]] | None = None
+
+    def __init__(self, clip: Clip, card: DataCard, arguments: Mapping[str, Any]) -> None:
+        """Keep clip, card and arguments; see the class."""
+        super().__init__()
+        self.clip, self.card = clip, card
+        names = [name for name in signature(type(self)).parameters if name not in ("clip", "card")]
+        self.config = {name: arguments[name] for name in names if name in arguments}
+        logit_scale = self.config.get("logit_scale")
+        if logit_scale is not None and not logit_scale > 0:
+            raise ValueError(f"logit_scale must be above 0, got {logit_scale}; None takes the CLIP's own.")
+        self.logit_scale = clip.logit_scale if logit_scale is None else logit_scale
+
+    @property
+    def keeps_image_tower(self) -> bool:
+        """Whether its image features are the CLIP's own, so that they are computed once and kept."""
+        kind = type(self)
+        return kind.image_features is Method.image_features and kind.forward is Method.forward
+
+    @property
+    def fits_before_training(self) -> bool:
+        """Whether `before_training` does some of the fitting, so that `fit` may have no steps to take."""
+        return type(self).before_training is not Method.before_training
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of preprocessed images: (B, 3, H, W) -> (B, n_cls)."""
+        return self.logits_from_features(self.image_features(images))
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """f: features of preprocessed images, (B, 3, H, W) -> (B, D), L2-normalised."""
+        return self.clip.encode_images(images)
+
+    def logits_from_features(self, image_features: Tensor) -> Tensor:
+        """Logits of normalised image features: (B, D) -> (B, n_cls)."""
+        t = self.class_features()  # (n_cls, D)
+        return self.logit_scale * image_features.to(t) @ t.T
+
+    def class_features(self, f: Tensor | None = None) -> Tensor:
+        """t: the classes' features, (n_cls, D), L2-normalised.
+
+        A `conditional` method takes normalised image features f (B, D), and gives (B, n_cls, D).
+        """
+        if not hasattr(self, "text_features"):
+            raise NotImplementedError(f"{type(self).__name__} has no class features.")
+        return self.text_features
+
+    def adapted(self, image_features: Tensor) -> Tensor:
+        """What is held against the classes, normalised: (B, D) -> (B, D); by default the features given."""
+        return image_features
+
+    def symptom_features(self) -> Tensor:
+        """T: the features of all symptoms, class after class, (N, D), not normalised."""
+        raise NotImplementedError(f"{type(self).__name__} has no symptom features.")
+
+    def symptom_scores(self, image_features: Tensor) -> dict[str, Tensor]:
+        """Cosines with every symptom, by class: (B, D) normalised -> {classname: (B, m_c)}.
+
+        Raises:
+            ValueError: a method without symptoms.
+        """
+        check_symptoms(self)
+        counts = [len(phrases) for phrases in self.symptoms.values()]  # m_c
+        T = F.normalize(self.symptom_features(), dim=-1)  # (N, D)
+        cosines = image_features.to(T) @ T.T  # (B, N)
+        return dict(zip(self.symptoms, cosines.split(counts, dim=-1), strict=True))
+
+    def training_logits(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, n_cls), and a penalty that is added to each image's cross-entropy, (B,), by default 0.
+
+        `inputs` are normalised image features (B, D) where `keeps_image_tower`, else images (B, 3, H, W).
+        """
+        logits = self.logits_from_features(inputs) if self.keeps_image_tower else self(inputs)
+        return logits, logits.new_zeros(len(logits))
+
+    def before_training(
+        self,
+        train: ImageSet,
+        val: ImageSet | None,
+        cache_dir: str | Path | None = None,
+        progress: bool = True,
+    ) -> None:
+        """What `fit` calls once before the first step; `progress` says whether to show bars."""
+
+    def after_training(
+        self, val: ImageSet | None, cache_dir: str | Path | None = None, progress: bool = True
+    ) -> None:
+        """What `fit` calls once with the weights that are kept."""
+
+    def constant(self, name: str, tensor: Tensor) -> None:
+        """Keep a tensor that moves with the module and follows from `config`, so is not saved."""
+        self.register_buffer(name, tensor.detach().to(self.clip.device), persistent=False)
+
+    def extra_repr(self) -> str:
+        """What distinguishes this method from another, for `print`."""
+        shown = [f"{name}={value!r}" for name, value in self.config.items() if name not in LONG]
+        return ", ".join([f"card={self.card.name!r}", *shown])
+
+
+def check_method(method: Any) -> None:
+    """Raise TypeError unless it is a `Method`, or a class of methods."""
+    kind = method if isinstance(method, type) else type(method)
+    if not issubclass(kind, Method):
+        raise TypeError(
+            f"{kind.__name__} is not a medvlp.Method; derive the class from medvlp.Method, which says "
+            "what training, evaluation and figures may ask of a method, and has defaults for most of it."
+        )
+
+
+def check_symptoms(method: Method) -> None:
+    """Raise ValueError unless the method scores symptoms."""
+    if method.symptoms is None:
+        raise ValueError(
+            f"this {type(method).__name__} has no symptoms to score; use "
+            "ZeroShot(clip, card, knowledge='symptoms') or ViP(clip, card)."
+        )
+
+
+def check_at_least(least: float, numbers: Mapping[str, float]) -> None:
+    """Raise ValueError unless each of the numbers, given by name, is `least` or more."""
+    for name, value in numbers.items():
+        if not value >= least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
