@@ -118,7 +118,7 @@ def test_weights_save_and_load(clip, tmp_path):
 
 
 def test_an_unfitted_probe_says_so(clip):
-    with pytest.raises(RuntimeError, match="the linear probe is not fitted; call probe.fit"):
+    with pytest.raises(RuntimeError, match="the linear probe is not fitted; call medvlp.fit"):
         LinearProbe(clip, make_card())(torch.zeros(1, 3, clip.image_size, clip.image_size))
 
 
