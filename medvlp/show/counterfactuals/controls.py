@@ -102,6 +102,15 @@ def faithfulness_controls(
 
     Raises:
         ValueError: as `faithfulness`, or fewer than two draws.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import faithfulness_controls
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card)
+        >>> table = faithfulness_controls(zero, data.test, n_draws=2, n_images=20, n_bootstrap=10)
+        >>> list(table.index)
+        ['symptoms', 'shuffled', 'shuffled, same sign', 'gibberish']
     """
     if n_draws < 2:
         raise ValueError(f"n_draws is {n_draws}; an interval over draws needs at least 2, such as 20.")

@@ -57,6 +57,15 @@ def faithfulness(
 
     Raises:
         ValueError: a method without symptoms, no symptom that claims anything, images that are no phantoms.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import faithfulness
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card)
+        >>> table = faithfulness(zero, data.test, n_images=20, n_bootstrap=10)
+        >>> table[["symptom", "attribute", "says"]].iloc[0].tolist()
+        ['a blue-white veil', 'veil', 'present']
     """
     flips = method if isinstance(method, Flips) else flip_all(method, images, n_images, seed)
     known = _known(flips, claims)
@@ -120,6 +129,14 @@ def what_is_seen(
         moved: mean distance between the normalised features of an image and its twin, at most 2;
         wordings: cosine of the texts of the attribute's plainest wordings, present and absent. Near 1, the
         text tower does not tell the two apart, and no score can.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import what_is_seen
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=8)
+        >>> table = what_is_seen(medvlp.load_clip("tiny"), data.train, data.test, n_images=20)
+        >>> list(table.index) == data.test.attribute_names
+        True
     """
     world, (own, *flipped) = phantoms(images).world, with_flips(some(images, n_images, seed))
     x, present = encode(clip, phantoms(train)).numpy(), train.attributes.numpy()  # (N_train, D), (N_train, K)
@@ -169,6 +186,15 @@ def counterfactual(
 
     Raises:
         ValueError: images that are no phantoms, or of other classes; no symptom that claims anything.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import counterfactual
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card)
+        >>> table = counterfactual(zero, data.test, n_images=5)
+        >>> table.groupby("attribute").size().unique().tolist()
+        [5]
     """
     flips = method if isinstance(method, Flips) else flip_all(method, images, n_images, seed)
     world, n = flips.world, len(flips.latents)
@@ -213,6 +239,15 @@ def counterfactual_summary(table: pd.DataFrame, n_bootstrap: int = 1000, seed: i
         best does": the method's share among the images in which the best rule's changes.
         Intervals are Wilson's, 95 %; for "all", in which an image counts once for each attribute, bootstrap
         percentiles over images.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import counterfactual, counterfactual_summary
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card)
+        >>> summary = counterfactual_summary(counterfactual(zero, data.test, n_images=5), n_bootstrap=10)
+        >>> summary.index[-1], int(summary.loc["all", "images"])
+        ('all', 5)
     """
     table = table.assign(
         more=table["matching"] > table["others"],

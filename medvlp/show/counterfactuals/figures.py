@@ -24,6 +24,15 @@ def faithfulness_figure(table: pd.DataFrame, seen: pd.DataFrame | None = None) -
     Args:
         table: What `faithfulness` gave; a phrase that several classes list is drawn once.
         seen: What `what_is_seen` gave: each attribute's probe is then drawn as a line.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import faithfulness, faithfulness_figure
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card)
+        >>> figure = faithfulness_figure(faithfulness(zero, data.test, n_images=20, n_bootstrap=10))
+        >>> figure.axes[0].get_yticklabels()[0].get_text()
+        'veil: a blue-white veil'
     """
     rows = table.drop_duplicates(["attribute", "symptom"])
     names = list(rows["attribute"].unique())
@@ -60,6 +69,16 @@ def counterfactual_figure(summaries: Mapping[str, pd.DataFrame], column: str = "
 
     Raises:
         ValueError: no summary, or another column.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import counterfactual, counterfactual_figure, counterfactual_summary
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card)
+        >>> summary = counterfactual_summary(counterfactual(zero, data.test, n_images=5), n_bootstrap=10)
+        >>> figure = counterfactual_figure({"phantom-derm": summary})
+        >>> [ax.get_title() for ax in figure.axes]
+        ['phantom-derm']
     """
     ends = {"more": ("low", "high"), "most": ("most low", "most high")}
     if column not in ends:
@@ -100,6 +119,14 @@ def twin_figure(method: nn.Module, images: PhantomSet, attribute: str, i: int = 
 
     Raises:
         ValueError: an unknown attribute, or a method without symptom scores.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import twin_figure
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card)
+        >>> len(twin_figure(zero, data.test, "veil").axes)
+        4
     """
     one = images.subset([i])
     k, twin = one.world.index(attribute), flip(one, attribute)

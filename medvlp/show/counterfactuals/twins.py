@@ -29,6 +29,12 @@ def claims_of(world: World, symptoms: Mapping[str, Sequence[str]]) -> dict[str, 
     """What each symptom claims, by the world's wordings: {phrase: (attribute, whether it says present)}.
 
     Phrases that are no wording of the world claim nothing and are left out.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import claims_of
+        >>> claims_of(medvlp.get_world("derm"), {"nevus": ["a plain interior", "something else"]})
+        {'a plain interior': ('dots', False)}
     """
     claims = {}
     for phrase in dict.fromkeys(phrase for phrases in symptoms.values() for phrase in phrases):
@@ -44,6 +50,14 @@ def flip(images: PhantomSet, attribute: str) -> PhantomSet:
     """The same phantoms, each with this attribute turned round; their labels stay.
 
     ValueError for an unknown attribute, or images that are no phantoms.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import flip
+        >>> images = medvlp.load_dataset("phantom-derm", num_shots=2).test
+        >>> changed = flip(images, "veil").attributes != images.attributes
+        >>> changed[:, images.attribute_names.index("veil")].all().item(), changed.sum().item() == len(images)
+        (True, True)
     """
     latents = phantoms(images).latents.flip(images.world.index(attribute))
     size = images.image(0).width
@@ -92,6 +106,14 @@ def flip_all(method: nn.Module, images: PhantomSet, n_images: int | None = 500, 
 
     Raises:
         ValueError: images that are no phantoms, or of other classes than the method's.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import flip_all
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card)
+        >>> flip_all(zero, data.test, n_images=5).scores.shape  # 1 + 8 attributes, images, symptoms
+        (9, 5, 16)
     """
     images = some(images, n_images, seed)
     classnames = _classnames(method, images)
@@ -174,6 +196,13 @@ def with_symptoms(method: nn.Module, symptoms: Mapping[str, Sequence[str]]) -> n
 
     Raises:
         ValueError: a method without symptom scores; symptoms that the method does not take.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import with_symptoms
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm"))
+        >>> with_symptoms(zero, {"melanoma": ["black dots"], "nevus": ["a clean rim"]}).symptoms["nevus"]
+        ['a clean rim']
     """
     check_symptoms(method)
     config = method.config | {"symptoms": {name: list(phrases) for name, phrases in symptoms.items()}}

@@ -47,6 +47,13 @@ def patch_similarity(clip: Clip, image: Image.Image | Tensor, texts: Sequence[st
 
     Raises:
         ValueError: an image tower without patch tokens, such as a ResNet; no text, or no list of them.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import patch_similarity
+        >>> image = medvlp.load_dataset("phantom-derm", num_shots=2).test.image(0)
+        >>> patch_similarity(medvlp.load_clip("tiny"), image, ["black dots", "a clean rim"]).shape
+        torch.Size([8, 8, 2])
     """
     with torch.no_grad():
         t = _text_features(clip, texts)  # (n, D)
@@ -68,6 +75,14 @@ def attention_rollout(clip: Clip, image: Image.Image | Tensor) -> Tensor:
 
     Raises:
         ValueError: an image tower without a class token that attends, such as a ResNet.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import attention_rollout
+        >>> image = medvlp.load_dataset("phantom-derm", num_shots=2).test.image(0)
+        >>> rolled = attention_rollout(medvlp.load_clip("tiny"), image)
+        >>> rolled.shape, bool(0 < rolled.sum() <= 1)
+        (torch.Size([8, 8]), True)
     """
     with torch.no_grad():
         return rollout(clip, _pixels(clip, image))[0].cpu()
@@ -88,6 +103,13 @@ def occlusion_map(clip: Clip, image: Image.Image | Tensor, texts: Sequence[str],
 
     Raises:
         ValueError: no text, no list of them, or a number of patches that is not from 2 to S.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import occlusion_map
+        >>> image = medvlp.load_dataset("phantom-derm", num_shots=2).test.image(0)
+        >>> occlusion_map(medvlp.load_clip("tiny"), image, ["black dots"], patches=4).shape
+        torch.Size([4, 4, 1])
     """
     with torch.no_grad():
         t = _text_features(clip, texts)  # (n, D)
@@ -150,6 +172,14 @@ def patch_map_figure(
 
     Raises:
         ValueError: another number of titles than of maps.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import attention_rollout, patch_map_figure
+        >>> image = medvlp.load_dataset("phantom-derm", num_shots=2).test.image(0)
+        >>> figure = patch_map_figure(image, attention_rollout(medvlp.load_clip("tiny"), image), ["rollout"])
+        >>> [ax.get_title() for ax in figure.axes[:2]]
+        ['image', 'rollout']
     """
     maps = np.asarray(maps, dtype=float)
     maps = maps[..., None] if maps.ndim == 2 else maps  # (H', W', n)
@@ -259,6 +289,14 @@ def localisation(
 
     Raises:
         ValueError: an unknown map, images that are no phantoms, a tower without patches.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import localisation
+        >>> images = medvlp.load_dataset("phantom-derm", num_shots=2).test
+        >>> table = localisation(medvlp.load_clip("tiny"), images, maps=["similarity"], n_images=3)
+        >>> table["attribute"].tolist() == images.attribute_names
+        True
     """
     for name in maps:
         if name not in MAPS:

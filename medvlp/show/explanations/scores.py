@@ -46,6 +46,14 @@ def symptom_scores_table(
 
     Raises:
         ValueError: a method without symptoms.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import symptom_scores_table
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> vip = medvlp.ViP(medvlp.load_clip("tiny"), data.card)
+        >>> list(symptom_scores_table(vip, data.test.image(0)))
+        ['classname', 'symptom', 'score', 'weight']
     """
     with evaluating(method):
         f = _features(method, image)  # (1, D)
@@ -122,6 +130,15 @@ def explanation_figure(
 
     Scores as bars by class; with weights, a second panel of them beside; for CILMP each class's cosine
     without the intervention (a ring), with it (a dot), and with the mean image's prompt (a cross).
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import explanation_figure, symptom_scores_table
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card)
+        >>> image = data.test.image(0)
+        >>> len(explanation_figure(symptom_scores_table(zero, image), image).axes)
+        2
     """
     if "score without" in table:
         return _intervention_figure(table, image, true, predicted)

@@ -38,6 +38,15 @@ def forest_plot(comparison: pd.DataFrame, panels: str | None = None) -> Figure:
 
     Raises:
         ValueError: no comparison, several baselines or metrics, or a field that is not there.
+
+    Example:
+        >>> import pandas as pd
+        >>> from medvlp.show import forest_plot
+        >>> comparison = pd.DataFrame({"method": ["ViP"], "baseline": "CoOp", "measure": "accuracy"})
+        >>> comparison[["difference", "images low", "images high"]] = 0.1, 0.05, 0.15
+        >>> comparison[["p Holm", "seeds low", "seeds high"]] = 0.004, 0.02, 0.18
+        >>> forest_plot(comparison).axes[0].texts[0].get_text()
+        '+0.100  Holm p 0.004'
     """
     fields = _fields(comparison, COMPARISON, "difference")
     if panels is not None and panels not in fields:
@@ -86,6 +95,15 @@ def heat_map(table: pd.DataFrame, x: str, y: str, value: str | None = None) -> F
 
     Raises:
         ValueError: a column that is not there, or two rows for one cell.
+
+    Example:
+        >>> import pandas as pd
+        >>> from medvlp.show import heat_map
+        >>> summary = pd.DataFrame({"method": ["CoOp", "ViP"], "n_ctx": 4, "measure": "accuracy"})
+        >>> summary["mean"] = [0.7, 0.8]
+        >>> summary[["images low", "images high"]] = None  # as `Study.summary` gives it
+        >>> [text.get_text() for text in heat_map(summary, x="n_ctx", y="method").axes[0].texts]
+        ['0.700', '0.800']
     """
     main = "difference" if "difference" in table else "mean"
     fields = _fields(table, COMPARISON if main == "difference" else SUMMARY, main)

@@ -32,6 +32,14 @@ def show_images(
     """A grid of the first `n` images, each under its title; a data set's titles are its class names.
 
     Long lines of a title are wrapped; its own line breaks stay.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import show_images
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> figure = show_images(data.test, n=3)
+        >>> [ax.get_title() for ax in figure.axes] == [data.card.classnames[i] for i in data.test.labels[:3]]
+        True
     """
     if isinstance(images, ImageSet):
         n = min(n, len(images))
@@ -63,6 +71,12 @@ def contrastive_matrix(
     """The matrix of contrastive learning: cosines of images (rows) with captions (columns), (N, N).
 
     The pairs that belong together, the diagonal, are outlined. With `images`, each row begins with its image.
+
+    Example:
+        >>> from medvlp.show import contrastive_matrix
+        >>> figure = contrastive_matrix([[0.9, 0.1], [0.2, 0.8]], ["a round spot", "a pale line"])
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['0.90', '0.10', '0.20', '0.80']
     """
     similarity = np.asarray(similarity, dtype=float)
     n = len(captions)
@@ -116,6 +130,16 @@ def symptom_bars(
 
     `scores` has the columns classname, symptom, score, as `ZeroShot.explain` and `predict` give them. The
     class with the highest mean is what zero-shot predicts.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import symptom_bars
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card)
+        >>> image = data.test.image(0)
+        >>> figure = symptom_bars(medvlp.predict(zero, image).symptom_scores, image=image)
+        >>> len(figure.axes)
+        2
     """
     classnames = list(scores["classname"].unique())
     for name in (true, predicted):
@@ -164,6 +188,14 @@ def interval_plot(
         metric: A row of the tables.
         chance: Where guessing would be, as a dotted line.
         reference: Other lines by name, such as {"Bayes optimum": 0.93}, dashed.
+
+    Example:
+        >>> import pandas as pd
+        >>> from medvlp.show import interval_plot
+        >>> table = pd.DataFrame({"value": [0.8], "low": [0.7], "high": [0.9]}, index=["accuracy"])
+        >>> figure = interval_plot({"zero-shot": table}, chance=0.5)
+        >>> figure.axes[0].get_xlabel()
+        'accuracy (95 % interval)'
     """
     if not tables:
         raise ValueError("there are no tables to plot; give at least one method's Report.table().")
@@ -219,6 +251,16 @@ def save_figure(
 
     Raises:
         ValueError: a name that is not a bare file name, or an absolute path as `made_by`.
+
+    Example:
+        >>> import tempfile
+        >>> import matplotlib.pyplot as plt
+        >>> from PIL import Image
+        >>> from medvlp.show import save_figure
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     figure = save_figure(plt.figure(), "empty", "notebooks/of_mine.ipynb", folder)
+        ...     Image.open(f"{folder}/empty.png").info["Source"]
+        'notebooks/of_mine.ipynb'
     """
     if not name or Path(name).name != name or name.endswith(".png"):
         raise ValueError(f"figure name {name!r} must be bare, such as 'symptom_bars': no folder, no .png.")

@@ -23,6 +23,16 @@ def training_curves(histories: pd.DataFrame | Mapping[str, pd.DataFrame], metric
 
     Raises:
         ValueError: no history, or one without that metric.
+
+    Example:
+        >>> import pandas as pd
+        >>> from medvlp.show import training_curves
+        >>> history = pd.DataFrame(
+        ...     {"epoch": [1, 2], "loss": [0.7, 0.5], "val_loss": [0.7, 0.6], "val_accuracy": [0.6, 0.8]}
+        ... )
+        >>> figure = training_curves(history.assign(best=[False, True]))
+        >>> [ax.get_ylabel() for ax in figure.axes]
+        ['loss', 'validation accuracy']
     """
     runs = {"": histories} if isinstance(histories, pd.DataFrame) else histories
     if not runs:
@@ -71,6 +81,15 @@ def shots_curve(
 
     Raises:
         ValueError: a column is missing.
+
+    Example:
+        >>> import pandas as pd
+        >>> from medvlp.show import shots_curve
+        >>> rows = [("CoOp", 1, 0.6), ("CoOp", 4, 0.7), ("ViP", 1, 0.7), ("ViP", 4, 0.8)]
+        >>> scores = pd.DataFrame(rows, columns=["method", "shots", "accuracy"])
+        >>> figure = shots_curve(scores, reference={"zero-shot": 0.65})
+        >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        ['CoOp (mean of seeds)', 'ViP (mean of seeds)', 'zero-shot 0.650']
     """
     for column in ("method", "shots", metric):
         if column not in scores:

@@ -54,6 +54,15 @@ class Failures:
         neighbours: the nearest training images: image, rank, neighbour (place in `train`), classname, cosine.
         train: the training images, or None.
         words: what true and predicted are called where these are shown.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import failures
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card)
+        >>> wrong = failures(zero, data.test.subset(range(40)))
+        >>> list(wrong.pairs())
+        ['true', 'predicted', 'images', 'confidence']
     """
 
     title: str
@@ -163,6 +172,15 @@ def failures(
     Raises:
         ValueError: no image, other classes than the method's, a label outside the card, logits of another
             shape or not finite, training images with neither method nor clip.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import failures
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card)
+        >>> wrong = failures(zero, data.test.subset(range(40)), data.train)
+        >>> sorted(wrong.neighbours["rank"].unique().tolist())
+        [1, 2, 3]
     """
     logits = _logits(method, images, cache_dir)  # (N, n_cls)
     wrong = np.flatnonzero(logits.argmax(dim=1).numpy() != images.labels.numpy())
@@ -184,6 +202,16 @@ def right_and_wrong(
 
     Predictions and symptoms are those of `wrong`; the note says how sure `right` was. `names` are what the
     two are called, by default by their classes.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import right_and_wrong
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card)
+        >>> names = medvlp.ZeroShot(zero.clip, data.card, knowledge="classnames")
+        >>> better = right_and_wrong(zero, names, data.test.subset(range(40)))
+        >>> better.title
+        'ZeroShot right, ZeroShot wrong on phantom-derm, test: ... of 40'
     """
     ours, yours = names or (name_of(right), name_of(wrong))
     theirs = _logits(right, images, cache_dir)  # (N, n_cls)

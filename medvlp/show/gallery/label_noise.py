@@ -52,6 +52,13 @@ def label_noise_suspects(
 
     Raises:
         ValueError: a class with fewer groups than folds, or too few images for that many neighbours.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import label_noise_suspects
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> label_noise_suspects(data.test.subset(range(60)), medvlp.load_clip("tiny")).words
+        ('label', 'suggested')
     """
     check_images(images)
     labels = images.labels.numpy()  # (N,)

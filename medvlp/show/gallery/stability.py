@@ -84,6 +84,15 @@ def stability(
 
     Raises:
         ValueError: no change, no image, or other classes than the method's.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import stability
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card)
+        >>> found = stability(zero, data.test.subset(range(40)), changes={"nothing": lambda images: images})
+        >>> len(found)
+        0
     """
     check_images(images, method.card.classnames)
     changes = harmless_changes(method.clip, images.card) if changes is None else changes

@@ -40,6 +40,14 @@ class Embeddings:
 
     Raises:
         ValueError: vectors that are no matrix, not finite, zero, or of another number than the points.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import Embeddings, class_points, symptom_points
+        >>> vip = medvlp.ViP(medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm"))
+        >>> both = Embeddings.concat([class_points(vip), symptom_points(vip)])
+        >>> both
+        Embeddings(18 points of ... dimensions: 2 class, 16 symptom)
     """
 
     vectors: np.ndarray
@@ -112,6 +120,13 @@ def image_points(
     Methods that leave the image tower as it is (ZeroShot, CoOp, ViP...) have the CLIP's features, which come
     from the cache. Those with prompts in it (VPT, IVLP, MaPLe, PromptSRC, CILMP) or an adapter behind it
     (CLIPAdapter) have their own.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import image_points
+        >>> images = medvlp.load_dataset("phantom-derm", num_shots=2).test.subset(range(5))
+        >>> image_points(medvlp.load_clip("tiny"), images).points["method"].tolist()
+        ['CLIP', 'CLIP', 'CLIP', 'CLIP', 'CLIP']
     """
     features, own = _image_features(method, images, cache_dir, progress)
     name = type(method).__name__ if own else "CLIP"
@@ -136,6 +151,13 @@ def class_points(
 
     Raises:
         ValueError: a method without class features, or one that needs images.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import class_points
+        >>> coop = medvlp.CoOp(medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm"))
+        >>> class_points(coop).points["classname"].tolist()
+        ['melanoma', 'nevus']
     """
     classnames, name = method.card.classnames, type(method).__name__
     columns: dict[str, object] = {"stage": stage, "what": "class", "modality": "text"}
@@ -159,6 +181,13 @@ def symptom_points(method: nn.Module, stage: str = "") -> Embeddings:
 
     Raises:
         ValueError: a method without symptom features.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import symptom_points
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm"))
+        >>> symptom_points(zero).points["text"].iloc[0]
+        'a blue-white veil'
     """
     check_symptoms(method)
     symptoms = method.symptoms
@@ -192,6 +221,14 @@ def llm_points(
 
     Raises:
         ValueError: no intervention, or an unknown site.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import llm_points
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> cilmp = medvlp.CILMP(medvlp.load_clip("tiny"), data.card)
+        >>> llm_points(cilmp, data.test.subset(range(2))).points["stage"].unique().tolist()
+        ['before intervention', 'after intervention']
     """
     if not 0 <= site < len(method.sites):
         raise ValueError(f"site must be from 0 to {len(method.sites) - 1}, the edited blocks, got {site}.")
@@ -230,6 +267,15 @@ def modality_gap(embeddings: Embeddings) -> pd.DataFrame:
     Gap", NeurIPS 2022, arXiv 2203.02053); `between`, `within_first` and `within_second` are mean cosines of
     their points. CLIP's images and texts usually lie in two cones, so that any text is further from an image
     than every other image is: a map then shows modalities before it shows classes.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import Embeddings, image_points, modality_gap, symptom_points
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card)
+        >>> points = [image_points(zero, data.train), symptom_points(zero)]
+        >>> modality_gap(Embeddings.concat(points))[["first", "second"]].to_numpy().tolist()
+        [['image', 'text']]
     """
     unit = embeddings.vectors / np.linalg.norm(embeddings.vectors, axis=1, keepdims=True)  # (N, D)
     modality = embeddings.points["modality"]

@@ -38,6 +38,14 @@ def map_figure(
 
     Raises:
         ValueError: an unknown column, or too many values for markers.
+
+    Example:
+        >>> import pandas as pd
+        >>> from medvlp.show import map_figure
+        >>> maps = pd.DataFrame({"x": [0, 1], "y": [1, 0], "classname": ["a", "b"], "what": "class"})
+        >>> maps = maps.assign(n_neighbors=2, min_dist=0.1, metric="cosine", seed=1, image=pd.NA)
+        >>> map_figure(maps, None).axes[0].get_xlabel()
+        'UMAP: n_neighbors 2, min_dist 0.1, metric cosine, seed 1'
     """
     each = by_seed(maps)
     styles = MapStyles(maps, colour, marker)

@@ -96,6 +96,14 @@ def scatter_page(
 
     Raises:
         ValueError: an unknown column, too many values for markers, or an image that `images` has not.
+
+    Example:
+        >>> import pandas as pd
+        >>> from medvlp.show import scatter_page
+        >>> maps = pd.DataFrame({"x": [0, 1], "y": [1, 0], "classname": ["a", "b"], "what": "class"})
+        >>> maps = maps.assign(n_neighbors=2, min_dist=0.1, metric="cosine", seed=1, image=pd.NA)
+        >>> "2 points by UMAP" in scatter_page(maps).html
+        True
     """
     one = maps[maps["seed"] == maps["seed"].iloc[0]]
     styles = MapStyles(maps, colour, marker)

@@ -49,6 +49,14 @@ def map_points(
     Raises:
         ValueError: too few points, an unknown metric, n_neighbors below 2, or no seed.
         ImportError: umap-learn is not installed.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import map_points, symptom_points
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm"))
+        >>> maps = map_points(symptom_points(zero), n_neighbors=5)
+        >>> maps[["x", "y"]].shape
+        (16, 2)
     """
     if len(embeddings) < _LEAST:
         raise ValueError(f"a map needs at least {_LEAST} points, got {len(embeddings)}.")
@@ -102,6 +110,15 @@ def what_a_map_hides(
 
     Raises:
         ValueError: maps of other embeddings, or an unknown column.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import symptom_points, what_a_map_hides
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm"))
+        >>> points = symptom_points(zero)
+        >>> maps = points.points.assign(x=range(16), y=0, metric="cosine", seed=1)  # as `map_points` gives it
+        >>> list(what_a_map_hides(points, maps).index)
+        ['silhouette of classname', 'between / within classname', 'trustworthiness of 7 neighbours']
     """
     if labels not in embeddings.points:
         raise ValueError(unknown_name("column", labels, embeddings.points.columns, "the points"))

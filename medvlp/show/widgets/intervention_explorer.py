@@ -51,6 +51,15 @@ class InterventionExplorer(ImageExplorer):
 
     Raises:
         ValueError: another method, one without intervention, an image that is not there.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import InterventionExplorer
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> explorer = InterventionExplorer(medvlp.CILMP(medvlp.load_clip("tiny"), data.card), data.test)
+        >>> explorer.keep(1)
+        >>> explorer
+        InterventionExplorer(phantom-derm: image 0, edit rank 1 of 8 kept)
     """
 
     def __init__(self, cilmp: CILMP, images: ImageSet, index: int = 0) -> None:

@@ -68,6 +68,15 @@ class PhantomLab(Explorer):
 
     Raises:
         ValueError: no method, a card that is not of phantoms, methods of different cards.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import PhantomLab
+        >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm"))
+        >>> lab = PhantomLab({"zero-shot": zero})
+        >>> lab.set("veil", 0)
+        >>> lab.probabilities().shape
+        (2, 2)
     """
 
     def __init__(self, methods: Mapping[str, nn.Module], seed: int = 1) -> None:

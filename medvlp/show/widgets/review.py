@@ -123,6 +123,13 @@ def review_table(
     Raises:
         ValueError: an unknown class, a class whose phrases are no list of strings, images without a clip, of
             another card, or of the test split.
+
+    Example:
+        >>> import medvlp
+        >>> card = medvlp.load_card("phantom-derm")
+        >>> table = medvlp.review_table({"nevus": ["a clean rim", "high fever"]}, card)
+        >>> table["reason"].isna().tolist()
+        [True, False]
     """
     return _Measures(card, clip, images, checker).table(_by_class(symptoms, card))
 
@@ -160,6 +167,14 @@ class SymptomReview:
 
     Raises:
         ValueError: as `review_table`.
+
+    Example:
+        >>> import medvlp
+        >>> review = medvlp.SymptomReview({"nevus": ["a clean rim"]}, medvlp.load_card("phantom-derm"))
+        >>> review.add("melanoma", "black dots")
+        >>> review.approve("melanoma")
+        >>> review
+        SymptomReview(phantom-derm: 2 phrases, 1 of 2 classes approved, 2 changes)
     """
 
     def __init__(

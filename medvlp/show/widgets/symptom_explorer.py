@@ -58,6 +58,15 @@ class SymptomExplorer(ImageExplorer):
 
     Raises:
         ValueError: a method without symptom scores, an image that is not there.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import SymptomExplorer
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> explorer = SymptomExplorer(medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card), data.test)
+        >>> explorer.toggle(0)
+        >>> explorer
+        SymptomExplorer(ZeroShot, phantom-derm: image 0 of 2000, 15 of 16 symptoms used)
     """
 
     def __init__(self, method: nn.Module, images: ImageSet, index: int = 0) -> None:

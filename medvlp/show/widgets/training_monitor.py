@@ -27,6 +27,16 @@ class TrainingMonitor(Callback):
     Args:
         metric: The metric of validation that is drawn beside the loss, as `TrainConfig.metric` names it.
         every: The least time between two drawings, in seconds; the last epoch is always drawn.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import TrainingMonitor
+        >>> data, monitor = medvlp.load_dataset("phantom-derm", num_shots=2), TrainingMonitor()
+        >>> coop = medvlp.CoOp(medvlp.load_clip("tiny"), data.card)
+        >>> config = medvlp.TrainConfig(epochs=2, views=1)
+        >>> history = medvlp.fit(coop, data.train, data.val, config, callbacks=[monitor], progress=False)
+        >>> monitor
+        TrainingMonitor(2 epochs)
     """
 
     def __init__(self, metric: str = "accuracy", every: float = 1.0) -> None:
