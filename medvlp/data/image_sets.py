@@ -197,7 +197,7 @@ class ImageSet(Dataset):
         """
         classnames, where = card.classnames, f"the {self.split} set of card {self.card.name!r}"
         if not len(self):
-            raise ValueError(f"there are no images in {where}.")
+            raise ValueError(f"{where} is empty.")
         check_same_classes(who, classnames, where, self.card.classnames)
         outside = np.flatnonzero((self.labels < 0) | (self.labels >= len(classnames)))
         if len(outside):

@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.features import image_features
 from medvlp.data.datasets import ImageSet
-from medvlp.data.errors import check_same_classes
 from medvlp.methods.base import check_method
 from medvlp.study.metrics import METRICS, bootstrap, class_auroc, metric_values
 
@@ -125,7 +124,8 @@ def evaluate(
         >>> bool(low < value < high)
         True
     """
-    check_images(method, images, "data set")
+    check_method(method)
+    images.check(method.card, type(method).__name__)
     if n_bootstrap < 1:
         raise ValueError(f"n_bootstrap is {n_bootstrap}; an interval needs resamples, such as 1000.")
     labels, names = images.labels.cpu().numpy(), method.card.classnames  # (N,)
@@ -162,23 +162,6 @@ def evaluate(
         n_bootstrap=n_bootstrap,
         seed=seed,
     )
-
-
-def check_images(method: nn.Module, images: ImageSet, what: str) -> None:
-    """Raise ValueError where images cannot serve: none, other classes, or a label outside the card."""
-    check_method(method)
-    classnames, name = method.card.classnames, f"{images.card.name}, {images.split}"
-    if len(images) == 0:
-        raise ValueError(f"the {what} ({name}) is empty.")
-    mine = f"{type(method).__name__} (card {method.card.name!r})"
-    check_same_classes(mine, classnames, f"the {what} ({name})", images.card.classnames)
-    outside = ((images.labels < 0) | (images.labels >= len(classnames))).nonzero().flatten().tolist()
-    if outside:
-        i = outside[0]
-        raise ValueError(
-            f"image {images.ids[i]!r} of the {what} ({name}) has label {int(images.labels[i])}, outside the "
-            f"card's classes, 0 to {len(classnames) - 1}: {', '.join(map(repr, classnames))}."
-        )
 
 
 def loss_and_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:

@@ -154,16 +154,16 @@ def test_cached_features_give_the_logits_of_forward(tmp_path):
 @pytest.mark.parametrize(
     ("method", "data", "message"),
     [
-        (Reader(), lambda: make_set(CARD, []), r"the data set \(lesions, train\) is empty"),
+        (Reader(), lambda: make_set(CARD, []), "the train set of card 'lesions' is empty"),
         (
             Reader(),
             lambda: written([0, 5], [[1, 1, 1]] * 2),
-            r"image 'test/001.png' of the data set \(lesions, test\) has label 5, outside the card",
+            "image 'test/001.png' of the test set of card 'lesions' has label 5, outside the card",
         ),
         (
             Reader(make_card(2, "two")),
             lambda: written([0], [[1, 1, 1]]),
-            r"Reader \(card 'two'\) has the classes 'melanoma', 'nevus', but the data set \(lesions, test\)",
+            "Reader has the classes 'melanoma', 'nevus', but the test set of card 'lesions' has",
         ),
         (
             Reader(broken=1),

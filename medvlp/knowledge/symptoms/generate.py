@@ -225,8 +225,7 @@ def _check_settings(
             "images would leave this machine for the server: pass send_images=True if they may, or leave "
             "images out."
         )
-    if images.card.classnames != card.classnames:
-        raise ValueError(f"the images are those of card {images.card.name!r}, not of card {card.name!r}.")
+    images.check(card, f"card {card.name!r}")
     check_shown(images, card.classnames)
     if agree == "similarity" and clip is None:
         raise ValueError("agree='similarity' compares phrases with a CLIP: pass clip=, or agree='llm'.")

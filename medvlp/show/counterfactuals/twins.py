@@ -116,12 +116,12 @@ def flip_all(method: nn.Module, images: PhantomSet, n_images: int | None = 500, 
         (9, 5, 16)
     """
     images = some(images, n_images, seed)
-    classnames = _classnames(method, images)
+    images.check(method.card, type(method).__name__)
     if method.keeps_image_tower:
         return flips_of_features(method, images, flip_features(method.clip, images))
     parts = tqdm(with_flips(images), desc="flip attributes", unit="attribute", leave=False, delay=2)
     logits = np.stack([predict_logits(method, part, progress=False).numpy() for part in parts])
-    return Flips(images.world, images.latents, classnames, None, None, logits)
+    return Flips(images.world, images.latents, method.card.classnames, None, None, logits)
 
 
 def flip_features(clip: Clip, images: PhantomSet) -> list[Tensor]:
@@ -132,7 +132,8 @@ def flip_features(clip: Clip, images: PhantomSet) -> list[Tensor]:
 
 def flips_of_features(method: nn.Module, images: PhantomSet, features: Sequence[Tensor]) -> Flips:
     """What `flip_all` makes of these images, all of them, from their `flip_features`."""
-    classnames, symptoms = _classnames(method, images), method.symptoms
+    images.check(method.card, type(method).__name__)
+    classnames, symptoms = method.card.classnames, method.symptoms
     scores, logits = [], []
     with evaluating(method):
         for f in features:
@@ -146,15 +147,6 @@ def flips_of_features(method: nn.Module, images: PhantomSet, features: Sequence[
     rows = [(name, phrase) for name, phrases in symptoms.items() for phrase in phrases]
     table = pd.DataFrame(rows, columns=["classname", "symptom"])
     return Flips(images.world, images.latents, classnames, table, np.stack(scores), np.stack(logits))
-
-
-def _classnames(method: nn.Module, images: PhantomSet) -> list[str]:
-    if images.card.classnames != method.card.classnames:
-        raise ValueError(
-            f"{type(method).__name__} has the classes {method.card.classnames}, the images "
-            f"{images.card.classnames}; build the method from the images' card."
-        )
-    return list(method.card.classnames)
 
 
 def phantoms(images: ImageSet | None) -> PhantomSet:

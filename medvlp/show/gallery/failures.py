@@ -299,32 +299,15 @@ def name_of(method: nn.Module | Tensor | np.ndarray) -> str:
     return type(method).__name__ if isinstance(method, nn.Module) else "the method"
 
 
-def check_images(images: ImageSet, classnames: Sequence[str] | None = None) -> None:
-    """Raise a ValueError unless there are images, of these classes, with labels that the card has."""
-    known = images.card.classnames
-    if classnames is not None and list(classnames) != known:
-        raise ValueError(
-            f"the method has the classes {', '.join(map(repr, classnames))}, the images of card "
-            f"{images.card.name!r} have {', '.join(map(repr, known))}; build the method from that card."
-        )
-    if len(images) == 0:
-        raise ValueError(f"there are no images ({images.card.name}, {images.split}).")
-    outside = (images.labels < 0) | (images.labels >= len(known))
-    if outside.any():
-        raise ValueError(
-            f"{int(outside.sum())} image(s) have a label outside the card's classes, 0 to {len(known) - 1}."
-        )
-
-
 def _logits(
     method: nn.Module | Tensor | np.ndarray, images: ImageSet, cache_dir: str | Path | None
 ) -> Tensor:
     """Finite logits (N, n_cls) on the CPU."""
     if isinstance(method, nn.Module):
-        check_images(images, method.card.classnames)
+        images.check(method.card, name_of(method))
         logits = predict_logits(method, images, cache_dir)
     else:
-        check_images(images)
+        images.check(images.card, name_of(method))
         logits = torch.as_tensor(method).detach().cpu()
     shape = (len(images), len(images.card.classnames))
     if tuple(logits.shape) != shape:

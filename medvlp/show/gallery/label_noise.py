@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.data.image_sets import ImageSet
-from medvlp.show.gallery.failures import Failures, check_images, prediction_table, with_classnames
+from medvlp.show.gallery.failures import Failures, prediction_table, with_classnames
 from medvlp.show.gallery.reasons import SYMPTOMS, nearest_images, neighbour_table
 
 C = 0.01  # of the probe: strong, so that it does not learn single labels by heart
@@ -60,7 +60,7 @@ def label_noise_suspects(
         >>> label_noise_suspects(data.test.subset(range(60)), medvlp.load_clip("tiny")).words
         ('label', 'suggested')
     """
-    check_images(images)
+    images.check(images.card, "the probe")
     labels = images.labels.numpy()  # (N,)
     _check_groups(images, folds, n_neighbours)
     features = image_features(clip, images, cache_dir=cache_dir).features  # (N, D)

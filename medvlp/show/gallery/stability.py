@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.data.image_sets import ImageSet
-from medvlp.show.gallery.failures import Failures, check_images, describe, name_of
+from medvlp.show.gallery.failures import Failures, describe, name_of
 from medvlp.study.evaluation import evaluating
 
 Change = Callable[[Tensor], Tensor]  # preprocessed images (B, 3, S, S) -> changed ones
@@ -94,7 +94,7 @@ def stability(
         >>> len(found)
         0
     """
-    check_images(images, method.card.classnames)
+    images.check(method.card, name_of(method))
     changes = harmless_changes(method.clip, images.card) if changes is None else changes
     if not changes:
         raise ValueError("there is no change to try; leave changes out for the harmless ones.")

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.datasets import ImageSet
@@ -149,11 +149,7 @@ class ImageExplorer(Explorer):
         return self.images.card.classnames[int(self.images.labels[self.index])]
 
     def _take_images(self, images: ImageSet, method: nn.Module) -> None:
-        if images.card.classnames != method.card.classnames:
-            raise ValueError(
-                f"the images have the classes {', '.join(images.card.classnames)}, but the method has "
-                f"{', '.join(method.card.classnames)}; give images of the method's card."
-            )
+        images.check(method.card, type(method).__name__)
         self.images = images
 
     def _take(self, index: int) -> None:

@@ -42,11 +42,7 @@ class _Measures:
             return
         if clip is None:
             raise ValueError("similarity to images needs a clip; give clip=, or leave images out.")
-        if images.card.classnames != card.classnames:
-            raise ValueError(
-                f"the images have the classes {', '.join(images.card.classnames)}, but card {card.name!r} "
-                f"has {', '.join(card.classnames)}; give images of that card."
-            )
+        images.check(card, f"card {card.name!r}")
         if images.split == "test":
             raise ValueError(
                 "these are test images: phrases chosen on them would look better than they are; "

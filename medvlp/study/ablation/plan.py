@@ -15,7 +15,7 @@ from torch import nn
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import Data
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_same_classes, unknown_name
 from medvlp.data.files import sha256
 from medvlp.knowledge.llm.representations import shipped_representations
 from medvlp.methods.base import check_method
@@ -208,11 +208,8 @@ class _Planner:
 
 def _check_classes(card: DataCard, test_card: DataCard, base_to_new: bool) -> None:
     """Raise unless the test set has the training set's classes, enough of them for base and new ones."""
-    if card.classnames != test_card.classnames:
-        raise ValueError(
-            f"data set {card.name!r} has classes {card.classnames}, but the test set of {test_card.name!r} "
-            f"has {test_card.classnames}: they must be the same, in the same order."
-        )
+    ours, theirs = f"data set {card.name!r}", f"test set {test_card.name!r}"
+    check_same_classes(ours, card.classnames, theirs, test_card.classnames)
     if base_to_new:
         base_and_new(card)
 

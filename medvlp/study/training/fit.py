@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from medvlp.backbone.features import image_features
 from medvlp.data.datasets import ImageSet
 from medvlp.methods.parameters import load_own_tensors, own_tensors
-from medvlp.study.evaluation import check_images, loss_and_metrics, predict_logits
+from medvlp.methods.base import check_method
+from medvlp.study.evaluation import loss_and_metrics, predict_logits
 from medvlp.study.training.batches import FeatureBatches, ImageBatches, class_weights, epoch_seed
 from medvlp.study.training.callbacks import Callback
 from medvlp.study.training.checkpoints import RunState, run_facts
@@ -179,9 +180,10 @@ def fit(
 
 def _check(method: nn.Module, train: ImageSet, val: ImageSet | None, config: TrainConfig) -> None:
     """Raise what `fit` says it raises before it starts; warn of validation on test images."""
-    check_images(method, train, "training set")
+    check_method(method)
+    train.check(method.card, type(method).__name__)
     if val is not None:
-        check_images(method, val, "validation set")
+        val.check(method.card, type(method).__name__)
         if val.split == "test":
             warnings.warn(
                 "validation on test images: the epoch is then chosen on the test set.", stacklevel=3

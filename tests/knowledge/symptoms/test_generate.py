@@ -620,7 +620,7 @@ def test_images_of_another_split_or_card_and_similarity_without_a_clip(ask, imag
             ask(server, images=make_set(CARD, [0, 1, 2], "test"), send_images=True, clip=clip)
         with pytest.raises(ValueError, match="'keratosis': there is no training image"):
             ask(server, images=make_set(CARD, [0, 1]), send_images=True, clip=clip)
-        with pytest.raises(ValueError, match="not of card"):
+        with pytest.raises(ValueError, match="build both from one card"):
             ask(server, card=make_card(2), images=images, send_images=True, clip=clip)
     assert server.calls == 0 and "Leaving" not in capsys.readouterr().out
 

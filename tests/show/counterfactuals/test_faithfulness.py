@@ -246,7 +246,7 @@ def test_errors_say_what_to_give(clip, data, zero, flips):
     useless = ZeroShot(clip, data.card, knowledge="useless")
     with pytest.raises(ValueError, match="names an attribute of the derm world"):
         faithfulness(useless, data.test, n_images=4)
-    with pytest.raises(ValueError, match="build the method from the images' card"):
+    with pytest.raises(ValueError, match="build both from one card"):
         flip_all(zero, load_dataset("phantom-cxr", num_shots=1).test)
     with pytest.raises(ValueError, match="attribute 'viel'"):
         faithfulness(flips, claims={"black dots": ("viel", True)})

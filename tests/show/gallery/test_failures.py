@@ -229,9 +229,9 @@ def test_bad_input_is_refused_in_a_sentence(clip, card, images, train):
         failures(torch.full((8, 3), torch.nan), images)
     with pytest.raises(ValueError, match="give clip="):
         failures(torch.zeros(8, 3), images, train)
-    with pytest.raises(ValueError, match="build the method from that card"):
+    with pytest.raises(ValueError, match="build both from one card"):
         failures(ZeroShot(clip, make_card(2)), images)
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="is empty"):
         failures(torch.zeros(0, 3), images.subset(np.arange(0)))
     with pytest.raises(ValueError, match="outside the card's classes, 0 to 2"):
         failures(torch.zeros(2, 3), make_set(card, [0, 3]))

@@ -104,5 +104,5 @@ def test_bad_input_is_refused(clip):
     method = Rule(clip, card, left_or_right)
     with pytest.raises(ValueError, match="no change to try"):
         stability(method, make_set(card, [0]), changes={})
-    with pytest.raises(ValueError, match="build the method from that card"):
+    with pytest.raises(ValueError, match="build both from one card"):
         stability(method, make_set(make_card(2), [0]))

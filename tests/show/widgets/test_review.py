@@ -134,7 +134,7 @@ def test_an_empty_review_is_an_empty_table(card, clip, images):
         ({"nevus": "round"}, "train", 3, True, "list of phrases"),
         ({"nevus": ["round", 3]}, "train", 3, True, "list of phrases"),
         (SYMPTOMS, "test", 3, True, "test images"),
-        (SYMPTOMS, "train", 2, True, "images of that card"),
+        (SYMPTOMS, "train", 2, True, "build both from one card"),
         (SYMPTOMS, "train", 3, False, "needs a clip"),
     ],
 )

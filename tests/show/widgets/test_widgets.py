@@ -473,7 +473,7 @@ def test_errors_say_what_is_wrong_and_what_to_do(clip, data, zero, cilmp):
             lambda: SymptomExplorer(ZeroShot(clip, data.card, "classnames"), data.test),
             "has no symptoms to score",
         ),
-        (lambda: SymptomExplorer(zero, images), "the images have the classes melanoma, nevus, keratosis"),
+        (lambda: SymptomExplorer(zero, images), "set of card 'lesions' has 'melanoma', 'nevus', 'keratosis'"),
         (lambda: SymptomExplorer(zero, data.test, 2000), "no image 2000; the 2000 images are counted from 0"),
         (lambda: PhantomLab({}), "no method to watch"),
         (lambda: PhantomLab(zero), "give a dictionary"),
