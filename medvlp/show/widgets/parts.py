@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.datasets import ImageSet
