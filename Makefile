@@ -32,7 +32,7 @@ help:
 setup: $(STAMP)
 
 tour: $(STAMP)
-	@$(PY) -m medvlp tour $(ARGS)
+	@$(PY) notebooks/tour.py $(ARGS)
 
 lab: $(STAMP)
 	@$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)

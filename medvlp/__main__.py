@@ -1,99 +1,151 @@
-"""`python -m medvlp tour` runs the notebooks, `ablate` a named ablation; `cards` lists the data cards."""
+"""`python -m medvlp cards` lists the data cards; `python -m medvlp ablate` runs a named ablation."""
 
-import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 import yaml
 
-from medvlp.ablate import ablate
-from medvlp.tour import check_parameter, find_notebooks, tour
+if TYPE_CHECKING:  # these load torch, and the other commands need none
+    import pandas as pd
+
+    from medvlp.study.ablation.papers import Ablation
+    from medvlp.study.ablation.study import Study
+
+OF_CLASSES = ("base accuracy", "new accuracy", "harmonic mean")  # what base_to_new adds to the metrics
+SEVERAL = ("--cards", "--num-shots", "--seeds")  # options that take several values
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, rich_markup_mode=None, add_completion=False,
+    pretty_exceptions_enable=False,
+)  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; return the exit status: 0 well, 1 a notebook failed, 2 wrong arguments."""
-    parser = argparse.ArgumentParser(prog="python -m medvlp", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("cards", help="list the data cards")
-    run = commands.add_parser("tour", help="run the notebooks in order and show their results")
-    run.add_argument("--only", nargs="+", metavar="NN", help="run only the notebooks whose names begin so")
-    run.add_argument("--out", type=Path, metavar="DIR", help="write to DIR/notebooks and DIR/figures")
-    run.add_argument(
-        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="change a parameter"
-    )
-    run.add_argument(
-        "--jobs", type=positive, default=2, metavar="N", help="run N notebooks at a time (default: 2)"
-    )
-    run.add_argument("--folder", type=Path, default=Path("notebooks"), help="where the notebooks are")
-    study = commands.add_parser("ablate", help="run a named ablation and show what it found")
-    study.add_argument("name", nargs="?", help="which one; without it they are listed")
-    study.add_argument("--store", type=Path, metavar="DIR", help="where runs are kept (default: runs/NAME)")
-    study.add_argument("--cards", nargs="+", metavar="CARD", help="data sets, by name or path of their card")
-    study.add_argument("--shots", nargs="+", type=shots, metavar="N", help="images a class, or all")
-    study.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: 1 2 3")
-    study.add_argument(
-        "-c", "--config", action="append", default=[], metavar="NAME=VALUE", help="a field of TrainConfig"
-    )
-    study.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes (default: 1)")
-    study.add_argument("--metric", default="balanced accuracy", help="of the tables")
-    study.add_argument("--out", type=Path, metavar="FILE", help="write the table of means and intervals, CSV")
-    study.add_argument("--export", type=Path, metavar="DIR", help="copy the runs of the tables to this store")
-    arguments = parser.parse_args(argv)
-    if arguments.command == "cards":
-        return cards()
-    if arguments.command == "ablate":
-        given = {key: getattr(arguments, key) for key in ("cards", "shots", "seeds")}
-        settings = {key: value for key, value in given.items() if value is not None}
-        try:
-            config = dict(parse_parameter(text, "-c") for text in arguments.config)
-            return ablate(
-                arguments.name,
-                arguments.store,
-                settings,
-                config,
-                arguments.jobs,
-                arguments.metric,
-                arguments.out,
-                arguments.export,
-            )
-        except (ValueError, OSError) as error:
-            study.error(str(error))
-    try:
-        paths = find_notebooks(arguments.folder, arguments.only)
-        parameters = dict(parse_parameter(text) for text in arguments.parameter)
-        if parameters and arguments.out is None:
-            raise ValueError("-p changes the notebooks: say with --out DIR where to write the changed ones.")
-        for name in parameters:
-            check_parameter(name, paths)
-    except ValueError as error:
-        run.error(str(error))
-    return tour(paths, arguments.out, parameters, arguments.jobs)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; it exits with 0 if all went well, 1 if a run failed, 2 for wrong arguments."""
+    app(repeated(sys.argv[1:] if argv is None else argv, SEVERAL), prog_name="python -m medvlp")
 
 
-def cards() -> int:
-    """Print name and title of every data card."""
+@app.command()
+def cards() -> None:
+    """List the data cards."""
     from medvlp.data.cards import list_cards, load_card
 
     for name in list_cards():
         print(f"{name:<24}{load_card(name).title}")
-    return 0
-
-
-def positive(text: str) -> int:
-    """Read a whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1.")
-    return int(text)
 
 
 def shots(text: str) -> int | str:
     """Read a whole number from 1, or "all"."""
-    return text if text == "all" else positive(text)
+    if text != "all" and not (text.isdecimal() and int(text) > 0):
+        raise ValueError(f"{text!r} is not a whole number from 1, or 'all'.")
+    return text if text == "all" else int(text)
 
 
-def parse_parameter(text: str, option: str = "-p") -> tuple[str, Any]:
+@app.command()
+def ablate(
+    name: Annotated[str | None, typer.Argument(help="which one; without it they are listed")] = None,
+    store: Annotated[Path | None, typer.Option(metavar="DIR", help="of the runs; default: runs/NAME")] = None,
+    cards: Annotated[list[str] | None, typer.Option(metavar="CARD ...", help="by name or path")] = None,
+    num_shots: Annotated[
+        list[str] | None, typer.Option(metavar="N ...", help="training images a class, or all")
+    ] = None,
+    seeds: Annotated[list[int] | None, typer.Option(metavar="N ...", help="default: 1 2 3")] = None,
+    config: Annotated[
+        list[str] | None, typer.Option("-c", "--config", metavar="NAME=VALUE", help="a field of TrainConfig")
+    ] = None,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="processes")] = 1,
+    metric: Annotated[str, typer.Option(metavar="NAME", help="of the tables")] = "balanced accuracy",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="write the first table, CSV")] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="copy the runs of the tables to this store")
+    ] = None,
+) -> None:
+    """Make the runs of an ablation that its store lacks, and show what they found."""
+    import pandas as pd
+
+    from medvlp.data.errors import unknown_name
+    from medvlp.data.files import atomic_write, check_writable
+    from medvlp.study.ablation.grid import combinations
+    from medvlp.study.ablation.papers import ABLATIONS, SEEDS, overview
+    from medvlp.study.ablation.store import RunStore
+    from medvlp.study.ablation.study import run_ablation
+    from medvlp.study.metrics import METRICS
+
+    with pd.option_context("display.max_columns", None, "display.width", 160, "display.max_colwidth", 100):
+        if name is None:
+            print(overview().to_string())
+            return
+        try:
+            if name not in ABLATIONS:
+                raise ValueError(unknown_name("ablation", name, ABLATIONS))
+            if metric not in (*METRICS, *OF_CLASSES):
+                raise ValueError(unknown_name("metric", metric, [*METRICS, *OF_CLASSES]))
+            if out and out.is_dir():
+                raise OSError(f"{out} is a folder; name a file for the table.")
+            ablation, fields = ABLATIONS[name], dict(parse_setting(text, "-c") for text in config or [])
+            grids = ablation.on(cards, [shots(text) for text in num_shots or []], seeds or SEEDS)
+            if out:
+                check_writable(out.parent)
+            if export:
+                RunStore(export).check_writable()
+            place = store or Path("runs") / name
+            print(f"{ablation.question}\nAt most {len(combinations(grids))} runs, kept in {place}.")
+            study = run_ablation(
+                [{key: grid[key] for key in grid if key not in fields} for grid in grids],
+                store=place,
+                config={**ablation.config, **fields},
+                tune=None if ablation.tune in fields else ablation.tune,
+                jobs=jobs,
+            )
+        except (ValueError, OSError) as error:
+            raise typer.BadParameter(str(error)) from None
+        table = show(study, ablation, metric)
+        if out:
+            with atomic_write(out) as part:
+                table.round(6).to_csv(part, index=False)
+        if export:
+            study.store.copy_to(export, study.runs["run"])
+    raise typer.Exit(1 if len(study.failures()) else 0)
+
+
+def show(study: "Study", ablation: "Ablation", metric: str) -> "pd.DataFrame":
+    """Print the means, the differences from the baseline and the failures; return the table of means."""
+    from medvlp.study.ablation.tables import to_markdown, wide
+    from medvlp.study.metrics import METRICS
+
+    by = ablation.by and [key for key in ablation.by if key in study.varied]
+    table = study.summary(metric, by)
+    print(f"\n{table.round(3).to_string(index=False)}")
+    if by and {"method", "data"} <= set(table):
+        by_shots = table.groupby("num_shots", sort=False) if "num_shots" in table else [("as above", table)]
+        for number, part in by_shots:
+            cells = to_markdown(wide(part, "method", "data"))
+            print(f"\nshots {number}: mean of the seeds ± sd [95 % over test images]\n\n{cells}")
+    if metric in METRICS:
+        print(f"\nAgainst {ablation.baseline}, on the same images and seeds:")
+        print(study.compare(ablation.baseline, by, metric).round(3).to_string(index=False))
+    failures = study.failures()
+    for run, error in zip(failures["run"], failures["error"], strict=True):
+        print(f"failed: {run}: {error}")
+    return table
+
+
+def repeated(argv: Sequence[str], several: Sequence[str]) -> list[str]:
+    """The arguments with each option of `several` before each of its values: --seeds 1 --seeds 2."""
+    words: list[str] = []
+    option = None  # whose values are read
+    for before, word in zip(["", *argv], argv, strict=False):
+        is_value = not word.startswith("-") or word[1:].isdecimal()
+        if not is_value:
+            option = word if word in several else None
+        words += [option, word] if is_value and option and before != option else [word]
+    return words
+
+
+def parse_setting(text: str, option: str) -> tuple[str, Any]:
     """Read "epochs=3" as ("epochs", 3); the value is YAML, so that lists and booleans work too."""
     name, equals, value = text.partition("=")
     if not (name.isidentifier() and equals):
@@ -104,4 +156,4 @@ def parse_parameter(text: str, option: str = "-p") -> tuple[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-
-from medvlp.tour import find_notebooks, run_notebook
+from tour import find_notebooks, run_notebook
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = find_notebooks(FOLDER) if list(FOLDER.glob("[0-9]*.ipynb")) else []

@@ -7,16 +7,16 @@ import pandas as pd
 import pytest
 
 from medvlp.methods.registry import METHODS
-from medvlp.study.ablation.family_grids import TRAINED
+from medvlp.study.ablation.papers import TRAINED
 from medvlp.study.ablation.tables import to_markdown, wide
 
 TABLE = pd.read_csv(str(resources.files("medvlp") / "assets" / "family.csv"))
-TABLE["shots"] = TABLE["shots"].astype(str)
+TABLE["num_shots"] = TABLE["num_shots"].astype(str)
 
 
-@pytest.mark.parametrize("shots", ["16", "all"])
-def test_the_readme_shows_the_table_of_the_family(shots, repository: Path):
-    part = TABLE[TABLE["shots"] == shots]
+@pytest.mark.parametrize("num_shots", ["16", "all"])
+def test_the_readme_shows_the_table_of_the_family(num_shots, repository: Path):
+    part = TABLE[TABLE["num_shots"] == num_shots]
     assert to_markdown(wide(part, "method", "data")) in (repository / "README.md").read_text("utf-8")
 
 
@@ -31,14 +31,16 @@ def test_the_table_has_every_method_on_every_card_with_three_seeds():
 
 def test_each_mean_lies_in_its_interval_and_learning_helps():
     assert (TABLE["images low"] <= TABLE["mean"]).all() and (TABLE["mean"] <= TABLE["images high"]).all()
-    means = TABLE.pivot(index="method", columns=["data", "shots"], values="mean")
+    means = TABLE.pivot(index="method", columns=["data", "num_shots"], values="mean")
     chance = {"phantom-derm": 0.5, "phantom-cxr": 0.5, "phantom-fundus": 0.2, "pneumonia": 0.5}
     for card, level in chance.items():
-        learned = TABLE[(TABLE["data"] == card) & (TABLE["shots"] == "all") & TABLE["method"].isin(TRAINED)]
+        learned = TABLE[
+            (TABLE["data"] == card) & (TABLE["num_shots"] == "all") & TABLE["method"].isin(TRAINED)
+        ]
         assert (learned["images low"] > level).mean() > 0.8, f"methods at chance on {card}"
     assert (
         means.loc["Linear probe"]
-        .xs("all", level="shots")
-        .gt(means.loc["ZeroShot, classnames"].xs("all", level="shots"))
+        .xs("all", level="num_shots")
+        .gt(means.loc["ZeroShot, classnames"].xs("all", level="num_shots"))
         .all()
     )

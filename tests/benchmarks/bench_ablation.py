@@ -81,7 +81,7 @@ def main() -> None:
                 steps += steps_alone(vip, features[own], labels[own], recipe)
             start = time.perf_counter()
             study = run_ablation(
-                {"method": "ViP", "shots": shots, "lr": lr, "n_ctx": n_ctx, "seed": SEEDS},
+                {"method": "ViP", "num_shots": shots, "lr": lr, "n_ctx": n_ctx, "seed": SEEDS},
                 store=store,
                 data=args.card,
                 clip=args.clip,

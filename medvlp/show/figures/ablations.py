@@ -13,6 +13,8 @@ from matplotlib.lines import Line2D
 from medvlp.data.errors import unknown_name
 from medvlp.show.figures.basic import GREY, PALETTE, closed
 from medvlp.show.figures.curves import by_size
+from medvlp.study.ablation.grid import label
+from medvlp.study.ablation.papers import ABLATIONS
 from medvlp.study.ablation.statistics import COMPARISON, SUMMARY
 from medvlp.study.ablation.tables import as_text
 
@@ -239,3 +241,31 @@ def _note(row: pd.Series, value: str, main: str) -> str:
 
 def _signed(value: float) -> str:
     return ("+" if value > 0 else "") + as_text(value, "difference")
+
+
+def intervention_figure(runs: pd.DataFrame, metric: str = "accuracy") -> Figure:
+    """A panel a data set, a row a method: each seed's value as a point, its 95 % interval as a line.
+
+    Args:
+        runs: What `Study.with_intervals(metric)` gives, of `shipped_study("interventions")` or one of yours.
+        metric: Which of the runs' metrics.
+    """
+    order = [grid["method"] for grid in ABLATIONS["interventions"].grids]
+    methods = [name for name in map(label, order) if name in set(runs["method"])]
+    cards = sorted(runs["data"].unique())
+    size = (3.3 * len(cards) + 1.8, 0.38 * len(methods) + 1)
+    fig, axes = plt.subplots(1, len(cards), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for ax, card in zip(axes[0], cards, strict=True):
+        for y, method in enumerate(methods):
+            own = runs[(runs["data"] == card) & (runs["method"] == method)].sort_values("seed")
+            places = [y + 0.22 * (i - (len(own) - 1) / 2) for i in range(len(own))]
+            colour = PALETTE[0] if method.startswith(("CILMP", "ViP")) else "0.4"
+            ax.hlines(places, own[f"{metric} low"], own[f"{metric} high"], color=colour, linewidth=1)
+            ax.plot(own[metric], places, "o", color=colour, markersize=3.5)
+        ax.set_title(card, fontsize=10)
+        ax.set_xlabel(f"{metric} (95 % interval)")
+        ax.grid(axis="x", color="0.9")
+    axes[0, 0].set_yticks(range(len(methods)), methods)
+    axes[0, 0].invert_yaxis()
+    sns.despine(fig)
+    return closed(fig)

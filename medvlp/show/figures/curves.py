@@ -72,7 +72,7 @@ def shots_curve(
     """A metric by the number of training images a class: every run a dot, the mean over seeds a line.
 
     Args:
-        scores: One row a run, with the columns method, shots (numbers, or "all", which is drawn last) and the
+        scores: One row a run, with the columns method, num_shots (numbers, or "all", drawn last) and the
             metric. Runs without a value are left out.
         metric: The column that is drawn.
         reference: Other methods' values by name, as dashed lines.
@@ -91,19 +91,19 @@ def shots_curve(
         >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
         ['CoOp (mean of seeds)', 'ViP (mean of seeds)', 'zero-shot 0.650']
     """
-    for column in ("method", "shots", metric):
+    for column in ("method", "num_shots", metric):
         if column not in scores:
             raise ValueError(unknown_name("column", column, scores.columns, "the scores"))
     scores = scores.dropna(subset=[metric])
-    shots = by_size(scores["shots"])
-    largest = max((n for n in shots if not isinstance(n, str)), default=0.5)
-    places = {n: 2 * largest if isinstance(n, str) else n for n in shots}
+    sizes = by_size(scores["num_shots"])
+    largest = max((n for n in sizes if not isinstance(n, str)), default=0.5)
+    places = {n: 2 * largest if isinstance(n, str) else n for n in sizes}
     fig, ax = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
     n_methods = scores["method"].nunique()
     for i, (name, runs) in enumerate(scores.groupby("method", sort=False)):
         colour, again = PALETTE[i % len(PALETTE)], i // len(PALETTE)
         aside = 2 ** (min(0.12, 0.6 / n_methods) * (i - (n_methods - 1) / 2)) if interval else 1
-        runs = runs.assign(place=runs["shots"].map(places).astype(float) * aside)
+        runs = runs.assign(place=runs["num_shots"].map(places).astype(float) * aside)
         by_place = runs.groupby("place")[metric]
         mean, line = by_place.mean(), ("-", "-.", ":")[again % 3]
         ax.plot(mean.index, mean, line, color=colour, label=f"{name} (mean of seeds)")
@@ -130,3 +130,32 @@ def by_size(values: Iterable[object]) -> list[object]:
     values = list(dict.fromkeys(values))
     numbers = [value for value in values if isinstance(value, Real) and not isinstance(value, bool)]
     return sorted(numbers) + [value for value in values if value not in numbers]
+
+
+def name_rate_figure(runs: pd.DataFrame, bayes: float, chance: float) -> Figure:
+    """Accuracy against the rate of named captions, one panel a moment of training, a line a kind of text.
+
+    Each seed is a mark, the line their mean.
+
+    Args:
+        runs: Those of `shipped_study("name_rate")`, with name_rate, step, knowledge and accuracy.
+        bayes: The best accuracy that there can be.
+        chance: That of guessing.
+    """
+    runs = runs.sort_values(["name_rate", "seed", "step", "knowledge"], ignore_index=True)
+    steps, lowest = sorted(runs["step"].unique()), runs["name_rate"].min()
+    size = (3.2 * len(steps), 3.2)
+    fig, axes = plt.subplots(1, len(steps), figsize=size, sharey=True, layout="constrained")
+    for ax, step in zip(axes, steps, strict=True):
+        part = runs[runs["step"] == step]
+        kinds = {"x": "name_rate", "y": "accuracy", "hue": "knowledge", "style": "knowledge", "ax": ax}
+        sns.lineplot(part, **kinds, palette="colorblind", errorbar=None, legend=bool(step == steps[-1]))
+        sns.scatterplot(part, **kinds, palette="colorblind", s=25, legend=False)
+        ax.axhline(bayes, color="0.4", linestyle="dashed", linewidth=1)
+        ax.axhline(chance, color="0.4", linestyle="dotted", linewidth=1)
+        ax.set(xscale="log", title=f"after {step} steps", xlabel="share of captions that name a disease")
+    axes[0].text(lowest, bayes + 0.005, "Bayes optimum", fontsize=8, color="0.4")
+    axes[0].text(lowest, chance + 0.005, "chance", fontsize=8, color="0.4")
+    axes[0].set_ylabel("zero-shot accuracy")
+    axes[-1].get_legend().set_title("line: mean of seeds\nmarks: each seed")
+    return closed(fig)

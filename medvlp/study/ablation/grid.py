@@ -15,14 +15,22 @@ from medvlp.data.errors import unknown_name
 from medvlp.data.files import sha256
 from medvlp.study.training.config import TrainConfig
 
-PROTOCOL_KEYS = ("method", "data", "test", "shots", "seed", "clip", "average", "base_to_new")
+PROTOCOL_KEYS = ("method", "data", "test", "num_shots", "seed", "clip", "average", "base_to_new")
 CONFIG_KEYS = tuple(field.name for field in fields(TrainConfig))
 IN_TABLES = (bool, int, float, str)  # values that stand in tables as they are
 
 
 @dataclass(frozen=True)
 class Named:
-    """A value of a grid with a name for tables, such as `Named("four symptoms", symptoms)`."""
+    """A value of a grid with a name for tables.
+
+    Example:
+        >>> import medvlp
+        >>> few = medvlp.Named("one symptom", {"melanoma": ["irregular border"], "nevus": ["one colour"]})
+        >>> grid = {"method": "ZeroShot", "symptoms": [medvlp.Named("the card's", None), few]}
+        >>> [symptoms.name for symptoms in grid["symptoms"]]
+        ["the card's", 'one symptom']
+    """
 
     name: str
     value: Any
@@ -100,6 +108,16 @@ def label(value: Any) -> Any:
     if isinstance(value, list | tuple) and all(isinstance(one, IN_TABLES) for one in value):
         return ", ".join(map(str, value))
     return f"{type(value).__name__} {sha256(json.dumps(content(value), sort_keys=True))[:8]}"
+
+
+def names_of(key: str) -> tuple[str, str, str]:
+    """What a grid's key may be called in a run's settings."""
+    return key, f"config.{key}", f"method.{key}"
+
+
+def setting_of(settings: Mapping[str, Any], key: str) -> Any:
+    """A run's setting by the key that grids have for it; None where the run's method has no such argument."""
+    return next((settings[name] for name in names_of(key) if name in settings), None)
 
 
 def arguments_of(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from types import CodeType
+from textwrap import dedent
 from typing import Any
 
 from torch import nn
@@ -22,18 +22,22 @@ from medvlp.methods.base import check_method
 from medvlp.methods.registry import METHODS
 from medvlp.study.ablation.grid import (
     CONFIG_KEYS,
+    IN_TABLES,
     Named,
     arguments_of,
     combinations,
     content,
     label,
+    names_of,
     plain,
+    setting_of,
     sort_keys,
 )
 from medvlp.study.ablation.sources import ALL, Source, clip_source, data_source
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.transfer import base_and_new
 
+NOT_CHOSEN = ("method", "data", "test", "seed", "num_shots")  # what a comparison compares, or repeats
 PROTOCOL = 1  # raised when the same inputs would give other results
 
 
@@ -45,7 +49,7 @@ class Run:
         method: Name of the method; `kind` is its class and `arguments` those of its constructor.
         config: The recipe.
         clip: Where its Clip comes from; so `data`, and `test` for the test images.
-        shots: Training images a class, or "all".
+        num_shots: Training images a class, or "all".
         seed: Of the shots.
         average: Whether the weights are averaged over epochs.
         base_to_new: Whether it trains on the first half of the classes and is tested on each half.
@@ -61,7 +65,7 @@ class Run:
     clip: Source
     data: Source
     test: Source
-    shots: int | str
+    num_shots: int | str
     seed: int
     average: bool
     base_to_new: bool
@@ -73,6 +77,12 @@ class Run:
     def id(self) -> str:
         """16 hex digits of the hash of `inputs`."""
         return sha256(json.dumps(self.inputs, sort_keys=True, ensure_ascii=False))[:16]
+
+    def all_but(self, *keys: str) -> str:
+        """The run's settings but those of these keys, as text."""
+        left_out = {name for key in keys for name in names_of(key)}
+        kept = {key: value for key, value in self.settings.items() if key not in left_out}
+        return json.dumps(kept, sort_keys=True)
 
 
 def plan(
@@ -106,6 +116,40 @@ def plan(
     return list(runs.values())
 
 
+def keys_to_choose(runs: Sequence[Run], tune: str | Sequence[str] | None) -> list[str]:
+    """The keys of `tune` that have several values in the runs of the first seed; one value needs no choice.
+
+    Raises:
+        ValueError: a key that the grids do not have, or that cannot be chosen.
+    """
+    tune = [tune] if isinstance(tune, str) else list(tune or ())
+    known = [key for key in dict.fromkeys(key for run in runs for key in run.given) if key not in NOT_CHOSEN]
+    for key in tune:
+        if key not in known:
+            raise ValueError(unknown_name("key to tune", key, known, "the grid"))
+    first = [run.settings for run in runs if run.seed == runs[0].seed]
+    return [key for key in tune if len({setting_of(settings, key) for settings in first}) > 1]
+
+
+def settled(runs: Sequence[Run], over: Sequence[str], losses: Mapping[str, float]) -> list[Run]:
+    """The runs that are left when the values of `over` are chosen: of runs alike in all else, the best.
+
+    Args:
+        runs: Of all seeds.
+        over: Keys of the grid.
+        losses: {run id: loss on the validation images}, of the runs of the first seed that are done. In a
+            tie the run that the grid has first is chosen.
+    """
+    best: dict[str, Run] = {}  # by what is neither seed nor chosen
+    for run in runs:
+        alike = run.all_but("seed", *over)
+        if run.id in losses and (alike not in best or losses[run.id] < losses[best[alike].id]):
+            best[alike] = run
+    chosen = {alike: run.all_but("seed") for alike, run in best.items()}
+    # where all runs of the first seed failed, none was chosen: all are kept, to be seen as failures
+    return [run for run in runs if chosen.get(run.all_but("seed", *over)) in (None, run.all_but("seed"))]
+
+
 def _check_config(config: Mapping[str, Any] | None) -> None:
     if isinstance(config, TrainConfig):
         raise ValueError(
@@ -121,11 +165,11 @@ def _check_config(config: Mapping[str, Any] | None) -> None:
 
 def _check_protocol(given: Mapping[str, Any]) -> None:
     """Raise for a seed, shots or switch that is none."""
-    seed, shots = plain(given["seed"]), plain(given.get("shots", ALL))
+    seed, num_shots = plain(given["seed"]), plain(given.get("num_shots", ALL))
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed is {seed!r}; give a whole number from 0.")
-    if shots != ALL and (not isinstance(shots, int) or isinstance(shots, bool) or shots < 1):
-        raise ValueError(f"shots is {shots!r}; give a whole number from 1, or {ALL!r}.")
+    if num_shots != ALL and (not isinstance(num_shots, int) or isinstance(num_shots, bool) or num_shots < 1):
+        raise ValueError(f"num_shots is {num_shots!r}; give a whole number from 1, or {ALL!r}.")
     for key in ("average", "base_to_new"):
         value = plain(given.get(key, False))
         if not isinstance(value, bool):
@@ -149,7 +193,7 @@ class _Planner:
         method = plain(given["method"])
         kind = self.kinds[method]
         in_config, in_method = sort_keys(given, method, kind, self.kinds)
-        own, seed, shots = arguments_of(kind), plain(given["seed"]), plain(given.get("shots", ALL))
+        own, seed, num_shots = arguments_of(kind), plain(given["seed"]), plain(given.get("num_shots", ALL))
         defaults = {name: one.default for name, one in own.items() if one.default is not one.empty}
         labelled = defaults | ({"seed": seed} if "seed" in own else {}) | in_method  # values may be Named
         arguments = {name: plain(value) for name, value in labelled.items()}
@@ -162,7 +206,7 @@ class _Planner:
         base_to_new = plain(given.get("base_to_new", False))
         card = data.get().data.card
         _check_classes(card, test.get().data.card, base_to_new)
-        train, val = data.get().cut(shots, seed)
+        train, val = data.get().cut(num_shots, seed)
 
         numbers = {name: value for name, value in asdict(config).items() if name != "num_workers"}
         inputs = {
@@ -179,14 +223,14 @@ class _Planner:
             "val": val.fingerprint,
             "test": test.get().data.test.fingerprint,
         }
-        shown = {"method": method, "data": data.name, "test": test.name, "clip": clip.name, "shots": shots}
-        shown |= {"seed": seed, "average": average, "base_to_new": base_to_new}
+        shown = {"method": method, "data": data.name, "test": test.name, "clip": clip.name}
+        shown |= {"num_shots": num_shots, "seed": seed, "average": average, "base_to_new": base_to_new}
         shown |= {key: given[key].name for key in shown if isinstance(given.get(key), Named)}
         shown |= {f"config.{name}": label(value) for name, value in (numbers | in_config).items()}
         shown |= {f"method.{name}": label(value) for name, value in labelled.items()}
         return Run(
             method, kind, arguments, config, clip, data, test,
-            shots, seed, average, base_to_new, inputs, shown, tuple(given),
+            num_shots, seed, average, base_to_new, inputs, shown, tuple(given),
         )  # fmt: skip
 
     def _source(self, value: Any, make: Callable[..., Source], *args: Any) -> Source:
@@ -226,33 +270,42 @@ def _kind(name: str, methods: Mapping[str, type[nn.Module]] | None) -> type[nn.M
 
 
 def _code(kind: type[nn.Module]) -> str | None:
-    """Hash of the code of a method that is not the package's: changed, it makes other runs.
+    """Hash of the source of a method that is not the package's: changed, it makes other runs.
 
-    Its own functions and constants, and those of its bases that are not a package's; not what they call.
+    Its own class and those of its bases that are not a package's; not what they call.
     """
     if kind.__module__.startswith("medvlp."):
         return None
     own = [
         base for base in kind.__mro__ if base.__module__.split(".")[0] not in ("medvlp", "torch", "builtins")
     ]
-    parts = [f"{name} {_described(value)}" for base in own for name, value in sorted(vars(base).items())]
-    return sha256(*parts)
+    return sha256(*map(_source_of, own))
 
 
-def _described(value: Any) -> str:
-    """What a class's attribute is: a function by its code, defaults and what it encloses; a constant."""
-    for inner in ("fget", "__func__", "func"):  # of a property, a static or class method, a cached property
-        value = getattr(value, inner, value)
-    if not inspect.isfunction(value):
-        return repr(value) if isinstance(value, str | int | float | list | tuple | dict | None) else ""
-    cells = [cell.cell_contents for cell in value.__closure__ or ()]
-    enclosed = [repr(cell) for cell in cells if isinstance(cell, str | int | float | None)]
-    return repr((_instructions(value.__code__), value.__defaults__, value.__kwdefaults__, enclosed))
+def _source_of(kind: type) -> str:
+    """The source of a class; of a notebook's class, which has no file, that of its functions and constants.
 
-
-def _instructions(code: CodeType) -> tuple:
-    constants = [_instructions(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
-    return code.co_code.hex(), code.co_names, constants
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        return dedent(inspect.getsource(kind))
+    except (OSError, TypeError):
+        parts = []
+    for name, member in sorted(vars(kind).items()):
+        for inner in ("fget", "func", "__func__"):  # a property, a cached one, a static or class method
+            member = getattr(member, inner, member)
+        try:
+            if inspect.isfunction(member):
+                parts.append(dedent(inspect.getsource(member)))
+            elif isinstance(member, (*IN_TABLES, list, tuple, dict)):
+                parts.append(f"{name} = {member!r}")
+        except OSError:
+            raise ValueError(
+                f"the source of {kind.__name__}.{name} cannot be read, so a study could not notice when it "
+                "changes; write the class in a file or in a notebook's cell."
+            ) from None
+    return "\n".join(parts)
 
 
 def _shipped(card: DataCard) -> Any:

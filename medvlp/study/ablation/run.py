@@ -118,7 +118,7 @@ def _facts(run: Run, status: str, seconds: float | None) -> dict[str, Any]:
 
 def _results(run: Run, tools: _Tools) -> dict[str, Any]:
     clip, parts = run.clip.get(), run.data.get()
-    train, val = parts.cut(run.shots, run.seed)
+    train, val = parts.cut(run.num_shots, run.seed)
     test, new_test = tested_images(run)
     if run.base_to_new:
         train, val = train.of_classes(test.card), val.of_classes(test.card)

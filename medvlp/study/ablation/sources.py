@@ -32,13 +32,13 @@ class Parts:
         data = self.data
         return sha256(data.card.hash, *(images.fingerprint for images in data.splits.values()))
 
-    def cut(self, shots: int | str, seed: int) -> tuple[ImageSet, ImageSet]:
+    def cut(self, num_shots: int | str, seed: int) -> tuple[ImageSet, ImageSet]:
         """Training and validation images: all, or as `load_dataset` cuts them to shots by this seed."""
-        if shots == ALL:
+        if num_shots == ALL:
             return self.data.train, self.data.val
-        if (shots, seed) not in self._cuts:
-            self._cuts[shots, seed] = cut_to_shots(self.data.train, self.data.val, shots, seed)
-        return self._cuts[shots, seed]
+        if (num_shots, seed) not in self._cuts:
+            self._cuts[num_shots, seed] = cut_to_shots(self.data.train, self.data.val, num_shots, seed)
+        return self._cuts[num_shots, seed]
 
 
 @dataclass(frozen=True)

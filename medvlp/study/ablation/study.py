@@ -2,7 +2,7 @@
 
 On this machine, in one process or several:
 
-    study = run_ablation({"method": ["ViP", "LinearProbe"], "shots": [1, 4, 16], "seed": [1, 2, 3]},
+    study = run_ablation({"method": ["ViP", "LinearProbe"], "num_shots": [1, 4, 16], "seed": [1, 2, 3]},
                          store="studies/first", data="phantom-derm", jobs=2)
     study.summary()
 
@@ -31,18 +31,17 @@ from typing import Any
 
 import pandas as pd
 from torch import nn
-from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.datasets import Data
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import cache_folder
-from medvlp.study.ablation.plan import Run, plan
+from medvlp.study.ablation.grid import setting_of
+from medvlp.study.ablation.make import make
+from medvlp.study.ablation.plan import keys_to_choose, plan
 from medvlp.study.ablation.run import tested_images
 from medvlp.study.ablation.statistics import Predictions, compare, summary
 from medvlp.study.ablation.store import DONE, FAILED, RunStore, unpack
-from medvlp.study.ablation.tuning import keys_to_choose, of_first_seed, settled
-from medvlp.study.ablation.workers import Workers
 from medvlp.study.metrics import METRICS
 from medvlp.study.training.config import LOWER_IS_BETTER, SELECTION
 
@@ -72,7 +71,7 @@ def run_ablation(
         method       a name of the package's methods, or of `methods`
         data         a card's name or path, or a Data; default: the argument `data`
         test         another data set with the same classes, whose test images are used
-        shots        training images a class, or "all" (default); validation is cut as `load_dataset` does it
+        num_shots    training images a class, or "all" (default); validation is cut as `load_dataset` does it
         seed         of shots, of the learned tensors' start and of training; the test images stay the same.
                      Methods with the same seed see the same shots. Default 1
         clip         a name for `load_clip`, or a Clip; default: the argument `clip`
@@ -100,8 +99,8 @@ def run_ablation(
         tune: Keys of the grid whose values are chosen on the validation images, by their loss, with the first
             seed of the grid and apart for every combination of the other keys; the other seeds run with what
             was chosen. The study has the chosen runs. {"lr": [0.002, 0.02, 0.2]} with `tune="lr"` gives every
-            method the same care; `Study.chosen` is the choice for every seed by itself. Of one value there is
-            nothing to choose.
+            method the same care; `Study.chosen` is the choice for every seed by itself. One value
+            needs no choice.
         jobs: Processes. None: what `joblib.parallel_config` says, else this process alone. They load a CLIP
             or data set that is given by name, once each; one that is given itself goes to them with each run.
         cache_dir: Of the image features; by default the features' own.
@@ -111,48 +110,28 @@ def run_ablation(
         ValueError: a key that nothing takes, or that a method of the grid does not have; found before any
             run. What goes wrong inside a run is in `Study.failures()` and stops no other.
         OSError: a store that cannot be written; nothing was run.
+
+    Example:
+        >>> import medvlp, tempfile
+        >>> grid = {"method": ["ZeroShot", "LinearProbe"], "num_shots": 2, "seed": [1, 2]}
+        >>> study = medvlp.run_ablation(grid, store=tempfile.mkdtemp(), data="phantom-derm", progress=False)
+        >>> study.runs[["method", "seed", "status"]]
+                method  seed status
+        0     ZeroShot     1   done
+        1     ZeroShot     2   done
+        2  LinearProbe     1   done
+        3  LinearProbe     2   done
     """
     runs = plan(grid, data, root, clip, config, methods)
+    over = keys_to_choose(runs, tune)
     place = RunStore(store)
     place.check_writable()
     given = list(dict.fromkeys(key for run in runs for key in run.given))
     features = Path(cache_dir or cache_folder()).expanduser().resolve()
-    tried: set[str] = set()
-    if tune and (over := keys_to_choose(runs, tune)):
-        first = of_first_seed(runs)
-        tried = {run.id for run in first}
-        _make(first, place, jobs, features, progress)
-        study = Study(store, {run.id: run.settings for run in first}, given)
-        some = (study.runs["status"] == DONE).any()
-        runs = settled(runs, study.chosen(over).runs["run"] if some else (), over)
-    _make([run for run in runs if run.id not in tried], place, jobs, features, progress)
+    runs = make(runs, over, place, jobs, features, progress)
     for run in {(run.test.fingerprint, run.base_to_new): run for run in runs}.values():
         place.write_test(tested_images(run)[0])  # if it was lost
     return Study(store, {run.id: run.settings for run in runs}, given)
-
-
-def _make(runs: Sequence[Run], place: RunStore, jobs: int | None, features: Path, progress: bool) -> None:
-    """Make the runs that the store lacks, and those that failed before."""
-    records = {run.id: place.read(run.id) for run in runs}
-    failed_before = {i: one["finished"] for i, one in records.items() if one and one["status"] == FAILED}
-    to_do = [run for run in runs if records[run.id] is None or run.id in failed_before]
-    del records  # they hold the logits
-    made = failed = 0
-    before, shown = len(runs) - len(to_do), progress and len(runs) > 0
-    with tqdm(total=len(runs), initial=before, desc="study", unit="run", disable=not shown) as bar:
-
-        def told(status: str) -> None:
-            nonlocal made, failed
-            made, failed = made + 1, failed + (status == FAILED)
-            bar.set_postfix({"failed": failed} if failed else {}, refresh=False)
-            bar.update()
-
-        try:
-            Workers(place, jobs, features, failed_before, progress, told).work(to_do)
-        except KeyboardInterrupt:
-            kept = f"{before + made} of {len(runs)} runs are kept"
-            tqdm.write(f"interrupted: {kept}; the same call goes on from there.")
-            raise
 
 
 class Study:
@@ -167,6 +146,14 @@ class Study:
     Raises:
         FileNotFoundError: the store has no runs, or lacks one that is asked for.
         ValueError: a damaged file.
+
+    Example:
+        >>> from medvlp.study.ablation.papers import shipped_study
+        >>> study = shipped_study("vip_parts")  # a Study of a folder of the package
+        >>> len(study), study.varied
+        (12, ['method', 'data', 'context', 'aggregation', 'seed'])
+        >>> study.runs.groupby(["context", "aggregation"]).size().tolist()
+        [3, 3, 3, 3]
     """
 
     def __init__(
@@ -228,14 +215,24 @@ class Study:
         """What a run said of its test images, those of the base classes where it has base and new ones.
 
         Raises:
-            ValueError: no such run in this study, or one that failed.
+            ValueError: no such run in this study, one that failed, or one that ships without predictions.
         """
         if run_id not in self._records:
             raise ValueError(unknown_name("run", run_id, self._records, str(self.store.folder)))
         if self._records[run_id]["status"] != DONE:
             raise ValueError(f"run {run_id!r} failed; study.failures() says why.")
         record = self.store.read(run_id)
+        if "logits" not in record:
+            raise ValueError(f"run {run_id!r} was kept without its predictions.")
         return Predictions(*self.store.read_test(record["test"]), unpack(record["logits"]))
+
+    def with_intervals(self, metric: str = "balanced accuracy") -> pd.DataFrame:
+        """`runs`, and the 95 % interval of a metric over test images, as "METRIC low" and "METRIC high"."""
+        ends = [f"{metric} low", f"{metric} high"]
+        if set(ends) <= set(self.runs):  # a study that ships without predictions has them instead
+            return self.runs
+        table = self.summary(metric, by=["run"])  # one group a run, in the order of the runs
+        return self.runs.assign(**dict(zip(ends, (table["images low"], table["images high"]), strict=True)))
 
     def chosen(self, over: str | Sequence[str], metric: str = "loss") -> "Study":
         """The study with some settings chosen on validation: of runs that differ in `over` alone, the best.
@@ -319,11 +316,7 @@ class Study:
 
     def _value(self, run_id: str, key: str) -> Any:
         """A setting by the key that grids have for it; None where the run's method has no such argument."""
-        settings = self._settings[run_id]
-        for name in (key, f"config.{key}", f"method.{key}"):
-            if name in settings:
-                return settings[name]
-        return None
+        return setting_of(self._settings[run_id], key)
 
 
 def _metrics(record: Mapping[str, Any]) -> dict[str, float | None]:

@@ -44,7 +44,14 @@ def as_text(value: object, column: str = "", digits: int = 3) -> str:
 
 
 def in_words(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
-    """The table as text: values by `as_text`, the columns low and high as one, a named index as a column."""
+    """The table as text: values by `as_text`, the columns low and high as one, a named index as a column.
+
+    Example:
+        >>> import pandas as pd
+        >>> in_words(pd.DataFrame({"mean": [0.5], "low": [0.41239], "high": [0.6]}))
+            mean 95 % interval
+        0  0.500  0.412 to 0.600
+    """
     if any(name is not None for name in table.index.names):
         table = table.reset_index()
     columns: dict[str, list[str]] = {}
@@ -103,7 +110,15 @@ def to_latex(
 
 
 def to_markdown(table: pd.DataFrame, digits: int = 3) -> str:
-    """A Markdown table as GitHub and notebooks show it."""
+    """A Markdown table as GitHub and notebooks show it.
+
+    Example:
+        >>> import pandas as pd
+        >>> print(to_markdown(pd.DataFrame({"method": ["ViP"], "mean": [0.5]})))
+        | method   | mean   |
+        |:---------|:-------|
+        | ViP      | 0.500  |
+    """
     words = in_words(table, digits).map(lambda text: text.translate(_MARKDOWN))
     words.columns = [column.translate(_MARKDOWN) for column in words.columns]
     return words.to_markdown(index=False, disable_numparse=True)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 
-from medvlp.show.figures.ablations import forest_plot, heat_map
+from medvlp.show.figures.ablations import forest_plot, heat_map, intervention_figure
 from medvlp.study.ablation.statistics import COMPARISON, SUMMARY
 
 NUMBERS = ["difference", "images low", "images high", "p Holm", "seeds low", "seeds high"]
@@ -127,3 +127,22 @@ def test_two_rows_for_a_cell_say_in_what_they_differ():
 def test_tables_that_do_not_fit_are_refused(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+def test_interventions_show_every_seed_with_its_interval():
+    runs = pd.DataFrame(
+        [
+            (data, method, seed, 0.5 + 0.1 * seed, 0.4 + 0.1 * seed, 0.6 + 0.1 * seed)
+            for data in ("phantom-derm", "phantom-fundus")
+            for method in ("ViP", "CILMP, conditional")
+            for seed in (1, 2)
+        ],
+        columns=["data", "method", "seed", "accuracy", "accuracy low", "accuracy high"],
+    )
+    axes = intervention_figure(runs).axes
+    assert [ax.get_title() for ax in axes] == ["phantom-derm", "phantom-fundus"]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["CILMP, conditional", "ViP"]
+    first, second = axes[0].lines
+    assert list(first.get_xdata()) == list(second.get_xdata()) == pytest.approx([0.6, 0.7])
+    spans = [[tuple(x) for x in segment[:, :1]] for segment in axes[0].collections[0].get_segments()]
+    assert [(a[0], b[0]) for a, b in spans] == [pytest.approx((0.5, 0.7)), pytest.approx((0.6, 0.8))]

@@ -1,9 +1,12 @@
 """The curves: what is drawn where, and what is refused."""
 
+from itertools import product
+
+import numpy as np
 import pandas as pd
 import pytest
 
-from medvlp.show.figures.curves import shots_curve, training_curves
+from medvlp.show.figures.curves import name_rate_figure, shots_curve, training_curves
 from medvlp.study.ablation.statistics import t_interval
 
 HISTORY = pd.DataFrame(
@@ -18,7 +21,7 @@ HISTORY = pd.DataFrame(
 SCORES = pd.DataFrame(
     {
         "method": ["ViP", "ViP", "ViP", "probe"],
-        "shots": [1, 1, 4, 4],
+        "num_shots": [1, 1, 4, 4],
         "accuracy": [0.5, 0.7, 0.8, 0.4],
     }
 )
@@ -74,7 +77,9 @@ def test_scores_without_a_column_are_refused():
 
 
 def test_all_images_stand_behind_the_numbers_and_failed_runs_nowhere():
-    scores = pd.DataFrame({"method": "ViP", "shots": [16, "all", 2, 2], "accuracy": [0.7, 0.9, 0.5, None]})
+    scores = pd.DataFrame(
+        {"method": "ViP", "num_shots": [16, "all", 2, 2], "accuracy": [0.7, 0.9, 0.5, None]}
+    )
     ax = shots_curve(scores).axes[0]
     assert points(ax.lines[0]) == [(2, 0.5), (16, 0.7), (32, 0.9)]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["2", "16", "all"]
@@ -98,6 +103,19 @@ def test_intervals_are_students_and_methods_stand_side_by_side():
 
 
 def test_the_eleventh_method_has_a_line_of_its_own():
-    scores = pd.DataFrame({"method": [f"m{i}" for i in range(11)], "shots": 1, "accuracy": 0.5})
+    scores = pd.DataFrame({"method": [f"m{i}" for i in range(11)], "num_shots": 1, "accuracy": 0.5})
     lines = shots_curve(scores).axes[0].lines[::2]
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 11
+
+
+def test_name_rates_show_every_seed_the_mean_over_seeds_and_the_reference_lines():
+    columns = ["name_rate", "seed", "step", "knowledge"]
+    runs = pd.DataFrame(product((0.01, 0.1), (0, 1), (50, 150), ("symptoms", "classnames")), columns=columns)
+    figure = name_rate_figure(runs.assign(accuracy=0.5 + 0.1 * runs["seed"]), bayes=0.89, chance=0.5)
+    assert len(figure.axes) == 2
+    dots = np.vstack([dots.get_offsets() for dots in figure.axes[0].collections])  # no band around the mean
+    each = [(rate, 0.5 + 0.1 * seed) for rate in (0.01, 0.1) for seed in (0, 1) for _ in range(2)]
+    assert np.allclose(sorted(map(tuple, dots)), sorted(each))
+    heights = [line.get_ydata() for line in figure.axes[0].lines]
+    assert any(len(y) == 2 and y == pytest.approx([0.55, 0.55]) for y in heights)
+    assert any(list(y) == [0.89, 0.89] for y in heights) and any(list(y) == [0.5, 0.5] for y in heights)

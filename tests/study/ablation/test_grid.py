@@ -34,7 +34,7 @@ def test_an_empty_list_is_an_error():
 
 
 def test_keys_go_where_they_belong():
-    settings = {"method": "ViP", "lr": 0.1, "n_ctx": 2, "shots": 4, "config.seed": 7, "method.seed": 8}
+    settings = {"method": "ViP", "lr": 0.1, "n_ctx": 2, "num_shots": 4, "config.seed": 7, "method.seed": 8}
     config, arguments = sort_keys(settings, "ViP", ViP, KINDS)
     assert config == {"lr": 0.1, "seed": 7}
     assert arguments == {"n_ctx": 2, "seed": 8}

@@ -1,6 +1,7 @@
 """The papers' ablations: grids that are sound, small, and answer their question."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from medvlp.data.cards import load_card
 from medvlp.data.datasets import load_dataset
 from medvlp.knowledge.llm.representations import Representations, shipped_representations
 from medvlp.methods.registry import METHODS
-from medvlp.study.ablation import cilmp_grids, family_grids, papers
+from medvlp.study.ablation import papers, variants
 from medvlp.study.ablation.grid import Named, combinations, label
+from medvlp.study.ablation.papers import ABLATIONS
 from medvlp.study.ablation.plan import plan
-from medvlp.study.training.config import recipe
+from medvlp.study.training.config import TrainConfig, recipe
 from medvlp.study.transfer import transfer
 
 MANY = 210  # runs that a default grid may have at most
@@ -25,53 +27,76 @@ def clip() -> Clip:
     return load_clip("tiny", device="cpu")
 
 
-def planned(ablation, clip):
+def planned(grids, clip, config=None):
     """The runs as `run_ablation` would make them; it raises for a key that a method does not take."""
-    return plan(ablation.grids, None, None, clip, ablation.config, None)
+    return plan(grids, None, None, clip, config, None)
 
 
-@pytest.mark.parametrize("name", papers.ABLATIONS)
+# {ablation: its settings}: what `overview` counts for one seed and its default cards and shots
+SETTINGS = {
+    "vip_parts": 4,
+    "vip_aggregation": 3,
+    "vip_knowledge": 2 * 6,
+    "vip_number": 2 * 4,
+    "vip_context": 7,
+    "cilmp_intervention": 3,
+    "cilmp_rank": 5,
+    "cilmp_lengths": 3 * 3,
+    "cilmp_depth": 4,
+    "cilmp_averaging": 2,
+    "family": 5 + 15 * 3,
+    "few_shot": 5 * (2 + 4 * 3),
+    "base_to_new": 8,
+    "shift": 7 * 2,
+    "interventions": 2 * 8,
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
 class TestDefaults:
     def test_every_setting_is_a_run_of_its_own(self, name, clip):
-        ablation = papers.ABLATIONS[name]()
-        runs = planned(ablation, clip)
-        assert len(runs) == len({run.id for run in runs}) == ablation.n_runs <= MANY
+        ablation = ABLATIONS[name]
+        runs = planned(ablation.on(), clip, ablation.config)
+        assert len(runs) == len({run.id for run in runs}) == 3 * SETTINGS[name] <= MANY
         assert {run.seed for run in runs} == {1, 2, 3}
+        assert ablation.question.endswith("?") and ablation.question.count("?") == 1
 
-    def test_there_is_a_baseline_for_every_seed(self, name, clip):
-        ablation = papers.ABLATIONS[name]()
+    def test_there_is_a_baseline_for_every_seed(self, name):
+        ablation = ABLATIONS[name]
+        runs = combinations(ablation.on())
         found = [
             run["seed"]
-            for run in combinations(ablation.grids)
+            for run in runs
             if all(label(run.get(key)) == value for key, value in ablation.baseline.items())
         ]
         assert set(found) == {1, 2, 3}
-        assert len(found) < ablation.n_runs, "there is nothing to compare"
+        assert len(found) < len(runs), "there is nothing to compare"
 
     def test_cards_shots_and_seeds_are_arguments(self, name):
-        one = papers.ABLATIONS[name](cards=["phantom-cxr"], shots=["all"], seeds=[7])
-        two = papers.ABLATIONS[name](cards=["phantom-cxr", "phantom-derm"], shots=["all", 2], seeds=[7, 8])
-        assert two.n_runs == 8 * one.n_runs
-        runs = combinations(one.grids)
-        assert {(run["data"], run["shots"], run["seed"]) for run in runs} == {("phantom-cxr", "all", 7)}
-
-    def test_its_docstring_counts_its_settings(self, name):
-        build = papers.ABLATIONS[name]
-        settings = build(seeds=[1]).n_runs
-        assert f"{settings} by default" in build.__doc__ or f"{settings} settings" in build.__doc__
-        assert build().question.endswith("?") and build().question.count("?") == 1
+        one = combinations(ABLATIONS[name].on(["phantom-cxr"], ["all"], [7]))
+        two = ABLATIONS[name].on(["phantom-cxr", "phantom-derm"], ["all", 2], [7, 8])
+        assert len(combinations(two)) == 8 * len(one)
+        assert {(run["data"], run["num_shots"], run["seed"]) for run in one} == {("phantom-cxr", "all", 7)}
 
 
 def test_the_overview_lists_them_all():
     table = papers.overview(seeds=[1])
-    assert list(table.index) == list(papers.ABLATIONS)
-    assert table["runs at most"]["vip_parts"] == 4 and table["runs at most"]["cilmp_lengths"] == 9
+    assert table["runs at most"].to_dict() == SETTINGS
+
+
+def test_values_are_changed_where_grids_have_the_key():
+    grids = ABLATIONS["vip_context"].on(seeds=[1], changes={"n_ctx": [2, 3], "position": "front"})
+    assert [grid["n_ctx"] for grid in grids] == [[2, 3]] * 4
+    assert {grid["position"] for grid in grids} == {"front"}
+    with pytest.raises(ValueError, match="unknown key 'ranks' in the ablation; did you mean 'rank'"):
+        ABLATIONS["cilmp_rank"].on(changes={"ranks": [1]})
 
 
 def test_kinds_of_knowledge_are_those_of_the_card_and_more(clip):
     more = {"phantom-cxr": {"local LLM": {"normal lung": ["dark"], "pneumonia": ["white", "gray"]}}}
-    ablation = papers.vip_knowledge(["phantom-cxr"], seeds=[1], more=more)
-    values = {run["symptoms"].name: run["symptoms"].value for run in combinations(ablation.grids)}
+    kinds = partial(variants.kinds_of_knowledge, more=more)
+    grids = ABLATIONS["vip_knowledge"].on(["phantom-cxr"], seeds=[1], changes={"symptoms": kinds})
+    values = {run["symptoms"].name: run["symptoms"].value for run in combinations(grids)}
     kinds = ["symptoms", "class names", "templates", "out-of-domain", "useless", "incorrect", "local LLM"]
     assert list(values) == kinds and values["symptoms"] is None
     card = load_card("phantom-cxr")
@@ -79,29 +104,44 @@ def test_kinds_of_knowledge_are_those_of_the_card_and_more(clip):
     assert len(values["templates"]["normal lung"]) == len(card.templates)
     assert values["incorrect"] == card.symptoms("incorrect")
     assert values["local LLM"] == more["phantom-cxr"]["local LLM"]
-    assert len(planned(ablation, clip)) == 14
+    assert len(planned(grids, clip)) == 14
 
 
 def test_methods_that_are_compared_get_the_same_care(clip):
     """Each trained method has three rates to choose from, the same recipe otherwise, and as many epochs."""
-    ablation = papers.family(shots=[16, "all"], seeds=[1])
-    grids = [grid for grid in ablation.grids if "lr" in grid]
-    assert {grid["method"].name for grid in grids} == set(family_grids.TRAINED)
+    ablation = ABLATIONS["family"]
+    all_grids = ablation.on(num_shots=[16, "all"], seeds=[1])
+    grids = [grid for grid in all_grids if "lr" in grid]
+    assert {grid["method"].name for grid in grids} == set(papers.TRAINED)
     for grid in grids:
         published = recipe(METHODS[grid["method"].value]).lr
         assert np.allclose(np.array(grid["lr"]) / published, [1, 30, 1000])
-        assert grid["epochs"] == (50 if grid["shots"] == [16] else 3)
-    runs = planned(ablation, clip)
+        assert grid["epochs"] == (50 if grid["num_shots"] == 16 else 3)
+    runs = planned(all_grids, clip, ablation.config)
     for name, value in ablation.config.items():
         assert {getattr(run.config, name) for run in runs} == {value}
-    assert set(METHODS) == {run["method"].value for run in combinations(ablation.grids)}
+    assert set(METHODS) == {run["method"].value for run in combinations(all_grids)}
+
+
+def test_interventions_have_the_recipe_of_notebook_04_and_another_for_uneven_classes(clip):
+    runs = {run.settings["method"]: run for run in planned(ABLATIONS["interventions"].on(seeds=[2]), clip)}
+    cilmp, vip = runs["CILMP, unconditional"], runs["ViP"]
+    expected = TrainConfig(epochs=6, lr=0.0025, batch_size=64, views=0, seed=2)
+    assert (
+        cilmp.config == expected and not cilmp.average and cilmp.arguments["intervention"] == "unconditional"
+    )
+    assert vip.config == TrainConfig(epochs=10, lr=0.002, views=0, seed=2)
+    assert runs["linear probe, balanced"].arguments["class_weight"] == "balanced"
+    uneven = {grid["method"]: grid for grid in ABLATIONS["interventions"].on(["pneumonia"], seeds=[1])}
+    wanted = {"epochs": 20, "lr": 0.02, "views": 4, "logit_scale": 100, "class_weight": "balanced"}
+    assert wanted.items() <= uneven["ViP"].items() and uneven["ViP"]["metric"] == "balanced accuracy"
 
 
 def test_shipped_studies_hold_what_their_commands_ask_for(clip):
     """The committed runs are those that the ablations' grids make, a rate chosen for each."""
     for name, config in {"few_shot": {}, "vip_parts": {"epochs": 10, "views": 0}}.items():
-        ablation = papers.ABLATIONS[name]()
-        runs = plan(ablation.grids, None, None, clip, {**ablation.config, **config}, None)
+        ablation = ABLATIONS[name]
+        runs = planned(ablation.on(), clip, {**ablation.config, **config})
         found = papers.shipped_study(name)
         shipped = found.runs.set_index("run")
         assert set(shipped["status"]) == {"done"}
@@ -118,8 +158,30 @@ def test_shipped_studies_hold_what_their_commands_ask_for(clip):
         papers.shipped_study("few_shots")
 
 
+def test_the_shipped_interventions_are_runs_of_their_ablation(clip):
+    study = papers.shipped_study("interventions")
+    phantoms = study.runs[study.runs["data"] != "pneumonia"]
+    runs = {run.id: run for run in planned(ABLATIONS["interventions"].on(), clip)}
+    for _, row in phantoms.iterrows():
+        assert runs[row["run"]].settings["method"] == row["method"] and runs[row["run"]].seed == row["seed"]
+    trained = phantoms[phantoms["method"].str.match("CILMP|ViP")]
+    assert len(phantoms) == 2 * 4 + len(trained) and len(trained) == 2 * 4 * 3
+    assert study.runs["data"].value_counts()["pneumonia"] == 4 + 2 * 3
+    with pytest.raises(ValueError, match="kept without its predictions"):
+        study.predictions(phantoms["run"].iloc[0])
+
+
+def test_on_x_rays_cilmp_and_vip_lie_above_zero_shot_and_the_majority_with_their_whole_intervals():
+    runs = papers.shipped_study("interventions").with_intervals("accuracy")
+    xrays = runs[runs["data"] == "pneumonia"].set_index("method")
+    assert runs["accuracy"].between(runs["accuracy low"], runs["accuracy high"]).all()
+    zero_shot = xrays.loc[["zero-shot, classnames", "zero-shot, symptoms"], "accuracy"].max()
+    for method in ("CILMP, conditional", "ViP"):
+        assert (xrays.loc[method, "accuracy low"] > max(zero_shot, 390 / 624)).all()
+
+
 def test_fewer_symptoms_are_among_the_more_and_differ_by_seed():
-    runs = combinations(papers.vip_number(["phantom-derm"], seeds=[1, 2]).grids)
+    runs = combinations(ABLATIONS["vip_number"].on(["phantom-derm"], seeds=[1, 2]))
     drawn = {(run["seed"], run["symptoms"].name): run["symptoms"].value for run in runs}
     listed = load_card("phantom-derm").symptoms()
     for seed in (1, 2):
@@ -133,34 +195,36 @@ def test_fewer_symptoms_are_among_the_more_and_differ_by_seed():
 
 
 def test_a_number_that_the_card_does_not_have_is_left_out():
-    runs = combinations(papers.vip_number(["pneumonia"], seeds=[1], numbers=(2, 40)).grids)
-    assert [run["symptoms"].name for run in runs if run["method"] == "ViP"] == ["2", "all"]
+    where = variants.Where("pneumonia", load_card("pneumonia"), "all", 1)
+    drawn = variants.fewer_symptoms(where, numbers=(2, 40))
+    assert [symptoms.name for symptoms in drawn] == ["2", "all"]
 
 
-def test_data_sets_and_cards_serve_as_their_names(clip):
+@pytest.mark.parametrize("name", ["vip_number", "vip_knowledge", "shift"])
+def test_data_sets_and_cards_serve_as_their_names(name, clip):
     data, card = load_dataset("phantom-cxr"), load_card("phantom-cxr")
-    for build in (papers.vip_number, papers.vip_knowledge, papers.shift):
-        named, given, read = (build([one], seeds=[1]) for one in ("phantom-cxr", data, card))
-        ids = [[run.id for run in planned(ablation, clip)] for ablation in (named, given, read)]
-        assert ids[0] == ids[1] == ids[2]
+    named, given, read = (
+        [run.id for run in planned(ABLATIONS[name].on([one], seeds=[1]), clip)]
+        for one in ("phantom-cxr", data, card)
+    )
+    assert named == given == read
 
 
 def test_a_shift_tests_the_same_training_twice(clip):
-    runs = planned(papers.shift(["phantom-derm"], seeds=[1], methods=["ZeroShot", "ViP"]), clip)
+    shift = ABLATIONS["shift"]
+    runs = planned(shift.on(["phantom-derm"], seeds=[1], changes={"method": ["ZeroShot", "ViP"]}), clip)
     assert [(run.method, run.test.name) for run in runs] == [
         (method, test) for method in ("ZeroShot", "ViP") for test in ("phantom-derm", "phantom-derm-shifted")
     ]
     assert runs[2].inputs["train"] == runs[3].inputs["train"]
     assert runs[2].inputs["test"] != runs[3].inputs["test"]
-    other = papers.shift(["phantom-derm"], tests={"phantom-derm": "elsewhere.md"}, methods=["ViP"])
-    assert other.grids[0]["test"] == ["phantom-derm", "elsewhere.md"]
     with pytest.raises(ValueError, match="card 'derm7pt' has no shifted one; name a data set"):
-        papers.shift(["derm7pt"])
+        shift.on(["derm7pt"])
 
 
 def test_methods_for_new_classes_are_those_that_transfer(clip):
     """The methods of `base_to_new`, untrained, all pass to the other half of the classes."""
-    for run in planned(papers.base_to_new(seeds=[1]), clip):
+    for run in planned(ABLATIONS["base_to_new"].on(seeds=[1]), clip):
         card = run.data.get().data.card
         method = run.kind(clip, card.with_classes(card.classnames[:3]), **run.arguments)
         new = transfer(method, card.with_classes(card.classnames[3:]))
@@ -175,34 +239,36 @@ def test_llms_layers_and_layouts_are_named(clip, monkeypatch, tmp_path):
         start = torch.arange(128.0).reshape(16, 8) + 200 * len(made)
         return Representations({name: start + 9 * i for i, name in enumerate(card.classnames)})
 
-    monkeypatch.setattr(cilmp_grids, "find_llm", lambda llm: llm.upper())
-    monkeypatch.setattr(cilmp_grids, "llm_representations", fake)
+    monkeypatch.setattr(variants, "find_llm", lambda llm: llm.upper())
+    monkeypatch.setattr(variants, "llm_representations", fake)
     llms = {"SmolLM2": "smollm2", "Gemma 3": "gemma.gguf"}
-    variants = papers.llm_variants("phantom-derm", llms, layers=(-1, 0), folder=tmp_path)
-    assert [one.name for one in variants[:3]] == [
+    states = variants.llm_variants("phantom-derm", llms, layers=(-1, 0), folder=tmp_path)
+    assert [one.name for one in states[:3]] == [
         "SmolLM2, layer -1",
         "SmolLM2, layer 0",
         "SmolLM2, all layers",
     ]
     assert made[-1] == ("GEMMA.GGUF", "layers", -1, "phantom-derm-Gemma-3-all-layers.safetensors")
     assert len({name for *_, name in made}) == 6
-    rows = torch.cat([h for one in variants for h in one.value.states.values()])
+    rows = torch.cat([h for one in states for h in one.value.states.values()])
     assert torch.allclose(rows.square().mean(dim=1), torch.ones(len(rows)))
-    plain = papers.llm_variants("phantom-derm", {"SmolLM2": "smollm2"}, same_size=False, folder=tmp_path)
+    plain = variants.llm_variants("phantom-derm", {"SmolLM2": "smollm2"}, same_size=False, folder=tmp_path)
     assert plain[0].value.states["nevus"].min() == 7 * 200 + 9  # of the seventh call, the second class
-    ablation = papers.cilmp_llm({"phantom-derm": variants}, seeds=[1])
-    runs = planned(ablation, clip)
-    assert ablation.n_runs == len(runs) == 6
-    assert [run.settings["method.representations"] for run in runs] == [one.name for one in variants]
+    ablation = papers.cilmp_llm({"phantom-derm": states})
+    runs = planned(ablation.on(seeds=[1]), clip)
+    assert len(runs) == 6
+    assert [run.settings["method.representations"] for run in runs] == [one.name for one in states]
     assert ablation.baseline == {"representations": "SmolLM2, layer -1"}
 
 
 def test_the_shipped_representations_may_be_among_them(clip):
     shipped = shipped_representations("phantom-derm")
-    ablation = papers.cilmp_llm({"phantom-derm": [Named("shipped", shipped)]}, seeds=[1])
-    assert json.loads(json.dumps(planned(ablation, clip)[0].inputs))["method"] == "CILMP"
+    grids = papers.cilmp_llm({"phantom-derm": [Named("shipped", shipped)]}).on(seeds=[1])
+    assert json.loads(json.dumps(planned(grids, clip)[0].inputs))["method"] == "CILMP"
 
 
 def test_clips_are_an_argument(clip):
-    ablation = papers.backbones([clip, "tiny"], seeds=[1], methods=["ZeroShot"])
-    assert ablation.n_runs == 2 and len(planned(ablation, clip)) == 1  # the same CLIP, given and by name
+    grids = papers.backbones([clip, "tiny"], methods=["ZeroShot"]).on(seeds=[1])
+    assert (
+        len(combinations(grids)) == 2 and len(planned(grids, clip)) == 1
+    )  # the same CLIP, given and by name

@@ -1,6 +1,10 @@
 """The plan of a study: errors before any run, names in tables, and what travels to other processes."""
 
+import inspect
+import linecache
 import pickle
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ from medvlp.study.ablation.plan import plan
 from medvlp.study.ablation.sources import Parts, clip_source, data_source
 from medvlp.study.training.config import TrainConfig
 from tests.backbone import small_clips
-from tests.study.ablation.small_study import COUNTS, clip_name, noted, small_data, study
+from tests.study.ablation.small_study import COUNTS, Slow, clip_name, noted, small_data, study
 from tests.study.training.small_training import Prototypes
 
 
@@ -40,7 +44,7 @@ def test_errors_come_before_any_run(folder):
         ({"seed": 1}, "needs a 'method'"),
         ({"method": "Slow", "secondz": 1}, "did you mean 'seconds'"),
         ({"method": "Slow", "epochs": [1, 0]}, "epochs is 0"),
-        ({"method": "Slow", "shots": 100}, "fewer than num_shots=100"),
+        ({"method": "Slow", "num_shots": 100}, "fewer than num_shots=100"),
         ({"method": "Slow", "base_to_new": True}, "need four"),
         ({"method": "Slow", "test": "phantom-cxr"}, "must be the same, in the same order"),
         ({"method": "Slow", "data": ["phantom-dermm"]}, "unknown card 'phantom-dermm'"),
@@ -94,47 +98,57 @@ def test_published_recipe_then_config_then_grid(folder):
     assert run.config == TrainConfig(epochs=2, lr=0.03, batch_size=12, views=0)
 
 
-def id_of(kind: type) -> str:
-    (run,) = plan({"method": "Mine"}, small_data(), None, "tiny", None, {"Mine": kind})
+CLASS = """
+class Mine(Prototypes):
+    scale = {scale}
+
+    @property
+    def sign(self):
+        return {sign}
+
+    def forward(self, images):
+        return self.scale * self.sign * super().forward(images)
+"""
+
+
+def id_of(folder: Path, notebook: bool, **constants: float) -> str:
+    """The id of a run of a method of one's own, from a module or from a cell of a notebook."""
+    source = CLASS.format(**{"scale": 1.0, "sign": 1.0} | constants)
+    module = types.ModuleType("mine")
+    path = folder / f"{'cell' if notebook else 'mine'}{len(list(folder.iterdir()))}.py"
+    if notebook:  # lines that Python knows, of a module without file
+        linecache.cache[str(path)] = (len(source), None, source.splitlines(keepends=True), str(path))
+        path.touch()
+    else:
+        path.write_text(source)
+        module.__file__ = str(path)
+    sys.modules["mine"] = module
+    module.Prototypes = Prototypes
+    exec(compile(source, str(path), "exec"), vars(module))
+    (run,) = plan({"method": "Mine"}, small_data(), None, "tiny", None, {"Mine": module.Mine})
+    del sys.modules["mine"]
     return run.id
 
 
-def signed(value: float, source: bool) -> type:
-    """A method of one's own that depends on a class attribute, on what it encloses, and on constants."""
-    if not source:
-        code = f"class Mine(Prototypes):\n    def forward(self, x): return {value} * super().forward(x)"
-        space = {"Prototypes": Prototypes, "__name__": "__main__"}
-        exec(code, space)
-        return space["Mine"]
-
-    class Mine(Prototypes):
-        def forward(self, images):
-            return value * super().forward(images)
-
-    return Mine
+@pytest.mark.parametrize("notebook", [False, True])
+def test_a_changed_method_of_ones_own_makes_other_runs(tmp_path, notebook):
+    ids = [id_of(tmp_path, notebook, **constants) for constants in ({}, {}, {"scale": 2.0}, {"sign": -1.0})]
+    assert ids[0] == ids[1] and len(set(ids)) == 3
 
 
-@pytest.mark.parametrize("source", [True, False])
-def test_a_changed_method_of_ones_own_makes_other_runs(source):
-    assert id_of(signed(1.0, source)) == id_of(signed(1.0, source)) != id_of(signed(-1.0, source))
+def test_a_changed_base_of_ones_own_makes_other_runs(monkeypatch):
+    (run,) = plan({"method": "Slow"}, small_data(), None, "tiny", None, {"Slow": Slow})
+    read = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda kind: read(kind) + "changed" * (kind is Prototypes))
+    (other,) = plan({"method": "Slow"}, small_data(), None, "tiny", None, {"Slow": Slow})
+    assert run.id != other.id
 
 
-def test_a_changed_constant_or_base_of_ones_own_makes_other_runs():
-    class Base(Prototypes):
-        sign = 1.0
-
-    class Mine(Base):
-        @staticmethod
-        def double(x):
-            return 2 * x
-
-    before = id_of(Mine)
-    Base.sign = -1.0
-    changed = id_of(Mine)
-    Base.sign = 1.0
-    assert before == id_of(Mine) != changed
-    Mine.double = staticmethod(lambda x: 3 * x)
-    assert id_of(Mine) != before
+def test_a_method_without_source_is_refused():
+    space = {"Prototypes": Prototypes, "__name__": "__main__"}
+    exec(CLASS.format(scale=1, sign=1), space)
+    with pytest.raises(ValueError, match="the source of Mine.forward cannot be read.* in a notebook's cell"):
+        plan({"method": "Mine"}, small_data(), None, "tiny", None, {"Mine": space["Mine"]})
 
 
 @pytest.mark.parametrize(
@@ -143,14 +157,14 @@ def test_a_changed_constant_or_base_of_ones_own_makes_other_runs():
         ({"seed": "a"}, "seed is 'a'; give a whole number from 0"),
         ({"seed": 1.9}, "seed is 1.9"),
         ({"seed": -1}, "seed is -1"),
-        ({"shots": "2"}, "shots is '2'; give a whole number from 1, or 'all'"),
-        ({"shots": True}, "shots is True"),
-        ({"shots": 0}, "shots is 0"),
+        ({"num_shots": "2"}, "num_shots is '2'; give a whole number from 1, or 'all'"),
+        ({"num_shots": True}, "num_shots is True"),
+        ({"num_shots": 0}, "num_shots is 0"),
         ({"average": "no"}, "average is 'no'; give True or False"),
         ({"base_to_new": "false"}, "base_to_new is 'false'"),
         ({"lr": 0.1, "config.lr": 0.2}, "gives 'lr' twice"),
-        ({"lr": "x"}, "lr is 'x'; give a number"),
-        ({"epochs": 1.5}, "epochs is 1.5; give a whole number"),
+        ({"lr": "x"}, "lr is 'x'; it should be a valid number"),
+        ({"epochs": 1.5}, "epochs is 1.5; it should be a valid integer"),
     ],
 )
 def test_values_that_make_no_sense_are_refused_before_any_run(folder, change, message):

@@ -20,7 +20,7 @@ N = len(GRID["seed"])
 
 def in_a_process(module: str, folder: Path, repository: Path) -> None:
     """Run a module of this folder; what it said, if it failed or hung."""
-    command = [sys.executable, "-m", f"tests.study.{module}", str(folder)]
+    command = [sys.executable, "-m", f"tests.study.ablation.{module}", str(folder)]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 

@@ -25,10 +25,11 @@ from medvlp.study.ablation.grid import Named
 from medvlp.study.ablation.plan import plan
 from medvlp.study.ablation.run import BUSY, execute
 from medvlp.study.ablation.sources import Parts
+from medvlp.study.ablation.statistics import Predictions
 from medvlp.study.ablation.store import FIELDS, RunStore
 from medvlp.study.ablation.study import Study, run_ablation
 from medvlp.study.evaluation import predict_logits
-from medvlp.study.metrics import METRICS, metric_values
+from medvlp.study.metrics import METRICS, bootstrap, metric_values
 from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig, recipe
 from medvlp.study.training.fit import fit
@@ -36,7 +37,7 @@ from tests.methods.small import make_card, make_set
 from tests.study.ablation.small_study import COUNTS, RECIPE, clip_name, note, noted, small_data, study
 from tests.study.training.small_training import CARD, Prototypes
 
-GRID = {"method": "Slow", "shots": [2, 4], "seed": [1, 2]}
+GRID = {"method": "Slow", "num_shots": [2, 4], "seed": [1, 2]}
 
 
 @pytest.fixture
@@ -45,6 +46,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     clip_name(tmp_path)
     monkeypatch.setenv(COUNTS, str(tmp_path / "counts.txt"))
     return tmp_path
+
+
+def bootstrap_ends(found: Predictions) -> list[float]:
+    """The 95 % interval of accuracy as `evaluate` has it."""
+    samples = bootstrap(found.labels, found.probabilities, found.groups, 1000, 1, ["accuracy"])["accuracy"]
+    return np.quantile(samples, [0.025, 0.975]).tolist()
 
 
 def without_times(table: pd.DataFrame) -> pd.DataFrame:
@@ -65,7 +72,7 @@ def by_hand(folder: Path, shots: int, seed: int, average: bool = False) -> Tenso
 
 @pytest.mark.parametrize("average", [False, True])
 def test_a_run_is_fit_and_evaluation_as_by_hand(folder, average):
-    grid = {"method": "Prototypes", "shots": 4, "seed": 3, "average": average}
+    grid = {"method": "Prototypes", "num_shots": 4, "seed": 3, "average": average}
     made = study(folder, grid)
     (run,) = made.runs.to_dict("records")
     expected = by_hand(folder, 4, 3, average).double().softmax(dim=1).numpy()
@@ -89,7 +96,7 @@ def test_the_numbers_that_each_method_learns_are_counted(folder):
 
 
 def test_averaging_changes_a_run(folder):
-    made = study(folder, {"method": "Prototypes", "shots": 4, "average": [False, True]})
+    made = study(folder, {"method": "Prototypes", "num_shots": 4, "average": [False, True]})
     one, other = (made.predictions(run).probabilities for run in made.runs["run"])
     assert np.abs(one - other).max() > 0.01
 
@@ -98,18 +105,18 @@ def test_a_run_is_made_once_and_a_study_grows(folder):
     first = study(folder, GRID)
     assert [word for word, _ in noted()] == ["1", "2", "1", "2"]
     again = study(folder, GRID)
-    grown = study(folder, [GRID, {"method": "Slow", "shots": [4, "all"], "seed": [1]}])
+    grown = study(folder, [GRID, {"method": "Slow", "num_shots": [4, "all"], "seed": [1]}])
     assert [word for word, _ in noted()] == ["1", "2", "1", "2", "1"]
     pd.testing.assert_frame_equal(again.runs, first.runs)
-    assert grown.runs["shots"].tolist() == [2, 2, 4, 4, "all"]
+    assert grown.runs["num_shots"].tolist() == [2, 2, 4, 4, "all"]
     assert study(folder, GRID, "elsewhere").runs["run"].tolist() == first.runs["run"].tolist()
     assert len(noted()) == 9
 
 
 def test_what_a_run_depends_on_is_in_its_id(folder):
-    plain = {"method": "Slow", "shots": 2}
+    plain = {"method": "Slow", "num_shots": 2}
     ids = {study(folder, plain).runs["run"][0]}
-    for other in ({"lr": 0.01}, {"seconds": 0.001}, {"seed": 2}, {"config.seed": 2}, {"shots": 3}):
+    for other in ({"lr": 0.01}, {"seconds": 0.001}, {"seed": 2}, {"config.seed": 2}, {"num_shots": 3}):
         ids.add(study(folder, plain | other).runs["run"][0])
     ids.add(study(folder, plain, data=small_data(9)).runs["run"][0])
     ids.add(study(folder, plain, config=RECIPE | {"views": 0}).runs["run"][0])
@@ -206,7 +213,7 @@ class DyingPool:
 
 
 def test_a_run_that_kills_its_worker_twice_fails_and_takes_no_other_along(folder, monkeypatch):
-    monkeypatch.setattr("medvlp.study.ablation.workers.Parallel", DyingPool)
+    monkeypatch.setattr("medvlp.study.ablation.make.Parallel", DyingPool)
     grid = {"method": "Dies", "deaths": [9, 1, 0], "seed": [1, 2]}
     made = study(folder, grid, methods={"Dies": Dies})
     assert made.runs["status"].tolist() == ["failed"] * 2 + ["done"] * 4
@@ -245,6 +252,14 @@ def test_compare_pairs_runs_of_one_study(folder):
     assert found["difference"].tolist() == pytest.approx([accuracy["Prototypes"] - accuracy["ZeroShot"]])
 
 
+def test_each_run_has_an_interval_over_test_images(folder):
+    made = study(folder, {"method": ["Prototypes", "Raises"], "seed": [1, 2]})
+    found = made.with_intervals("accuracy")
+    assert found["accuracy low"].isna().tolist() == [False, False, False, True]
+    alone = bootstrap_ends(made.predictions(found["run"][0]))
+    assert (found["accuracy low"][0], found["accuracy high"][0]) == pytest.approx(alone)
+
+
 def test_a_store_opens_by_itself_and_stores_merge_by_copying(folder):
     one = study(folder, {"method": "Slow", "seed": [1, 2]}, "one")
     two = study(folder, {"method": "Slow", "seed": [2, 3]}, "two")
@@ -273,7 +288,7 @@ def test_another_test_set_is_the_one_that_is_measured(folder):
     test = make_set(CARD, [2, 1, 0, 0], "test", seed=5)
     data = small_data()
     shifted = Named("shifted", Data(CARD, data.train, data.val, test, record={}))
-    made = study(folder, {"method": "Prototypes", "shots": 4, "test": [shifted, data]})
+    made = study(folder, {"method": "Prototypes", "num_shots": 4, "test": [shifted, data]})
     predictions = [made.predictions(run) for run in made.runs["run"]]
     assert [len(found.labels) for found in predictions] == [4, 30]
     assert made.runs["test"].tolist() == ["shifted", "lesions"]
@@ -349,7 +364,7 @@ def test_a_setting_is_chosen_on_validation_for_each_method_and_seed(folder):
 
 def test_what_validation_says_of_a_run_is_what_the_finished_method_says(folder):
     data = small_data()
-    made = study(folder, {"method": "Prototypes", "config.keep": ["best", "last"], "shots": 4}, data=data)
+    made = study(folder, {"method": "Prototypes", "config.keep": ["best", "last"], "num_shots": 4}, data=data)
     clip = load_clip(f"local-dir:{folder / 'clip'}")
     for _, row in made.runs.iterrows():
         method = Prototypes(clip, CARD)

@@ -23,20 +23,20 @@ def rates(made: Study) -> list[float]:
 
 
 RATES = [1e-6, 0.5, 3.0]
-GRID = {"method": "Slow", "lr": RATES, "shots": [2, 4], "seed": [3, 1, 2]}
+GRID = {"method": "Slow", "lr": RATES, "num_shots": [2, 4], "seed": [3, 1, 2]}
 
 
 def test_the_first_seed_tries_all_and_the_others_take_its_choice(folder):
     made = study(folder, GRID, tune="lr")
     assert sorted(seed for seed, _ in noted()) == sorted(["3"] * 6 + ["1"] * 2 + ["2"] * 2)
     runs = made.runs.assign(lr=rates(made))
-    assert len(made) == 6 and runs.groupby("shots")["seed"].apply(sorted).tolist() == [[1, 2, 3]] * 2
+    assert len(made) == 6 and runs.groupby("num_shots")["seed"].apply(sorted).tolist() == [[1, 2, 3]] * 2
     everything = Study(folder / "store").runs
-    for shots, rows in runs.groupby("shots"):
-        tried = everything[(everything["shots"] == shots) & (everything["seed"] == 3)]
+    for shots, rows in runs.groupby("num_shots"):
+        tried = everything[(everything["num_shots"] == shots) & (everything["seed"] == 3)]
         assert sorted(tried["lr"]) == RATES
         assert set(rows["lr"]) == {tried.loc[tried["val loss"].idxmin(), "lr"]}
-    assert made.summary(by=["shots"])["seeds"].tolist() == [3, 3]
+    assert made.summary(by=["num_shots"])["seeds"].tolist() == [3, 3]
 
 
 def test_the_same_call_makes_nothing_and_finds_the_same(folder):
@@ -87,7 +87,7 @@ def test_a_key_with_one_value_is_taken_as_it_is(folder, tune):
     assert len(more) == 2 and len(set(rates(more))) == 1
 
 
-@pytest.mark.parametrize("key", ["lrs", "method", "seed", "shots", "data"])
+@pytest.mark.parametrize("key", ["lrs", "method", "seed", "num_shots", "data"])
 def test_what_is_no_key_to_choose_is_refused_before_any_run(folder, key):
     with pytest.raises(ValueError, match=f"unknown key to tune {key!r} in the grid"):
         study(folder, GRID, tune=key)
