@@ -1,10 +1,15 @@
 """What all tests share: no network, no windows, a cache of their own, and the folder of real data sets."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import pytest
+
+if TYPE_CHECKING:
+    from medvlp.backbone.clip import Clip
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it reads this once
 matplotlib.use("Agg")
@@ -31,6 +36,26 @@ def data_root() -> Path:
     if not folder:
         pytest.skip("needs real images: set MEDVLP_DATA to the folder that holds chest_xray/")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> "Clip":
+    """Return a small CLIP with random weights, on the CPU. Tests leave it as it is."""
+    from medvlp.backbone.clip import load_clip
+    from tests.backbone import small_clips
+
+    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute in one thread, so that sums are the same, and quick, on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,7 @@ class Clip(nn.Module):
         context_length: the most tokens a text may have, start and end of text included.
         embed_dim: D, length of an image or text feature.
         text_width: w, length of a token embedding.
+        precision: "fp32", "bf16" or "fp16", as `load_clip` was given it.
         dtype: type of the weights; features are always float32.
 
     Example:
@@ -79,7 +80,7 @@ class Clip(nn.Module):
         self.image_size = int(height)
         self.context_length = int(tokenizer.context_length)
         self.embed_dim = int(model_cfg["embed_dim"])
-        self.dtype = PRECISIONS[precision]
+        self.precision, self.dtype = precision, PRECISIONS[precision]
         if isinstance(model.text, TextTransformer):
             model.text.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
         self.eval()

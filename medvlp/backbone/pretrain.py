@@ -15,8 +15,9 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -26,12 +27,14 @@ from open_clip import CustomTextCLIP, SimpleTokenizer
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.loss import ClipLoss
 from open_clip.model import set_model_preprocess_cfg
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip, native_bfloat16
+from medvlp.data.errors import frozen_config
 from medvlp.data.files import atomic_write
 from medvlp.data.phantoms.captions import captions
 from medvlp.data.phantoms.worlds import Latents, World, get_world
@@ -50,24 +53,25 @@ PREPROCESS = {
     "resize_mode": "shortest",
     "fill_color": 0,
 }
+Share = Annotated[float, Field(ge=0, le=1)]
 STREAM = 0x9E3779B9  # keeps the images of pre-training apart from those of every data set
 
 
-@dataclass(frozen=True)
+@frozen_config
 class PretrainConfig:
     """What a pre-training run depends on."""
 
     worlds: tuple[str, ...] = ("derm", "cxr", "fundus")
-    n_images: int = 24_000  # images of each world, captioned anew each time they are seen
-    steps: int = 4_200
-    batch_size: int = 128
-    plain: float = 0.4  # the first share of the steps, with captions in plain words
-    lr: float = 1.5e-3  # AdamW, cosine to zero
-    warmup: int = 100  # steps
-    weight_decay: float = 0.1  # on matrices; not on embeddings, gains and biases
-    name_rate: float = 1e-4  # how often a caption names a disease,
-    wrong_rate: float = 0.2  # and how often that name is wrong
-    seed: int = 0
+    n_images: PositiveInt = 24_000  # images of each world, captioned anew each time they are seen
+    steps: PositiveInt = 4_200
+    batch_size: PositiveInt = 128
+    plain: Share = 0.4  # the first share of the steps, with captions in plain words
+    lr: PositiveFloat = 1.5e-3  # AdamW, cosine to zero
+    warmup: PositiveInt = 100  # steps
+    weight_decay: NonNegativeFloat = 0.1  # on matrices; not on embeddings, gains and biases
+    name_rate: Share = 1e-4  # how often a caption names a disease,
+    wrong_rate: Share = 0.2  # and how often that name is wrong
+    seed: NonNegativeInt = 0
     # matrix products in bfloat16, weights in float32; by default where the processor has such products
     bf16: bool = field(default_factory=native_bfloat16)
 
@@ -99,6 +103,13 @@ def pretrain(
 
     Raises:
         FloatingPointError: the loss is no longer a number.
+
+    Example:
+        >>> from medvlp.backbone.pretrain import PretrainConfig, pretrain
+        >>> config = PretrainConfig(worlds=("derm",), n_images=8, steps=2, batch_size=4)
+        >>> clip, history = pretrain(config, progress=False)
+        >>> history.columns.tolist()
+        ['step', 'loss', 'accuracy', 'logit_scale']
     """
     clip = new_clip(config.seed)
     draws = torch.Generator().manual_seed(config.seed)
@@ -134,8 +145,8 @@ def pretrain(
         schedule.step()
         with torch.no_grad():
             clip.model.logit_scale.clamp_(0, math.log(100))
-            found = (image_features @ text_features.T).argmax(dim=1)  # (B,)
-        right = (found == torch.arange(len(found))).float().mean().item()
+            nearest = (image_features @ text_features.T).argmax(dim=1)  # (B,)
+        right = (nearest == torch.arange(len(nearest))).float().mean().item()
         rows.append({"step": step, "loss": loss.item(), "accuracy": right, "logit_scale": scale.item()})
         bar.set_postfix(loss=f"{loss.item():.2f}")
         if callback is not None:

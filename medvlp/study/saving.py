@@ -1,7 +1,6 @@
 """save and load: a trained method as one safetensors file of what was learned, and what it belongs to."""
 
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from medvlp.backbone.clip import PRECISIONS, Clip, load_clip
+from medvlp import __version__
+from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.cards import DataCard, list_cards, load_card
 from medvlp.data.errors import unknown_name
 from medvlp.data.tensor_files import read_tensors, write_tensors
@@ -50,14 +50,18 @@ def save(method: nn.Module, path: str | Path, history: pd.DataFrame | None = Non
     except TypeError as error:
         raise TypeError(f"the config of {name} is not plain JSON, so it cannot be saved: {error}.") from error
     facts = {
-        "medvlp": _version(),
+        "medvlp": __version__,
         "method": name,
         "config": method.config,
-        "clip": {"name": clip.name, "precision": _precision(clip), "fingerprint": clip.fingerprint},
+        "clip": {"name": clip.name, "precision": clip.precision, "fingerprint": clip.fingerprint},
         "card": _front_matter(card),
         "card_hash": card.hash,
-        "history": None if history is None else _summary(history),
+        "history": None,
     }
+    if history is not None:
+        best = history[history["best"]] if "best" in history else history[:0]
+        row = json.loads(best.to_json(orient="records", double_precision=15))  # as plain JSON
+        facts["history"] = {"epochs": len(history), "best": row}
     write_tensors(path, own_tensors(method), KIND, facts)
 
 
@@ -106,7 +110,11 @@ def load(
     clip = _clip(path, facts["clip"], clip, device)
     config = facts["config"]
     if representations is not None:
-        config = config | {"representations": _checked(path, config, representations)}
+        wanted, here = config.get("representations"), representations.fingerprint
+        if wanted != here:
+            theirs = f"representations {wanted[:12]}" if wanted else "no representations"
+            raise ValueError(f"{path} was trained with {theirs}, those given are {here[:12]}.")
+        config = config | {"representations": representations}
     try:
         built = kind(clip, card, **config)
     except TypeError as error:
@@ -115,47 +123,21 @@ def load(
     return built.eval()
 
 
-def _checked(path: str | Path, config: dict[str, Any], given: Representations) -> Representations:
-    """The representations given, if they are those of the file."""
-    wanted = config.get("representations")
-    if wanted != given.fingerprint:
-        theirs = f"representations {wanted[:12]}" if wanted else "no representations"
-        raise ValueError(f"{path} was trained with {theirs}, those given are {given.fingerprint[:12]}.")
-    return given
-
-
-def _version() -> str:
-    try:
-        return metadata.version("medvlp")
-    except metadata.PackageNotFoundError:  # a folder of sources
-        return "unknown"
-
-
-def _precision(clip: Clip) -> str:
-    return next(name for name, dtype in PRECISIONS.items() if dtype == clip.dtype)
-
-
 def _front_matter(card: DataCard) -> dict[str, Any]:
     return card.model_dump(mode="json", exclude={"prose", "path"}, exclude_defaults=True)
 
 
-def _summary(history: pd.DataFrame) -> dict[str, Any]:
-    """Number of epochs, and the best one's row, as plain JSON."""
-    best = history[history["best"]] if "best" in history else history[:0]
-    return {"epochs": len(history), "best": json.loads(best.to_json(orient="records", double_precision=15))}
-
-
 def _clip(path: str | Path, wanted: dict[str, str], clip: Clip | None, device: str | torch.device) -> Clip:
     """The CLIP given or loaded, if it is the one wanted."""
-    found = load_clip(wanted["name"], device, wanted["precision"]) if clip is None else clip
-    if found.fingerprint != wanted["fingerprint"]:
+    here = load_clip(wanted["name"], device, wanted["precision"]) if clip is None else clip
+    if here.fingerprint != wanted["fingerprint"]:
         theirs = f"clip {wanted['name']!r} in {wanted['precision']} ({wanted['fingerprint'][:12]})"
-        ours = f"{found.name!r} in {_precision(found)} ({found.fingerprint[:12]})"
+        ours = f"{here.name!r} in {here.precision} ({here.fingerprint[:12]})"
         what = f"the one given is {ours}" if clip is not None else f"what loads by that name is now {ours}"
         raise ValueError(
             f"{path} was trained on {theirs}, but {what}: other weights, or other preprocessing."
         )
-    return found
+    return here
 
 
 def _card(path: str | Path, facts: dict[str, Any], card: DataCard | str | None) -> DataCard:
@@ -165,29 +147,17 @@ def _card(path: str | Path, facts: dict[str, Any], card: DataCard | str | None) 
     saved = DataCard.model_validate(facts["card"])
     if saved.hash != facts["card_hash"]:
         raise ValueError(f"the card in {path} is read differently by this version of medvlp; train anew.")
-    if isinstance(card, str):
-        return saved
-    now = card
-    if card is None and saved.name in list_cards():
-        now = _with_its_classes(load_card(saved.name), saved)
-    if now is None:  # a card of the user's own, which only the file holds
-        return saved
+    if card == SAVED or (card is None and saved.name not in list_cards()):
+        return saved  # asked for, or a card of the user's own, which only the file holds
+    now = load_card(saved.name) if card is None else card
+    if card is None and set(saved.classnames) < set(now.classnames):
+        now = now.with_classes(saved.classnames)
     if now.hash != saved.hash:
         whose = "the packaged card" if card is None else "the card given"
-        fields = ", ".join(_changed(_front_matter(saved), _front_matter(now)))
+        old, new = _front_matter(saved), _front_matter(now)
+        fields = ", ".join(name for name in old | new if old.get(name) != new.get(name))
         raise ValueError(
             f"{path} was trained with card {saved.name!r}, but {whose} {now.name!r} differs in {fields}. "
             f"Train anew, or load with card={SAVED!r} to use the card as it was."
         )
     return now
-
-
-def _with_its_classes(card: DataCard, saved: DataCard) -> DataCard:
-    """The card with the classes of the saved one, if it has them all and others too; else as it is."""
-    has_more = set(saved.classnames) < set(card.classnames)
-    return card.with_classes(saved.classnames) if has_more else card
-
-
-def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The fields in which two cards differ."""
-    return [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]

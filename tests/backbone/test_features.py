@@ -43,17 +43,7 @@ class Pictures(torch.utils.data.Dataset):
         return (self.transform(image) if self.transform else image), int(self.labels[i])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return load_clip(small_clips.openai_kind(tmp_path_factory.mktemp("clip")), device="cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def files(cache):
@@ -94,7 +84,7 @@ def test_default_folder_is_the_environments(clip, tmp_path, monkeypatch):
 
 
 def test_each_clip_data_set_and_view_has_its_own_file(clip, tmp_path):
-    other = load_clip(small_clips.openai_kind(tmp_path / "other", seed=1), device="cpu")
+    other = load_clip(small_clips.open_clip_kind(tmp_path / "other", seed=1), device="cpu")
     cache = tmp_path / "cache"
     made = [
         image_features(clip, Pictures(4), cache_dir=cache),
@@ -107,39 +97,26 @@ def test_each_clip_data_set_and_view_has_its_own_file(clip, tmp_path):
     for i in range(5):
         for j in range(i):
             assert not torch.allclose(made[i].features, made[j].features, atol=1e-3)
-    moved = load_clip(small_clips.openai_kind(tmp_path / "moved"), device="cpu")  # the same clip elsewhere
+    moved = load_clip(small_clips.open_clip_kind(tmp_path / "moved"), device="cpu")  # the same clip elsewhere
     image_features(moved, Pictures(4), cache_dir=cache)
     assert len(files(cache)) == 5
 
 
-def _truncate(file, other):
-    file.write_bytes(file.read_bytes()[:100])
+DAMAGES = {
+    "cut": lambda raw, other: raw[:100],
+    "empty": lambda raw, other: b"",
+    "garbage": lambda raw, other: b"\xff" * 5000,
+    "a bit flipped": lambda raw, other: raw[:-1] + bytes([raw[-1] ^ 1]),
+    "another file": lambda raw, other: other,
+}
 
 
-def _empty(file, other):
-    file.write_bytes(b"")
-
-
-def _garbage(file, other):
-    file.write_bytes(b"\xff" * 5000)
-
-
-def _flip_a_bit(file, other):
-    raw = bytearray(file.read_bytes())
-    raw[-1] ^= 1
-    file.write_bytes(raw)
-
-
-def _another_file(file, other):
-    file.write_bytes(other.read_bytes())
-
-
-@pytest.mark.parametrize("damage", [_truncate, _empty, _garbage, _flip_a_bit, _another_file])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_computed_again_with_a_warning(clip, tmp_path, damage):
     image_features(clip, Pictures(5, seed=2), cache_dir=tmp_path / "other")
     whole = image_features(clip, Pictures(5), cache_dir=tmp_path / "cache")
     (file,), (other,) = files(tmp_path / "cache"), files(tmp_path / "other")
-    damage(file, other)
+    file.write_bytes(DAMAGES[damage](file.read_bytes(), other.read_bytes()))
     with pytest.warns(UserWarning, match=f"damaged feature cache .*{file.name} is computed again"):
         again = image_features(clip, Pictures(5), cache_dir=tmp_path / "cache")
     assert torch.equal(again.features, whole.features)
@@ -199,13 +176,6 @@ def test_a_view_is_a_crop_or_its_mirror_image(clip):
     assert (slope > 0.5).any() and (slope < -0.5).any()
     black, white = [(value - np.array(small_clips.MEAN)) / np.array(small_clips.STD) for value in (0.0, 1.0)]
     assert view.min() >= black.min() - 1e-4 and view.max() <= white.max() + 1e-4
-
-
-def test_the_callers_random_numbers_stay_as_they_were(clip, tmp_path):
-    torch.manual_seed(3)
-    state = torch.get_rng_state()
-    image_features(clip, Pictures(4), cache_dir=tmp_path, num_workers=0)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_an_empty_data_set_and_a_folder_that_cannot_be(clip, tmp_path):

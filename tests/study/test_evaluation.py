@@ -14,7 +14,6 @@ from medvlp.methods.base import Method
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.evaluation import Report, evaluate, predict_logits
 from medvlp.study.metrics import METRICS
-from tests.backbone import small_clips
 from tests.methods.small import make_card, make_set, set_of
 
 CARD = make_card()
@@ -141,8 +140,7 @@ def test_evaluation_mode_without_gradients_and_the_mode_put_back():
     assert method.training
 
 
-def test_cached_features_give_the_logits_of_forward(tmp_path):
-    clip = load_clip(small_clips.open_clip_kind(tmp_path / "clip"), device="cpu")
+def test_cached_features_give_the_logits_of_forward(clip, tmp_path):
     zero, data = ZeroShot(clip, CARD), make_set(CARD, [0, 1, 2, 1], "test")
     images = torch.stack([clip.preprocess(data.image(i)) for i in range(4)])
     logits = predict_logits(zero, data, cache_dir=tmp_path / "cache")

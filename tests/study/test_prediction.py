@@ -9,15 +9,9 @@ from medvlp.methods.base import Method
 from medvlp.methods.biomedcoop import BiomedCoOp
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.prediction import predict
-from tests.backbone import small_clips
 from tests.methods.small import SYMPTOMS, make_card
 
 CARD = make_card()
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
 
 
 @pytest.fixture

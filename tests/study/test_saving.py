@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import medvlp.study.saving as saving
-from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.clip import load_clip
 from medvlp.data.cards import DataCard
 from medvlp.methods.linear_probe import LinearProbe
 from medvlp.methods.parameters import own_tensors
@@ -23,19 +23,9 @@ from medvlp.study.prediction import predict
 from medvlp.study.saving import load, save
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
-from tests.study.training.small_training import CARD, Prototypes, Tinted, small_clip, small_sets
+from tests.study.training.small_training import CARD, Prototypes, Tinted, small_clip
 
 OWN = {"melanoma": ["jagged"], "nevus": ["smooth", "even"], "keratosis": ["waxy"]}
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return small_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def sets():
-    return small_sets()
 
 
 @pytest.fixture

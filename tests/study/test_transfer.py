@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.knowledge.llm.representations import Representations
 from medvlp.methods.cilmp import CILMP
@@ -13,7 +12,7 @@ from medvlp.methods.parameters import own_tensors
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.transfer import base_and_new, transfer
-from tests.study.training.small_training import Prototypes, small_clip
+from tests.study.training.small_training import Prototypes
 
 NAMES = ["melanoma", "nevus", "keratosis", "wart", "cyst"]
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -30,11 +29,6 @@ def card_with(names) -> DataCard:
 
 CARD = card_with(NAMES)
 BASE, NEW = base_and_new(CARD)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return small_clip(tmp_path_factory.mktemp("clip"))
 
 
 def moved(method: nn.Module) -> nn.Module:

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from medvlp.data.datasets import ImageSet
@@ -33,18 +33,19 @@ HASHED = {  # facts that are hashes or long: named in errors, not shown
 
 
 @dataclass
-class RunState:
-    """What changes from epoch to epoch in one run of `fit`."""
+class Run:
+    """One run of `fit`: what it works with, and how far it is."""
 
     method: nn.Module
-    optimizer: Optimizer
-    scaler: GradScaler | None  # of the fp16 loss
+    config: TrainConfig
     callbacks: Sequence[Callback]
+    accelerator: Accelerator  # device, precision, processes; its scaler of the loss, under fp16
+    optimizer: Optimizer | None  # None where nothing is trained by gradients
     kept: dict[str, Tensor]  # the weights that are kept so far: the method's own tensors by name
     history: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
 
     def write(self, path: Path, facts: dict[str, Any]) -> None:
-        """Replace the checkpoint at `path` by this state, or leave it whole. `facts`: see `run_facts`."""
+        """Replace the checkpoint at `path` by this run, or leave it whole. `facts`: see `run_facts`."""
         groups = {"own": own_tensors(self.method), "kept": self.kept}
         for name, parameter in self.method.named_parameters():
             for what, tensor in self.optimizer.state.get(parameter, {}).items():  # momentum_buffer, step ...
@@ -52,7 +53,7 @@ class RunState:
                     groups.setdefault(f"optimizer/{what}", {})[name] = tensor
         groups |= {f"callback {i}": callback.state_dict() for i, callback in enumerate(self.callbacks)}
         tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
-        scaler = self.scaler.state_dict() if self.scaler else {}
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
         write_tensors(path, tensors, KIND, {"run": facts, "history": self.history, "scaler": scaler})
 
     def resume(self, path: Path, facts: dict[str, Any]) -> None:
@@ -90,8 +91,8 @@ class RunState:
             self.optimizer.state[parameters[name]][what] = tensor.to(device)
         for i, callback in enumerate(self.callbacks):
             callback.load_state_dict(group(f"callback {i}"))
-        if self.scaler and stored["scaler"]:
-            self.scaler.load_state_dict(stored["scaler"])
+        if self.accelerator.scaler and stored["scaler"]:
+            self.accelerator.scaler.load_state_dict(stored["scaler"])
         self.history = stored["history"]
 
 

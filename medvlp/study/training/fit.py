@@ -10,9 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from medvlp.backbone.features import image_features
@@ -22,7 +20,7 @@ from medvlp.methods.parameters import load_own_tensors, own_tensors
 from medvlp.study.evaluation import loss_and_metrics, predict_logits
 from medvlp.study.training.batches import FeatureBatches, ImageBatches, class_weights, epoch_seed
 from medvlp.study.training.callbacks import Callback
-from medvlp.study.training.checkpoints import RunState, run_facts
+from medvlp.study.training.checkpoints import Run, run_facts
 from medvlp.study.training.config import LOWER_IS_BETTER, TrainConfig, recipe
 from medvlp.study.training.devices import Logits, make_optimizer, one_accelerator
 
@@ -109,54 +107,40 @@ def fit(
             else:
                 batches = ImageBatches(method.clip, train, config)
 
-        # Nothing is left to train by gradients: the history is one row, of epoch 0.
-        if not parameters:
-            start = time.perf_counter()
-            _finish(method, val, cache_dir, progress)
-            row = {"epoch": 0, "lr": nan, "loss": nan}
-            row |= {} if val is None else _validate(method, val, config, 0, accelerator, cache_dir, progress)
-            return pd.DataFrame([row | {"seconds": time.perf_counter() - start, "best": val is not None}])
-
         # What steps are made with.
-        model = accelerator.prepare(Logits(method, isinstance(batches, FeatureBatches)))
-        optimizer = make_optimizer(config, parameters)
-        if accelerator.scaler:  # without one accelerate's steps do the same as torch's, and take longer
+        optimizer = make_optimizer(config, parameters) if parameters else None
+        if parameters and accelerator.scaler:  # without one accelerate's steps do the same as torch's, and take longer
             optimizer = accelerator.prepare(optimizer)
+        run = Run(method, config, callbacks, accelerator, optimizer, kept=_copy(own_tensors(method)))
+        if not parameters:
+            return _without_steps(run, val, cache_dir, progress)
+        model = accelerator.prepare(Logits(method, isinstance(batches, FeatureBatches)))
         weight = class_weights(config, train)  # (n_cls,)
         weight = None if weight is None else weight.to(accelerator.device)
 
         # A checkpoint: the run goes on from it, if it is there.
-        run = RunState(method, optimizer, accelerator.scaler, callbacks, kept=_copy(own_tensors(method)))
         path = Path(checkpoint) if checkpoint else None
-        facts = run_facts(method, train, val, config, callbacks) if path else {}
         if path:
+            facts = run_facts(method, train, val, config, callbacks)
             run.resume(path, facts)
 
         # Epochs: steps, validation, callbacks, and the checkpoint.
         E, done, steps = config.epochs, len(run.history), max(1, len(train) // config.batch_size)
-        bar = tqdm(
-            total=E * steps,
-            initial=done * steps,
-            desc=f"{type(method).__name__}, {train.card.name}",
-            unit="step",
-            disable=not progress,
-        )
-        shown: dict[str, Any] = {}  # beside the bar
-        with bar:
+        counts = {"total": E * steps, "initial": done * steps, "unit": "step"}
+        name, shown = f"{type(method).__name__}, {train.card.name}", {}  # `shown` stands beside the bar
+        with tqdm(**counts, desc=name, disable=not progress) as bar:
             try:
                 for epoch in range(done + 1, E + 1):
-                    start, lr = time.perf_counter(), config.learning_rate(epoch)
-                    shown["epoch"] = f"{epoch}/{E}"
-                    method.train()
-                    loss = _steps(model, batches, optimizer, weight, config, epoch, accelerator, bar, shown)
-                    row = {"epoch": epoch, "lr": lr, "loss": loss}
+                    start = time.perf_counter()
+                    row = {"epoch": epoch, "lr": config.learning_rate(epoch)}
+                    row["loss"] = _steps(run, model, batches, weight, epoch, bar, shown)
                     if val is not None:
-                        row |= _validate(method, val, config, epoch, accelerator, cache_dir, progress)
+                        row |= _validate(run, val, epoch, cache_dir, progress)
                     row["seconds"] = time.perf_counter() - start
                     for callback in callbacks:
                         callback.on_epoch_end(method, epoch, row)
                     run.history.append(row)
-                    if config.keep == "last" or _best(run.history, config) is row:
+                    if config.keep == "last" or _best(run) is row:
                         run.kept = _copy(own_tensors(method))
                     shown |= {key: row[key] for key in ("loss", _column(config.metric)) if key in row}
                     bar.set_postfix(shown, refresh=False)
@@ -164,7 +148,7 @@ def fit(
                         run.write(path, facts)
             except KeyboardInterrupt:
                 if accelerator.is_main_process:
-                    tqdm.write(_interrupted(run.history, config))
+                    tqdm.write(_interrupted(run))
             except FloatingPointError:
                 load_own_tensors(method, run.kept, "the best epoch")
                 raise
@@ -174,7 +158,7 @@ def fit(
         for callback in callbacks if run.history else ():
             callback.on_fit_end(method)
         _finish(method, val, cache_dir, progress)
-        best = _best(run.history, config)
+        best = _best(run)
         return pd.DataFrame([row | {"best": row is best} for row in run.history])
 
 
@@ -195,22 +179,34 @@ def _check(method: nn.Module, train: ImageSet, val: ImageSet | None, config: Tra
         raise ValueError(f"{type(method).__name__} has nothing to train: no parameter requires a gradient.")
 
 
+def _without_steps(
+    run: Run, val: ImageSet | None, cache_dir: str | Path | None, progress: bool
+) -> pd.DataFrame:
+    """The history of a method that `before_training` has fitted: one row, of epoch 0."""
+    start = time.perf_counter()
+    _finish(run.method, val, cache_dir, progress)
+    row = {"epoch": 0, "lr": nan, "loss": nan}
+    if val is not None:
+        row |= _validate(run, val, 0, cache_dir, progress)
+    return pd.DataFrame([row | {"seconds": time.perf_counter() - start, "best": val is not None}])
+
+
 def _steps(
+    run: Run,
     model: nn.Module,
     batches: FeatureBatches | ImageBatches,
-    optimizer: Optimizer,
     weight: Tensor | None,
-    config: TrainConfig,
     epoch: int,
-    accelerator: Accelerator,
     bar: tqdm,
     shown: dict[str, Any],
 ) -> float:
     """One pass over the training images; the mean loss over those that were used."""
+    config, accelerator, optimizer = run.config, run.accelerator, run.optimizer
     process, n_processes = accelerator.process_index, accelerator.num_processes
-    total, count = 0.0, 0
+    total, count, shown["epoch"] = 0.0, 0, f"{epoch}/{config.epochs}"
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate(epoch)
+    run.method.train()
     torch.manual_seed(epoch_seed(config, epoch, f"process {process}"))
     for step, batch in enumerate(batches.epoch(epoch, process, n_processes), start=1):
         logits, penalty = model(batch.inputs)  # (b, n_cls), (b,)
@@ -233,15 +229,10 @@ def _steps(
 
 
 def _validate(
-    method: nn.Module,
-    val: ImageSet,
-    config: TrainConfig,
-    epoch: int,
-    accelerator: Accelerator,
-    cache_dir: str | Path | None,
-    progress: bool,
+    run: Run, val: ImageSet, epoch: int, cache_dir: str | Path | None, progress: bool
 ) -> dict[str, float]:
     """Loss and metrics on the validation images, computed as `evaluate` does, by the history's columns."""
+    method, config, accelerator = run.method, run.config, run.accelerator
     process, n_processes = accelerator.process_index, accelerator.num_processes
     if n_processes == 1 or method.keeps_image_tower:
         logits = predict_logits(method, val, cache_dir, progress)  # (N, n_cls)
@@ -269,21 +260,21 @@ def _finish(method: nn.Module, val: ImageSet | None, cache_dir: str | Path | Non
     method.after_training(val, cache_dir, progress=progress)
 
 
-def _best(history: list[dict[str, Any]], config: TrainConfig) -> dict[str, Any] | None:
+def _best(run: Run) -> dict[str, Any] | None:
     """The history's best row by validation; the earliest of equals."""
-    column = _column(config.metric)
-    better = min if config.metric in LOWER_IS_BETTER else max  # these give the first of equals
-    return better((row for row in history if column in row), key=lambda row: row[column], default=None)
+    column = _column(run.config.metric)
+    better = min if run.config.metric in LOWER_IS_BETTER else max  # these give the first of equals
+    return better((row for row in run.history if column in row), key=lambda row: row[column], default=None)
 
 
-def _interrupted(history: list[dict[str, Any]], config: TrainConfig) -> str:
-    best, column = _best(history, config), _column(config.metric)
+def _interrupted(run: Run) -> str:
+    best, column, done = _best(run), _column(run.config.metric), len(run.history)
     kept = "the weights are those from before training"
-    if history and config.keep == "last":
-        kept = f"the weights are those of epoch {len(history)}"
+    if done and run.config.keep == "last":
+        kept = f"the weights are those of epoch {done}"
     elif best:
         kept = f"the weights are those of epoch {best['epoch']} ({column} {best[column]:.4g})"
-    return f"interrupted in epoch {len(history) + 1} of {config.epochs}: {kept}."
+    return f"interrupted in epoch {done + 1} of {run.config.epochs}: {kept}."
 
 
 def _not_finite(what: str, config: TrainConfig) -> str:

@@ -10,6 +10,8 @@ from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.methods.base import Method
+from medvlp.methods.parameters import own_tensors
+from medvlp.study.training.callbacks import Callback
 from tests.backbone import small_clips
 from tests.methods.small import make_card, make_set
 
@@ -49,3 +51,32 @@ def small_clip(folder: Path, seed: int = 0) -> Clip:
 def small_sets(n: int = 8) -> tuple[ImageSet, ImageSet]:
     """Training images, n a class, and 4 a class for validation."""
     return make_set(CARD, [0, 1, 2] * n), make_set(CARD, [0, 1, 2] * 4, "val", seed=1)
+
+
+class Recorder(Callback):
+    """Keeps the weights of every epoch."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+
+    def on_epoch_end(self, method, epoch, row):
+        self.weights.append(copy_of(method))
+
+
+class PowerCut(Callback):
+    """Breaks a run off at the end of an epoch; without one it lets a run go on that was broken off."""
+
+    def __init__(self, epoch: int | None = None) -> None:
+        self.epoch = epoch
+
+    def on_epoch_end(self, method, epoch, row):
+        if epoch == self.epoch:
+            raise RuntimeError("power cut")
+
+
+def copy_of(method: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in own_tensors(method).items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

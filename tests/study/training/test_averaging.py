@@ -6,40 +6,13 @@ from math import exp
 import pytest
 import torch
 
-from medvlp.backbone.clip import Clip
 from medvlp.methods.parameters import own_tensors
-from medvlp.study.training.callbacks import Callback, EpochAverage
+from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
-from tests.study.training.small_training import CARD, Prototypes, Tinted, small_clip, small_sets
+from tests.study.training.small_training import CARD, PowerCut, Prototypes, Recorder, Tinted, small_sets
 
 RUN = TrainConfig(epochs=5, batch_size=8, lr=0.1, views=0, num_workers=0, keep="last")
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return small_clip(tmp_path_factory.mktemp("clip"))
-
-
-class Recorder(Callback):
-    def __init__(self) -> None:
-        self.epochs: list[dict[str, torch.Tensor]] = []
-
-    def on_epoch_end(self, method, epoch, row):
-        self.epochs.append({name: tensor.clone() for name, tensor in own_tensors(method).items()})
-
-
-class PowerCut(Callback):
-    def on_epoch_end(self, method, epoch, row):
-        if epoch == 4:
-            raise RuntimeError("power cut")
-
-
-class NoCut(Callback):
-    """In the place of PowerCut when the run goes on."""
-
-
-NoCut.__name__ = "PowerCut"
 
 
 def test_the_average_is_the_gaussian_one_of_all_epochs(clip):
@@ -48,9 +21,9 @@ def test_the_average_is_the_gaussian_one_of_all_epochs(clip):
     a = [exp(-((e - 5) ** 2) / (2 * 1.5**2)) for e in range(1, 6)]
     assert history["average_weight"].tolist() == pytest.approx(a)
     for name, tensor in own_tensors(method).items():
-        expected = sum(w * epoch[name] for w, epoch in zip(a, recorder.epochs, strict=True)) / sum(a)
+        expected = sum(w * epoch[name] for w, epoch in zip(a, recorder.weights, strict=True)) / sum(a)
         assert torch.allclose(tensor, expected, atol=1e-6), name
-        assert not torch.allclose(tensor, recorder.epochs[-1][name], atol=1e-6), name
+        assert not torch.allclose(tensor, recorder.weights[-1][name], atol=1e-6), name
 
 
 @pytest.mark.parametrize(("tensors", "averaged"), [(("tint",), "tint"), (("head",), "head.weight")])
@@ -59,21 +32,21 @@ def test_only_what_is_named_is_averaged_the_rest_is_the_last_epochs(clip, tensor
     callbacks = [recorder, EpochAverage(5, mean=3, std=2, tensors=tensors)]
     fit(method, *small_sets(), RUN, callbacks=callbacks, progress=False)
     for name, tensor in own_tensors(method).items():
-        assert torch.equal(tensor, recorder.epochs[-1][name]) == (name != averaged)
+        assert torch.equal(tensor, recorder.weights[-1][name]) == (name != averaged)
 
 
 def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_that_was_not(clip, tmp_path):
     whole, resumed = Prototypes(clip, CARD, dropout=0.2), Prototypes(clip, CARD, dropout=0.2)
     file, sets = tmp_path / "run.safetensors", small_sets()
-    fit(whole, *sets, RUN, callbacks=[EpochAverage(5), NoCut()], progress=False)
+    fit(whole, *sets, RUN, callbacks=[EpochAverage(5), PowerCut()], progress=False)
     with pytest.raises(RuntimeError, match="power cut"):
-        cut = [EpochAverage(5), PowerCut()]
+        cut = [EpochAverage(5), PowerCut(4)]
         fit(Prototypes(clip, CARD, dropout=0.2), *sets, RUN, checkpoint=file, callbacks=cut, progress=False)
-    fit(resumed, *sets, RUN, checkpoint=file, callbacks=[EpochAverage(5), NoCut()], progress=False)
+    fit(resumed, *sets, RUN, checkpoint=file, callbacks=[EpochAverage(5), PowerCut()], progress=False)
     assert torch.equal(resumed.weight, whole.weight)
     longer = replace(RUN, epochs=6)
     with pytest.raises(ValueError, match="epochs"):
-        fit(resumed, *sets, longer, checkpoint=file, callbacks=[EpochAverage(6), NoCut()], progress=False)
+        fit(resumed, *sets, longer, checkpoint=file, callbacks=[EpochAverage(6), PowerCut()], progress=False)
 
 
 def test_what_makes_no_sense_is_refused(clip):

@@ -17,8 +17,6 @@ from accelerate.state import is_initialized
 from safetensors.torch import load_file
 from torch import nn
 
-from medvlp.backbone.clip import Clip
-from medvlp.backbone.features import image_features
 from medvlp.methods.linear_probe import LinearProbe
 from medvlp.methods.parameters import own_tensors, trainable_parameters
 from medvlp.methods.text_probe import TextProbe
@@ -27,50 +25,14 @@ from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.evaluation import evaluate, predict_logits
 from medvlp.study.training.batches import FeatureBatches, ImageBatches, epoch_order
-from medvlp.study.training.callbacks import Callback
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 from tests.methods.small import make_card, make_set
-from tests.study.training.small_training import CARD, Prototypes, Tinted, small_clip, small_sets
+from tests.study.training.small_training import CARD, Prototypes, Recorder, Tinted, copy_of, same
 
 SHORT = TrainConfig(epochs=6, batch_size=8, lr=0.1, views=2, num_workers=0)
 QUIET = {"progress": False}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return small_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def sets():
-    return small_sets()
-
-
-def copy_of(method: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in own_tensors(method).items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-class Recorder(Callback):
-    """Keeps the weights of every epoch."""
-
-    def __init__(self) -> None:
-        self.weights: list[dict[str, torch.Tensor]] = []
-
-    def on_epoch_end(self, method, epoch, row):
-        self.weights.append(copy_of(method))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # the recipe
@@ -112,34 +74,6 @@ def test_every_image_once_an_epoch_in_an_order_of_seed_and_epoch():
 def test_the_last_smaller_batch_is_left_out_unless_it_is_the_only_one():
     assert [len(b) for b in epoch_order(TrainConfig(batch_size=5), 13, 1)[0]] == [5, 5]
     assert [len(b) for b in epoch_order(TrainConfig(batch_size=5), 3, 1)[0]] == [3]
-
-
-@pytest.mark.parametrize(
-    ("class_weight", "weight"), [(None, [1.0, 1.0, 1.0]), ("balanced", [24 / 36, 24 / 18, 24 / 18])]
-)
-def test_training_without_views_is_the_plain_loop(clip, sets, class_weight, weight):
-    """Against SGD written out here, on evaluation features, with twice as many images of the first class."""
-    train, val = make_set(CARD, [0, 0, 1, 2] * 6), sets[1]
-    config = replace(SHORT, epochs=3, views=0, keep="last", class_weight=class_weight)
-    method, plain = Prototypes(clip, CARD), Prototypes(clip, CARD)
-    history = fit(method, train, val, config, **QUIET)
-    features = image_features(clip, train)
-    sgd = torch.optim.SGD([plain.weight], 1.0, momentum=0.9, weight_decay=5e-4)
-    for epoch in range(1, 4):
-        sgd.param_groups[0]["lr"] = config.learning_rate(epoch)
-        losses = []
-        for rows in epoch_order(config, len(train), epoch)[0]:
-            labels, logits = features.labels[rows], plain.logits_from_features(features.features[rows])
-            of_images = -logits.log_softmax(dim=1)[range(len(rows)), labels]  # (b,)
-            loss = (of_images * torch.tensor(weight)[labels]).mean()
-            sgd.zero_grad()
-            loss.backward()
-            sgd.step()
-            losses.append(loss.item())
-        assert history["loss"][epoch - 1] == pytest.approx(np.mean(losses), rel=1e-5)
-        assert history["lr"][epoch - 1] == config.learning_rate(epoch)
-    assert torch.allclose(method.weight, plain.weight, atol=1e-6)
-    assert not torch.allclose(method.weight, Prototypes(clip, CARD).weight, atol=1e-2)
 
 
 @pytest.mark.parametrize("views", [0, 3])
@@ -391,62 +325,6 @@ def test_weights_that_overflow_are_no_result(clip, sets):
     with pytest.raises(FloatingPointError, match="Try a lower lr than 1e\\+30"):
         fit(method, *sets, replace(SHORT, lr=1e30), **QUIET)
     assert all(tensor.isfinite().all() for tensor in own_tensors(method).values())
-
-
-# callbacks
-
-
-class Average(Callback):
-    """The mean of all epochs' weights, put in place at the end; a column of its own."""
-
-    def __init__(self) -> None:
-        self.sum, self.count = torch.zeros(()), torch.zeros(())
-
-    def on_epoch_end(self, method, epoch, row):
-        self.sum, self.count = self.sum + method.weight.detach(), self.count + 1
-        row["norm"] = method.weight.norm().item()
-
-    def on_fit_end(self, method):
-        with torch.no_grad():
-            method.weight.copy_(self.sum / self.count)
-
-    def state_dict(self):
-        return {"sum": self.sum, "count": self.count}
-
-    def load_state_dict(self, state):
-        self.sum, self.count = state["sum"], state["count"]
-
-
-def test_an_average_over_epochs_survives_a_stop(clip, sets, tmp_path):
-    config = replace(SHORT, keep="last")
-    whole, recorder = Prototypes(clip, CARD), Recorder()
-    history = fit(whole, *sets, config, callbacks=[recorder, Average()], **QUIET)
-    mean = torch.stack([weights["weight"] for weights in recorder.weights]).mean(dim=0)
-    assert torch.allclose(whole.weight, mean, atol=1e-6)
-    assert history["norm"].iloc[-1] == pytest.approx(recorder.weights[-1]["weight"].norm().item())
-
-    file = tmp_path / "run.safetensors"
-    with pytest.raises(RuntimeError, match="power cut"):
-        fit(
-            Prototypes(clip, CARD),
-            *sets,
-            config,
-            checkpoint=file,
-            callbacks=[Average(), PowerCut(4)],
-            **QUIET,
-        )
-    resumed = Prototypes(clip, CARD)
-    fit(resumed, *sets, config, checkpoint=file, callbacks=[Average(), PowerCut(99)], **QUIET)
-    assert torch.equal(resumed.weight, whole.weight)
-
-
-class PowerCut(Callback):
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def on_epoch_end(self, method, epoch, row):
-        if epoch == self.epoch:
-            raise RuntimeError("power cut")
 
 
 # what is refused
