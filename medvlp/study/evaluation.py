@@ -11,13 +11,13 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from medvlp.backbone.features import image_features
 from medvlp.data.datasets import ImageSet
-from medvlp.methods.base import check_method
+from medvlp.methods.base import Method, check_method
 from medvlp.study.metrics import METRICS, bootstrap, class_auroc, metric_values
 
 _IMAGES, _FEATURES = 64, 256  # batch sizes
@@ -90,7 +90,7 @@ class Report:
 
 
 def evaluate(
-    method: nn.Module,
+    method: Method,
     images: ImageSet,
     n_bootstrap: int = 1000,
     seed: int = 1,
@@ -175,7 +175,7 @@ def loss_and_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def predict_logits(
-    method: nn.Module, images: ImageSet, cache_dir: str | Path | None = None, progress: bool = True
+    method: Method, images: ImageSet, cache_dir: str | Path | None = None, progress: bool = True
 ) -> Tensor:
     """Logits of every image, (N, n_cls) float on the CPU, in evaluation mode; a bar over two seconds."""
     device = method.clip.device
@@ -193,7 +193,7 @@ def predict_logits(
 
 
 @contextmanager
-def evaluating(method: nn.Module) -> Iterator[None]:
+def evaluating(method: Method) -> Iterator[None]:
     """Evaluation mode without gradients inside the block; the method's own mode again after it."""
     was_training = method.training
     method.eval()

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 from PIL import Image, ImageOps
-from torch import nn
 
 from medvlp.data.images import read_image, to_rgb
-from medvlp.methods.base import check_method
+from medvlp.methods.base import Method, check_method
 from medvlp.methods.zero_shot import score_table
 from medvlp.study.evaluation import evaluating
 
@@ -40,7 +39,7 @@ class Prediction:
         return f"Prediction({self.classname!r}: {listed})"
 
 
-def predict(method: nn.Module, image: str | Path | Image.Image) -> Prediction:
+def predict(method: Method, image: str | Path | Image.Image) -> Prediction:
     """Classify one image, a file or a PIL image, as `method` sees it: not a diagnosis.
 
     Raises:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 
 from medvlp import __version__
 from medvlp.backbone.clip import Clip, load_clip
@@ -14,7 +13,7 @@ from medvlp.data.cards import DataCard, list_cards, load_card
 from medvlp.data.errors import unknown_name
 from medvlp.data.tensor_files import read_tensors, write_tensors
 from medvlp.knowledge.llm.representations import Representations
-from medvlp.methods.base import check_method
+from medvlp.methods.base import Method, check_method
 from medvlp.methods.parameters import load_own_tensors, own_tensors
 from medvlp.methods.registry import METHODS
 
@@ -22,7 +21,7 @@ KIND = "medvlp method"
 SAVED = "saved"
 
 
-def save(method: nn.Module, path: str | Path, history: pd.DataFrame | None = None) -> None:
+def save(method: Method, path: str | Path, history: pd.DataFrame | None = None) -> None:
     """Write what `method` has learned to one safetensors file, whole.
 
     The frozen CLIP is not in it, only its name and fingerprint; the card is, with its hash (not its prose).
@@ -69,10 +68,10 @@ def load(
     path: str | Path,
     clip: Clip | None = None,
     card: DataCard | str | None = None,
-    method: type[nn.Module] | None = None,
+    method: type[Method] | None = None,
     device: str | torch.device = "auto",
     representations: Representations | None = None,
-) -> nn.Module:
+) -> Method:
     """Build a saved method again, in evaluation mode: it gives the logits it gave.
 
     Args:

@@ -9,7 +9,6 @@ import torch
 from sklearn import metrics as sk
 from torchvision.transforms.functional import pil_to_tensor
 
-from medvlp.backbone.clip import load_clip
 from medvlp.methods.base import Method
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.evaluation import Report, evaluate, predict_logits

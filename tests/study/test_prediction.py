@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medvlp.backbone.clip import Clip, load_clip
 from medvlp.methods.base import Method
 from medvlp.methods.biomedcoop import BiomedCoOp
 from medvlp.methods.zero_shot import ZeroShot

@@ -5,9 +5,10 @@ from math import exp
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medvlp.data.errors import unknown_name
+from medvlp.methods.base import Method
 from medvlp.methods.parameters import own_tensors
 
 TOTAL = "sum of a_e"  # among the sums of tensors; no tensor's name has a space
@@ -19,10 +20,10 @@ class Callback:
     With several processes each has its own callbacks, which see the same weights.
     """
 
-    def on_epoch_end(self, method: nn.Module, epoch: int, row: dict[str, Any]) -> None:
+    def on_epoch_end(self, method: Method, epoch: int, row: dict[str, Any]) -> None:
         """After each epoch (1 to E) and its validation; `row`, its line of the history, may be added to."""
 
-    def on_fit_end(self, method: nn.Module) -> None:
+    def on_fit_end(self, method: Method) -> None:
         """At the end, or after Ctrl-C, when `method` holds the weights kept; it may change them."""
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -87,7 +88,7 @@ class EpochAverage(Callback):
         self.weight = 0.0  # the sum of a_e
 
     @classmethod
-    def published(cls, method: nn.Module, epochs: int) -> "EpochAverage | None":
+    def published(cls, method: Method, epochs: int) -> "EpochAverage | None":
         """The average that the method was published with, for a run of `epochs`; None if it has none.
 
         It is the method's own `average`: mean and std as fractions of the number of epochs, and the tensors.
@@ -100,7 +101,7 @@ class EpochAverage(Callback):
         averaged = tensors and tuple(name for name in tensors if name in parts)
         return cls(epochs, average["mean"] * epochs, average["std"] * epochs, averaged)
 
-    def on_epoch_end(self, method: nn.Module, epoch: int, row: dict) -> None:
+    def on_epoch_end(self, method: Method, epoch: int, row: dict) -> None:
         """Add this epoch's tensors, and its weight to the history."""
         a = exp(-((epoch - self.mean) ** 2) / (2 * self.std**2))
         for name, tensor in self._averaged(method).items():
@@ -110,7 +111,7 @@ class EpochAverage(Callback):
         self.weight += a
         row["average_weight"] = a
 
-    def on_fit_end(self, method: nn.Module) -> None:
+    def on_fit_end(self, method: Method) -> None:
         """Put the average in place."""
         with torch.no_grad():
             for name, tensor in self._averaged(method).items():
@@ -125,7 +126,7 @@ class EpochAverage(Callback):
         self.sums = {name: tensor for name, tensor in state.items() if name != TOTAL}
         self.weight = state[TOTAL].item()
 
-    def _averaged(self, method: nn.Module) -> dict[str, Tensor]:
+    def _averaged(self, method: Method) -> dict[str, Tensor]:
         """The tensors that are averaged, by name."""
         trained = {name for name, parameter in method.named_parameters() if parameter.requires_grad}
         tensors = {name: tensor for name, tensor in own_tensors(method).items() if name in trained}

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from medvlp.data.datasets import ImageSet
 from medvlp.data.tensor_files import read_tensors, write_tensors
+from medvlp.methods.base import Method
 from medvlp.methods.parameters import load_own_tensors, own_tensors
 from medvlp.study.training.callbacks import Callback
 from medvlp.study.training.config import TrainConfig
@@ -36,7 +37,7 @@ HASHED = {  # facts that are hashes or long: named in errors, not shown
 class Run:
     """One run of `fit`: what it works with, and how far it is."""
 
-    method: nn.Module
+    method: Method
     config: TrainConfig
     callbacks: Sequence[Callback]
     accelerator: Accelerator  # device, precision, processes; its scaler of the loss, under fp16
@@ -97,7 +98,7 @@ class Run:
 
 
 def run_facts(
-    method: nn.Module,
+    method: Method,
     train: ImageSet,
     val: ImageSet | None,
     config: TrainConfig,

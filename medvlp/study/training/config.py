@@ -4,9 +4,9 @@ from math import cos, pi
 from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import nn
 
 from medvlp.data.errors import frozen_config
+from medvlp.methods.base import Method
 from medvlp.study.metrics import METRICS
 
 SELECTION = ("loss", *METRICS)  # what the best epoch may be chosen by
@@ -80,7 +80,7 @@ class TrainConfig:
         return self.lr / 2 * (1 + cos(pi * t / self.epochs))
 
 
-def recipe(method: nn.Module | type[nn.Module]) -> TrainConfig:
+def recipe(method: Method | type[Method]) -> TrainConfig:
     """The recipe that a method was published with: what `fit` uses where it is given none.
 
     It is the method's own `recipe`, fields of `TrainConfig` by name, over the defaults.

@@ -9,13 +9,14 @@ from accelerate.state import AcceleratorState, is_initialized
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from medvlp.methods.base import Method
 from medvlp.study.training.config import TrainConfig
 
 
 class Logits(nn.Module):
     """One `forward` for either kind of input and of loss, which is what accelerate wraps."""
 
-    def __init__(self, method: nn.Module, from_features: bool) -> None:
+    def __init__(self, method: Method, from_features: bool) -> None:
         super().__init__()
         self.method, self.from_features = method, from_features
 
@@ -27,7 +28,7 @@ class Logits(nn.Module):
 
 
 @contextmanager
-def one_accelerator(method: nn.Module, config: TrainConfig) -> Iterator[Accelerator]:
+def one_accelerator(method: Method, config: TrainConfig) -> Iterator[Accelerator]:
     """An accelerator for one run, on the device of the method's CLIP (each process its own, if several)."""
     cpu = method.clip.device.type == "cpu"
     if config.precision == "fp16" and cpu:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.features import image_features
 from medvlp.data.datasets import ImageSet
-from medvlp.methods.base import check_method
+from medvlp.methods.base import Method, check_method
 from medvlp.methods.parameters import load_own_tensors, own_tensors
 from medvlp.study.evaluation import loss_and_metrics, predict_logits
 from medvlp.study.training.batches import FeatureBatches, ImageBatches, class_weights, epoch_seed
@@ -26,7 +26,7 @@ from medvlp.study.training.devices import Logits, make_optimizer, one_accelerato
 
 
 def fit(
-    method: nn.Module,
+    method: Method,
     train: ImageSet,
     val: ImageSet | None,
     config: TrainConfig | None = None,
@@ -107,9 +107,9 @@ def fit(
             else:
                 batches = ImageBatches(method.clip, train, config)
 
-        # What steps are made with.
+        # What steps are made with. Without a scaler accelerate's are the same as torch's, and take longer.
         optimizer = make_optimizer(config, parameters) if parameters else None
-        if parameters and accelerator.scaler:  # without one accelerate's steps do the same as torch's, and take longer
+        if parameters and accelerator.scaler:
             optimizer = accelerator.prepare(optimizer)
         run = Run(method, config, callbacks, accelerator, optimizer, kept=_copy(own_tensors(method)))
         if not parameters:
@@ -157,12 +157,13 @@ def fit(
         load_own_tensors(method, run.kept, "the epoch kept")
         for callback in callbacks if run.history else ():
             callback.on_fit_end(method)
-        _finish(method, val, cache_dir, progress)
+        method.eval()
+        method.after_training(val, cache_dir, progress=progress)
         best = _best(run)
         return pd.DataFrame([row | {"best": row is best} for row in run.history])
 
 
-def _check(method: nn.Module, train: ImageSet, val: ImageSet | None, config: TrainConfig) -> None:
+def _check(method: Method, train: ImageSet, val: ImageSet | None, config: TrainConfig) -> None:
     """Raise what `fit` says it raises before it starts; warn of validation on test images."""
     check_method(method)
     train.check(method.card, type(method).__name__)
@@ -184,7 +185,8 @@ def _without_steps(
 ) -> pd.DataFrame:
     """The history of a method that `before_training` has fitted: one row, of epoch 0."""
     start = time.perf_counter()
-    _finish(run.method, val, cache_dir, progress)
+    run.method.eval()
+    run.method.after_training(val, cache_dir, progress=progress)
     row = {"epoch": 0, "lr": nan, "loss": nan}
     if val is not None:
         row |= _validate(run, val, 0, cache_dir, progress)
@@ -252,12 +254,6 @@ def _validate(
             "choose the best epoch by another metric."
         )
     return {_column(metric): value for metric, value in values.items()}
-
-
-def _finish(method: nn.Module, val: ImageSet | None, cache_dir: str | Path | None, progress: bool) -> None:
-    """Let the method do what it does last, and leave it in evaluation mode."""
-    method.eval()
-    method.after_training(val, cache_dir, progress=progress)
 
 
 def _best(run: Run) -> dict[str, Any] | None:
