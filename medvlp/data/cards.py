@@ -200,7 +200,13 @@ def load_card(name_or_path: str | Path) -> DataCard:
         Traceback (most recent call last):
         ValueError: unknown card 'pneumona'; did you mean 'pneumonia'? ...
     """
-    return _read(_card_file(name_or_path))
+    path = _card_file(name_or_path)
+    front, prose = _front_matter(path)
+    if "like" in front:
+        front = _like(front, path)
+    for key in {"prose", "path"} & front.keys():
+        raise ValueError(f"{path}: {unknown_name('field', key, _fields(DataCard))}")
+    return _validated(front, str(path)).model_copy(update={"prose": prose, "path": path})
 
 
 def _card_file(name_or_path: str | Path) -> Path:
@@ -214,15 +220,6 @@ def _card_file(name_or_path: str | Path) -> Path:
         known = unknown_name("card", name_or_path, list_cards())
         raise ValueError(f"{known} Or give the path of a .md file.")
     return cards_folder() / f"{name_or_path}.md"
-
-
-def _read(path: Path) -> DataCard:
-    front, prose = _front_matter(path)
-    if "like" in front:
-        front = _like(front, path)
-    for key in {"prose", "path"} & front.keys():
-        raise ValueError(f"{path}: {unknown_name('field', key, _fields(DataCard))}")
-    return _validated(front, str(path)).model_copy(update={"prose": prose, "path": path})
 
 
 def _like(front: dict, path: Path) -> dict:

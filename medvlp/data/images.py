@@ -15,18 +15,8 @@ DEPTHS = (8, 10, 12, 14, 16)  # bits a grey value that detectors and files use
 PHOTOMETRIC, MIN_IS_WHITE = 262, 0  # TIFF tag and its value for "small numbers are bright"
 
 # What Pillow raises on damaged files, by format and by where the damage sits.
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError)
+_DECODER_ERRORS += (struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class ImageError(ValueError):
@@ -73,10 +63,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         grey = _to_8_bit(np.asarray(image))  # (H, W)
         tags = getattr(image, "tag_v2", {})
-        if (
-            image.mode.startswith("I;16") and tags.get(PHOTOMETRIC) == MIN_IS_WHITE
-        ):  # Pillow does not invert these
-            grey = 255 - grey
+        if image.mode.startswith("I;16") and tags.get(PHOTOMETRIC) == MIN_IS_WHITE:
+            grey = 255 - grey  # Pillow does not invert these
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         colours = image.convert("RGBA")

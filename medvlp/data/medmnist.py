@@ -30,9 +30,10 @@ def read_medmnist(
         raise ValueError(
             f"card {card.name!r}: MedMNIST has no size {image_size}. Choices: {', '.join(map(str, SIZES))}."
         )
-    bases = [Path(root).expanduser()] if root is not None else _default_roots()
-    files = {size: [base / _file_name(flag, size) for base in bases] for size in SIZES}
-    there = {size: path for size in SIZES for path in reversed(files[size]) if path.is_file()}
+    default = [os.environ.get("MEDVLP_DATA"), Path.home() / ".medmnist"]  # where medmnist keeps them
+    bases = [Path(folder).expanduser() for folder in ([root] if root is not None else default) if folder]
+    paths = {size: [base / _file_name(flag, size) for base in bases] for size in SIZES}
+    there = {size: path for size in SIZES for path in reversed(paths[size]) if path.is_file()}
     size = image_size or max(there, default=SIZES[0])
     if size not in there:
         if not download:
@@ -45,12 +46,6 @@ def read_medmnist(
             )
         there[size] = _download(flag, size, bases[0])
     return _read(card, there[size]), {"image_size": size, "file": there[size].name}
-
-
-def _default_roots() -> list[Path]:
-    """MEDVLP_DATA, where it is set, and the folder that the medmnist package uses."""
-    ours = os.environ.get("MEDVLP_DATA")
-    return [*([Path(ours)] if ours else []), Path.home() / ".medmnist"]
 
 
 def _file_name(flag: str, size: int) -> str:

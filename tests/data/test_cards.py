@@ -27,8 +27,8 @@ source: {kind: folder}
 """
 
 
-def write(folder, text=TEN_LINES):
-    path = folder / "fruit.md"
+def write(folder, text=TEN_LINES, name="fruit.md"):
+    path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -48,17 +48,9 @@ def phrases(card: DataCard):
 
 
 def test_the_packaged_cards_are_there():
-    real = [
-        "pneumonia",
-        "derm7pt",
-        "pneumoniamnist",
-        "breastmnist",
-        "dermamnist",
-        "retinamnist",
-        "bloodmnist",
-    ]
+    mnist = [f"{what}mnist" for what in ("pneumonia", "breast", "derma", "retina", "blood")]
     phantom = [f"phantom-{world}{shift}" for world in ("derm", "cxr", "fundus") for shift in ("", "-shifted")]
-    assert set(CARDS) == {*phantom, *real}
+    assert set(CARDS) == {"pneumonia", "derm7pt", *mnist, *phantom}
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -121,11 +113,11 @@ def test_medmnist_cards_follow_medmnist(name):
 
 
 @pytest.mark.parametrize("name", PHANTOMS)
-def test_phantom_cards_say_each_attribute_of_their_world_once_a_class(name):
+def test_phantom_cards_say_each_attribute_once_a_class_and_its_usual_state_if_it_tells(name):
     card = load_card(name)
     world = get_world(card.source.world)
     assert card.classnames == list(world.classnames)
-    for info in card.classes:
+    for label, info in enumerate(card.classes):
         symptoms, incorrect = info.knowledge["symptoms"], info.knowledge["incorrect"]
         for attribute, symptom, wrong in zip(world.attributes, symptoms, incorrect, strict=True):
             present = symptom.criterion.endswith(f"(phantom attribute {attribute.name}, present)")
@@ -133,17 +125,9 @@ def test_phantom_cards_say_each_attribute_of_their_world_once_a_class(name):
             assert present != absent
             assert symptom.text in (attribute.present if present else attribute.absent)
             assert wrong.text in (attribute.absent if present else attribute.present)
-
-
-@pytest.mark.parametrize("name", PHANTOMS)
-def test_phantom_cards_list_the_usual_state_of_telling_attributes(name):
-    card = load_card(name)
-    world = get_world(card.source.world)
-    for label, info in enumerate(card.classes):
-        for attribute, symptom in zip(world.attributes, info.knowledge["symptoms"], strict=True):
             p, mean = attribute.probability[label], sum(attribute.probability) / len(card.classes)
             if max(attribute.probability) != min(attribute.probability):
-                assert symptom.criterion.endswith("present)") == (p > mean), (info.name, attribute.name)
+                assert present == (p > mean), (info.name, attribute.name)
 
 
 def test_pneumonia_groups_by_person():
@@ -162,29 +146,23 @@ def test_phrases_of_another_kind_make_another_card():
     card = load_card("pneumonia")
     own = {"pneumonia": ["a bright smudge"], "normal lung": ["even gray", "two dark sides"]}
     other = card.with_knowledge("generated", own, origin="a language model")
-    assert other.classes[1].knowledge["generated"] == [
-        Phrase(text="a bright smudge", criterion="a language model")
-    ]
+    phrase = Phrase(text="a bright smudge", criterion="a language model")
+    assert other.classes[1].knowledge["generated"] == [phrase]
     assert other.symptoms("generated") == {name: own[name] for name in card.classnames}
     assert other.symptoms() == card.symptoms() and other.prose == card.prose and other.path == card.path
     assert other.hash != card.hash and "generated" not in card.kinds
+
+
+NAMING = {"pneumonia": ["a PNEUMONIA smudge"], "normal lung": ["x"]}
 
 
 @pytest.mark.parametrize(
     ("kind", "phrases", "message"),
     [
         ("symptoms", {}, "card 'pneumonia' has phrases of kind 'symptoms' already"),
-        (
-            "mine",
-            {"pneumona": ["x"]},
-            "unknown class 'pneumona' in card 'pneumonia'; did you mean 'pneumonia'",
-        ),
+        ("mine", {"pneumona": ["x"]}, "unknown class 'pneumona' in card .*; did you mean 'pneumonia'"),
         ("mine", {"pneumonia": ["a smudge"]}, "class 'normal lung' has no phrases of kind 'mine'"),
-        (
-            "mine",
-            {"pneumonia": ["a PNEUMONIA smudge"], "normal lung": ["x"]},
-            "the phrase 'a PNEUMONIA smudge' under 'mine' names its own class",
-        ),
+        ("mine", NAMING, "the phrase 'a PNEUMONIA smudge' under 'mine' names its own class"),
     ],
 )
 def test_phrases_that_a_card_may_not_have_are_named(kind, phrases, message):
@@ -203,21 +181,19 @@ source: {kind: folder, folder: market}
 
 
 def test_a_card_like_another_has_its_classes_and_other_images(tmp_path):
-    path = tmp_path / "market.md"
-    path.write_text(LIKE, encoding="utf-8")
+    path = write(tmp_path, LIKE, "market.md")
     fruit, market = load_card(write(tmp_path)), load_card(path)
     assert market.classes == fruit.classes and market.templates == fruit.templates
     assert (market.name, market.source.folder, market.path) == ("market-fruit", "market", path)
-    path.write_text(LIKE.replace("source:", "modality: a sketch\nsource:"), encoding="utf-8")
+    write(tmp_path, LIKE.replace("source:", "modality: a sketch\nsource:"), "market.md")
     assert load_card(path).modality == "a sketch"
 
 
 def test_a_card_like_another_says_itself_what_concerns_its_images(tmp_path):
     write(tmp_path, TEN_LINES.replace("source:", "licence: CC0-1.0\ncitation: Us.\nsource:"))
-    path = tmp_path / "market.md"
-    path.write_text(LIKE, encoding="utf-8")
-    assert load_card(path).licence == load_card(path).citation == "unknown"
-    path.write_text(LIKE.replace("source: {kind: folder, folder: market}\n", ""), encoding="utf-8")
+    card = load_card(write(tmp_path, LIKE, "market.md"))
+    assert card.licence == card.citation == "unknown"
+    path = write(tmp_path, LIKE.replace("source: {kind: folder, folder: market}\n", ""), "market.md")
     assert "the field 'source' is missing" in message(path)
 
 
@@ -231,8 +207,7 @@ def test_a_card_like_another_says_itself_what_concerns_its_images(tmp_path):
     ],
 )
 def test_a_card_like_one_that_cannot_be_taken_is_refused(tmp_path, like, said):
-    path = tmp_path / "market.md"
-    path.write_text(LIKE.replace("fruit.md", like), encoding="utf-8")
+    path = write(tmp_path, LIKE.replace("fruit.md", like), "market.md")
     with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
         load_card(path)
     assert str(path) in str(error.value)
@@ -250,14 +225,8 @@ def test_a_card_with_some_classes_has_them_in_the_order_asked_for():
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (
-            ["mild retinopaty"],
-            "unknown class 'mild retinopaty' in card 'phantom-fundus'; did you mean 'mild retinopathy'",
-        ),
-        (
-            ["mild retinopathy"],
-            "two or more different classes, got .'mild retinopathy'.; card 'phantom-fundus'",
-        ),
+        (["mild retinopaty"], "unknown class 'mild retinopaty' in card .*; did you mean 'mild retinopathy'"),
+        (["mild retinopathy"], "two or more different classes, got .'mild retinopathy'.; card 'phantom-fun"),
         (["mild retinopathy", "grade 1"], "two or more different classes"),
         ([], "two or more different classes, got ..; .*'no retinopathy', 'mild retinopathy'"),
     ],
@@ -269,15 +238,9 @@ def test_a_card_cannot_have_these_classes(names, said):
 
 def test_label_of_takes_names_and_aliases_in_any_case():
     card = load_card("pneumonia")
-    assert [card.label_of(word) for word in ("NORMAL", "normal lung", "Pneumonia", " PNEUMONIA ")] == [
-        0,
-        0,
-        1,
-        1,
-    ]
-    with pytest.raises(
-        ValueError, match=r"unknown class 'NORMALL' in card 'pneumonia'; did you mean 'NORMAL'"
-    ):
+    words = ("NORMAL", "normal lung", "Pneumonia", " PNEUMONIA ")
+    assert [card.label_of(word) for word in words] == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="unknown class 'NORMALL' in card .*; did you mean 'NORMAL'"):
         card.label_of("NORMALL")
 
 
@@ -318,34 +281,35 @@ def fruit(knowledge: str) -> str:
     return TEN_LINES.replace("aliases: [pears]}", f"aliases: [pears], knowledge: {knowledge}}}")
 
 
+def ten(old: str, new: str) -> str:
+    return TEN_LINES.replace(old, new)
+
+
 BAD = {
     "unknown field": (
-        TEN_LINES.replace("title:", "template: [a]\ntitle:"),
+        ten("title:", "template: [a]\ntitle:"),
         "unknown field 'template'; did you mean 'templates'? Choices: 'name', 'title',",
     ),
     "unknown field of a class": (
-        TEN_LINES.replace("aliases: [pears]", "alias: [pears]"),
+        ten("aliases: [pears]", "alias: [pears]"),
         "unknown field 'alias' in class 'pear'; did you mean 'aliases'?",
     ),
     "field of another kind of source": (
-        TEN_LINES.replace("folder}", "csv, splits: {train: a}}"),
+        ten("folder}", "csv, splits: {train: a}}"),
         "unknown field 'splits' in source",
     ),
-    "missing field": (TEN_LINES.replace("modality: a photo\n", ""), "the field 'modality' is missing."),
+    "missing field": (ten("modality: a photo\n", ""), "the field 'modality' is missing."),
     "template without {}": (
-        TEN_LINES.replace("source:", "templates: [a photo of a fruit]\nsource:"),
+        ten("source:", "templates: [a photo of a fruit]\nsource:"),
         "templates: 'a photo of a fruit' must contain {} exactly once",
     ),
     "template with a name": (
-        TEN_LINES.replace("source:", "templates: ['{} and {classname}']\nsource:"),
+        ten("source:", "templates: ['{} and {classname}']\nsource:"),
         "must contain {} exactly once",
     ),
-    "shared alias": (
-        TEN_LINES.replace("pears", "Apples"),
-        "'Apples' means both class 'apple' and class 'pear'",
-    ),
-    "same class twice": (TEN_LINES.replace("name: pear", "name: apple"), "two classes are called 'apple'"),
-    "one class": (TEN_LINES.replace("  - {name: p", "# "), "classes: List should have at least 2 items"),
+    "shared alias": (ten("pears", "Apples"), "'Apples' means both class 'apple' and class 'pear'"),
+    "same class twice": (ten("name: pear", "name: apple"), "two classes are called 'apple'"),
+    "one class": (ten("  - {name: p", "# "), "classes: List should have at least 2 items"),
     "symptom names its class": (
         fruit("{symptoms: [a green Pear shape]}"),
         "class 'pear': the phrase 'a green Pear shape' under 'symptoms' names its own class ('pear')",
@@ -360,34 +324,28 @@ BAD = {
         "class 'pear', knowledge, symptoms, entry 1, text: String should",
     ),
     "unknown kind of source": (
-        TEN_LINES.replace("folder}", "foldr}"),
+        ten("folder}", "foldr}"),
         "unknown kind of source 'foldr'; did you mean 'folder'? "
         "Choices: 'phantom', 'folder', 'csv', 'medmnist'.",
     ),
-    "no kind of source": (
-        TEN_LINES.replace("kind: folder", "folder: x"),
-        "source needs a kind, one of 'phantom'",
-    ),
+    "no kind of source": (ten("kind: folder", "folder: x"), "source needs a kind, one of 'phantom'"),
     "unknown world": (
-        TEN_LINES.replace("folder}", "phantom, world: dermm}"),
+        ten("folder}", "phantom, world: dermm}"),
         "unknown value 'dermm' in source, world; did you mean 'derm'?",
     ),
     "bad group pattern": (
-        TEN_LINES.replace("folder}", "folder, group_pattern: '(p'}"),
+        ten("folder}", "folder, group_pattern: '(p'}"),
         "source, group_pattern: group_pattern '(p' is no regular expression",
     ),
     "group pattern without a group": (
-        TEN_LINES.replace("folder}", "folder, group_pattern: 'p'}"),
+        ten("folder}", "folder, group_pattern: 'p'}"),
         "must have exactly one (...) group, it has 0",
     ),
-    "YAML's no": (
-        TEN_LINES.replace("name: pear", "name: no"),
-        "class number 2, name: YAML reads an unquoted yes, no",
-    ),
-    "field twice": (TEN_LINES.replace("title:", "title: x\ntitle:"), "the key 'title' is given twice"),
-    "prose as a field": (TEN_LINES.replace("title:", "prose: x\ntitle:"), "unknown field 'prose'"),
+    "YAML's no": (ten("name: pear", "name: no"), "class number 2, name: YAML reads an unquoted yes, no"),
+    "field twice": (ten("title:", "title: x\ntitle:"), "the key 'title' is given twice"),
+    "prose as a field": (ten("title:", "prose: x\ntitle:"), "unknown field 'prose'"),
     "no front matter": ("# Fruit\n", "it must start with YAML between two lines of three dashes (---)."),
-    "broken YAML": (TEN_LINES.replace("folder}", "folder"), "the front matter is not valid YAML"),
+    "broken YAML": (ten("folder}", "folder"), "the front matter is not valid YAML"),
     "a list": ("---\n- a\n---\n", "the front matter must be fields"),
 }
 
@@ -413,13 +371,9 @@ def test_several_mistakes_are_told_at_once(tmp_path):
 def test_kinds_of_knowledge_that_are_not_there(tmp_path):
     card = load_card(write(tmp_path, fruit("{symptoms: [narrow at the top], myths: [blue]}")))
     assert card.kinds == []
-    with pytest.raises(
-        ValueError, match="class 'apple' has no phrases of kind 'symptoms'; it has none of any kind"
-    ):
+    with pytest.raises(ValueError, match="'apple' has no phrases of kind 'symptoms'; it has none of any"):
         card.symptoms()
-    with pytest.raises(
-        ValueError, match="unknown kind of knowledge 'myth' in card 'fruit'; did you mean 'myths'"
-    ):
+    with pytest.raises(ValueError, match="unknown kind of knowledge 'myth' in card .*; did you mean 'myths'"):
         card.symptoms("myth")
 
 
@@ -430,9 +384,7 @@ def test_class_without_phrases_of_this_kind(tmp_path):
     card = load_card(write(tmp_path, text))
     assert card.kinds == ["symptoms"]
     assert card.symptoms()["pear"] == ["narrow at the top"]
-    with pytest.raises(
-        ValueError, match="class 'pear' has no phrases of kind 'myths'; it has 'symptoms', 'useless'"
-    ):
+    with pytest.raises(ValueError, match="'pear' has no phrases of kind 'myths'; it has 'symptoms', 'usel"):
         card.symptoms("myths")
 
 

@@ -19,9 +19,8 @@ def test_the_images_of_some_classes_are_labelled_anew(data):
     card = data.card.with_classes(TWO)
     some = data.train.of_classes(card)
     rows = [i for i, label in enumerate(data.train.labels.tolist()) if label in (3, 1)]
-    assert some.ids == [data.train.ids[i] for i in rows] and some.groups == [
-        data.train.groups[i] for i in rows
-    ]
+    assert some.ids == [data.train.ids[i] for i in rows]
+    assert some.groups == [data.train.groups[i] for i in rows]
     assert some.labels.tolist() == [{3: 0, 1: 1}[int(data.train.labels[i])] for i in rows]
     assert some.card is card and some.counts == dict.fromkeys(TWO, 6)
     assert all(some[k][0].tobytes() == data.train[i][0].tobytes() for k, i in enumerate(rows))
@@ -37,10 +36,9 @@ def test_all_classes_in_their_order_are_the_same_set(data):
 def test_data_of_some_classes_are_their_three_splits(data):
     some = data.of_classes(TWO)
     assert some.card.classnames == TWO and some.record["classes"] == TWO
-    for name in ("train", "val", "test"):
-        part = getattr(some, name)
-        assert part.card is some.card and part.split == name
-        assert part.counts == {c: getattr(data, name).counts[c] for c in TWO}
+    for name, images in some.splits.items():
+        assert images.card is some.card and images.split == name
+        assert images.counts == {c: data.splits[name].counts[c] for c in TWO}
     assert "classes" not in data.record
     assert np.array_equal(some.summary().columns, [*TWO, "total"])
 

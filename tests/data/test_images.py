@@ -32,14 +32,10 @@ def test_grey_is_three_equal_channels(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_a_16_bit_copy_reads_like_its_8_bit_original(tmp_path, suffix):
+def test_a_16_bit_file_of_8_or_12_bits_is_neither_black_nor_white(tmp_path, suffix):
     dull = RAMP // 2 + 70  # neither black nor white: nothing may stretch it
-    path = saved(tmp_path / f"a.{suffix}", Image.fromarray(dull.astype(np.uint16) * 257))
+    path = saved(tmp_path / f"b.{suffix}", Image.fromarray(dull.astype(np.uint16) * 257))
     np.testing.assert_array_equal(read(path), grey(dull))
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_12_bits_in_a_16_bit_file_are_neither_black_nor_white(tmp_path, suffix):
     path = saved(tmp_path / f"a.{suffix}", Image.fromarray(RAMP.astype(np.uint16) * 16 + 15))
     pixels = read(path)[..., 0].astype(int)
     assert pixels.max() == 255
@@ -83,11 +79,7 @@ def test_alpha_is_composited_on_black_and_hides_the_colour_beneath(tmp_path):
     assert out[0].tolist() == [200, 100, 50]
     assert out[1].tolist() == [0, 0, 0]
     assert np.abs(out[2] - [100, 50, 25]).max() <= 1
-
-
-def test_grey_with_alpha(tmp_path):
-    pixels = np.array([[[200, 255], [200, 0]]], dtype=np.uint8)
-    path = saved(tmp_path / "a.png", Image.fromarray(pixels))
+    path = saved(tmp_path / "grey.png", Image.fromarray(np.array([[[200, 255], [200, 0]]], dtype=np.uint8)))
     assert read(path)[0, :, 0].tolist() == [200, 0]
 
 
@@ -134,9 +126,7 @@ def test_a_truncated_file_is_broken(tmp_path, suffix, kept):
     Image.fromarray(noise).save(buffer, {"png": "png", "jpg": "jpeg", "tif": "tiff"}[suffix])
     path = tmp_path / f"cut.{suffix}"
     path.write_bytes(buffer.getvalue()[: int(kept * len(buffer.getvalue()))])
-    with pytest.raises(
-        ImageError, match=rf"cannot read image .*cut\.{suffix}: .* Replace or remove the file"
-    ):
+    with pytest.raises(ImageError, match=rf"cannot read image .*cut\.{suffix}: .* Replace or remove"):
         read_image(path)
 
 

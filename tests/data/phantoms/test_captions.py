@@ -39,9 +39,8 @@ def test_names_come_at_their_rate_and_wrong_at_theirs():
     world = get_world("cxr")
     latents = world.sample(8000, seed=1)
     named = wrong = 0
-    for caption, label in zip(
-        captions(world, latents, 2, name_rate=0.25), latents.labels.tolist(), strict=True
-    ):
+    texts = captions(world, latents, 2, name_rate=0.25)
+    for caption, label in zip(texts, latents.labels.tolist(), strict=True):
         said = [c for c, name in enumerate(world.classnames) if name in caption]
         named += bool(said)
         wrong += bool(said) and said != [label]

@@ -86,14 +86,9 @@ def test_bayes_accuracy_by_hand():
     world = get_world("derm")
     p = world.probability[:, :2]
     by_hand = 0.0
-    for pattern in itertools.product((0, 1), repeat=2):
-        by_hand += (
-            max(
-                (p[c, 0] if pattern[0] else 1 - p[c, 0]) * (p[c, 1] if pattern[1] else 1 - p[c, 1])
-                for c in (0, 1)
-            ).item()
-            / 2
-        )
+    for first, second in itertools.product((True, False), repeat=2):
+        likelihood = (p[:, 0] if first else 1 - p[:, 0]) * (p[:, 1] if second else 1 - p[:, 1])  # (n_cls,)
+        by_hand += likelihood.max().item() / 2
     assert by_hand < world.bayes_accuracy() < by_hand + 0.02
 
 
@@ -109,18 +104,14 @@ def test_the_bayes_rule_is_the_posterior():
 @by_name
 def test_a_shifted_world_trades_probabilities_and_nothing_else(world):
     shifted = get_world(f"{world.name}-shifted")
-    assert (shifted.classnames, shifted.openings, shifted.draw) == (
-        world.classnames,
-        world.openings,
-        world.draw,
-    )
+    for part in ("classnames", "openings", "draw"):
+        assert getattr(shifted, part) == getattr(world, part)
     before, after = ({a.name: a.probability for a in w.attributes} for w in (world, shifted))
     assert sorted(before.values()) == sorted(after.values()) and list(before) == list(after)
     changed = [name for name in before if before[name] != after[name]]
     assert len(changed) == 4
-    assert [(a.present, a.absent) for a in shifted.attributes] == [
-        (a.present, a.absent) for a in world.attributes
-    ]
+    said_after, said_before = ([(a.present, a.absent) for a in w.attributes] for w in (shifted, world))
+    assert said_after == said_before
 
 
 @by_name
