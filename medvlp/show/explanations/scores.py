@@ -4,10 +4,8 @@ A symptom's score is a cosine, not a finding. Whether it says what its words say
 `medvlp.show.faithfulness`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -22,7 +20,7 @@ from medvlp.methods.base import check_symptoms
 from medvlp.methods.cilmp import CILMP
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import score_table
-from medvlp.show.figures.basic import GREY, PALETTE, closed, symptom_bars
+from medvlp.show.figures.basic import GREY, PALETTE, axes_beside, closed, decision_title, symptom_bars
 from medvlp.study.evaluation import evaluating
 
 
@@ -83,41 +81,76 @@ def intervention_table(method: CILMP, features: Tensor, reference: Tensor | None
     """
     f = features.to(method.ctx)  # (1, D)
 
-    def cosines(seen: Tensor) -> Tensor:
+    def cosines(method: CILMP, seen: Tensor) -> Tensor:
         return (f[:, None] * method.class_features(seen)).sum(dim=-1)[0]  # (n_cls,)
 
     def probabilities(scores: Tensor) -> np.ndarray:
         return (method.logit_scale * scores.double()).softmax(dim=0).cpu().numpy()
 
-    own = cosines(f)
-    with without_intervention(method):
-        plain = cosines(f)
+    own, plain = cosines(method, f), cosines(with_rank(method, 0), f)  # (n_cls,) each
     table = pd.DataFrame({"classname": method.classnames, "score": own.cpu().numpy()})
     table["score without"] = plain.cpu().numpy()
     table["change"] = table["score"] - table["score without"]
     table["probability"], table["probability without"] = probabilities(own), probabilities(plain)
     if reference is not None:
         mean = F.normalize(reference.to(f).mean(dim=0, keepdim=True), dim=-1)  # (1, D)
-        table["score mean image"] = cosines(mean).cpu().numpy()
+        table["score mean image"] = cosines(method, mean).cpu().numpy()
         table["own image"] = table["score"] - table["score mean image"]
     return table
 
 
-@contextmanager
-def without_intervention(method: CILMP) -> Iterator[None]:
-    """Inside the block every row of the LLM stays as it was, h' = h, in every layer; A, B and ctx stay."""
+class KeptRank(nn.Module):
+    r"""An intervention of whose edit only the k strongest directions are kept, for each image anew.
 
-    def plain(site: nn.Module, inputs: tuple, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        first, _, last, _ = inputs
-        h = torch.cat([first, last], dim=1)  # (n_cls, P + S, d)
-        return (h @ site.A.T @ site.B.T)[None], output[1]  # (1, n_cls, P + S, w), (M, w)
+        E = S R^T = U diag(sigma) V^T                                            (n, d), rank at most r
+        H' = H + U_k diag(sigma_k) V_k^T
 
-    handles = [site.register_forward_hook(plain) for site in method.sites]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    E are the edits R s of all n rows of all classes, of one image. The first k terms of their singular value
+    decomposition are the closest to E of all matrices of rank k (Eckart & Young 1936). Nothing d wide is
+    decomposed: with R = Q T and Q orthonormal, E = (S T^T) Q^T.
+
+    Args:
+        intervention: `LoReFT` or `ConditionalLoReFT`, as trained.
+        kept: k; 0 leaves the rows as they are, r is the intervention itself.
+    """
+
+    def __init__(self, intervention: nn.Module, kept: int) -> None:
+        super().__init__()
+        self.intervention, self.kept = intervention, kept
+
+    def edits(self, h: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        """The kept edits of rows h (n_cls, P, d), as x (B or 1, n_cls, P, r) and Q (d, r): x Q^T."""
+        s = self.intervention.edit(h, f)  # (B, n_cls, P, r), without B where no image plays a part
+        Q, T = torch.linalg.qr(self.intervention.R)  # (d, r), (r, r)
+        x = (s @ T.T).reshape(-1, h.shape[0] * h.shape[1], s.shape[-1])  # (B, n, r)
+        V = torch.linalg.svd(x, full_matrices=False).Vh[:, : self.kept]  # (B, k, r)
+        return (x @ V.mT @ V).unflatten(1, h.shape[:2]), Q
+
+    def projected(self, A: Tensor, h: Tensor, f: Tensor, m: Tensor | None = None) -> Tensor:
+        """A h' as an intervention's own `projected`, (B, n_cls, P, a); ValueError in training."""
+        if m is not None:
+            raise ValueError("an intervention cut to a lower rank is for looking, not for training.")
+        x, Q = self.edits(h, f)
+        return h @ A.T + x @ (A @ Q).T
+
+
+def with_rank(cilmp: CILMP, kept: int) -> CILMP:
+    """The same method, its edits cut to their `kept` strongest directions: see `KeptRank`.
+
+    It shares the CLIP; what was learned is copied.
+
+    Raises:
+        ValueError: a rank outside 0 to the method's own.
+    """
+    if not 0 <= kept <= cilmp.config["rank"]:
+        raise ValueError(f"kept must be from 0 to {cilmp.config['rank']}, the method's rank, got {kept}.")
+    other = copy.deepcopy(cilmp, {id(cilmp.clip): cilmp.clip}).eval()
+    for site in other.sites:
+        if site.prefix is not None:
+            site.prefix = KeptRank(site.prefix, kept)
+        if site.suffix is not None:
+            site.suffix = KeptRank(site.suffix, kept)
+    return other
 
 
 def explanation_figure(
@@ -164,14 +197,7 @@ def _intervention_figure(
     table: pd.DataFrame, image: Image.Image | None, true: str | None, predicted: str | None
 ) -> Figure:
     height = max(0.5 * len(table) + 1.4, 2.2)
-    if image is None:
-        fig, ax = plt.subplots(figsize=(6.5, height), layout="constrained")
-    else:
-        fig, (left, ax) = plt.subplots(
-            1, 2, figsize=(8.5, height), layout="constrained", width_ratios=(1, 2.5)
-        )
-        left.imshow(image, cmap="gray")
-        left.set_axis_off()
+    fig, ax = axes_beside(image, (6.5 if image is None else 8.5, height))
     y = np.arange(len(table))
     ax.hlines(y, table["score without"], table["score"], color=GREY)
     ax.plot(
@@ -183,9 +209,7 @@ def _intervention_figure(
     ax.set_yticks(y, table["classname"], parse_math=False)
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.set_xlabel("cosine of the image with the class's prompt")
-    words = {"true": true, "predicted": predicted}
-    title = "     ".join(f"{what}: {name}" for what, name in words.items() if name)
-    ax.set_title(title, fontsize=10, parse_math=False)
+    ax.set_title(decision_title(true, predicted), fontsize=10, parse_math=False)
     fig.legend(fontsize=8, loc="outside lower center", ncols=3, frameon=False)
     sns.despine(ax=ax)
     return closed(fig)

@@ -146,14 +146,7 @@ def symptom_bars(
         if name is not None and name not in classnames:
             raise ValueError(unknown_name("class", name, classnames, "the symptom scores"))
     height = 0.3 * len(scores) + 0.45 * len(classnames) + 0.6
-    if image is None:
-        fig, ax = plt.subplots(figsize=(7, height), layout="constrained")
-    else:
-        fig, (left, ax) = plt.subplots(
-            1, 2, figsize=(9, max(height, 2.2)), layout="constrained", width_ratios=(1, 2.5)
-        )
-        left.imshow(image, cmap="gray")
-        left.set_axis_off()
+    fig, ax = axes_beside(image, (7, height) if image is None else (9, max(height, 2.2)))
     y, ticks = 0.0, []
     for i, classname in enumerate(classnames):
         rows = scores[scores["classname"] == classname]
@@ -168,11 +161,26 @@ def symptom_bars(
     ax.set_ylim(ticks[-1][0] + 0.8, -0.8)
     ax.axvline(0, color=GREY, linewidth=0.8)
     ax.set_xlabel("cosine with the image (dashed: mean of the class)")
-    words = {"true": true, "predicted": predicted}
-    ax.set_title("     ".join(f"{what}: {name}" for what, name in words.items() if name), fontsize=10)
+    ax.set_title(decision_title(true, predicted), fontsize=10)
     fig.legend(fontsize=8, loc="outside lower center", ncols=min(3, len(classnames)), frameon=False)
     sns.despine(ax=ax)
     return closed(literal_figure(fig))
+
+
+def axes_beside(image: Image.Image | None, figsize: tuple[float, float]) -> tuple[Figure, Axes]:
+    """A figure with axes to draw in, on their left the image, if there is one."""
+    if image is None:
+        return plt.subplots(figsize=figsize, layout="constrained")
+    fig, (left, ax) = plt.subplots(1, 2, figsize=figsize, layout="constrained", width_ratios=(1, 2.5))
+    left.imshow(image, cmap="gray")
+    left.set_axis_off()
+    return fig, ax
+
+
+def decision_title(true: str | None, predicted: str | None) -> str:
+    """What is known of an image's class, as a title."""
+    words = {"true": true, "predicted": predicted}
+    return "     ".join(f"{what}: {name}" for what, name in words.items() if name)
 
 
 def interval_plot(
@@ -210,7 +218,11 @@ def interval_plot(
     for place, (_, row) in zip(places, rows.iterrows(), strict=True):
         text = three_decimals(row["value"])
         ax.text(row["value"], place - 0.16, text, ha="center", va="bottom", fontsize=8)
-    _lines(ax, chance, reference or {})
+    if chance is not None:
+        ax.axvline(chance, color=GREY, linestyle="dotted", label=f"chance {three_decimals(chance)}")
+    reference_lines(ax.axvline, reference or {}, first=1)
+    if chance is not None or reference:
+        ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     ax.set_yticks(places, rows.index)
     ax.set_ylim(len(rows) - 0.5, -0.6)
     ax.set_xlabel(f"{metric} (95 % interval)")
@@ -218,14 +230,6 @@ def interval_plot(
     ax.set_axisbelow(True)
     sns.despine(ax=ax)
     return closed(fig)
-
-
-def _lines(ax: Axes, chance: float | None, reference: Mapping[str, float]) -> None:
-    if chance is not None:
-        ax.axvline(chance, color=GREY, linestyle="dotted", label=f"chance {three_decimals(chance)}")
-    reference_lines(ax.axvline, reference, first=1)
-    if chance is not None or reference:
-        ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 def reference_lines(draw: Callable[..., object], reference: Mapping[str, float], first: int) -> None:

@@ -1,6 +1,5 @@
 """Intervention explorer: how much of CILMP's edit of the LLM's states is needed for a decision."""
 
-import copy
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from medvlp.data.datasets import ImageSet
 from medvlp.methods.cilmp import CILMP
+from medvlp.show.explanations.scores import with_rank
 from medvlp.show.figures.basic import PALETTE, closed, literal_figure
 from medvlp.show.figures.html import literal, picture_html
 from medvlp.show.widgets.parts import (
@@ -65,8 +65,8 @@ class InterventionExplorer(ImageExplorer):
     def __init__(self, cilmp: CILMP, images: ImageSet, index: int = 0) -> None:
         """Look at the first image; see the class."""
         check_intervention(cilmp)
-        self._take_images(images, cilmp)
-        self.cilmp, self.rank = cilmp, cilmp.config["rank"]
+        images.check(cilmp.card, "the CILMP")
+        self.cilmp, self.images, self.rank = cilmp, images, cilmp.config["rank"]
         self.kept, self.on = self.rank, True
         self.choose(index)
 
@@ -167,64 +167,6 @@ class InterventionExplorer(ImageExplorer):
         now = f"rank {self.kept} of {self.rank}" if self.on else "edit off"
         said = f'<div role="status">{literal(self.decision())}</div>'
         self._table.value = table_html(table, BARS, f"Probabilities; now: {now}") + said
-
-
-# --- the edit, cut to a lower rank ---
-
-
-class KeptRank(nn.Module):
-    r"""An intervention of whose edit only the k strongest directions are kept, for each image anew.
-
-        E = S R^T = U diag(sigma) V^T                                            (n, d), rank at most r
-        H' = H + U_k diag(sigma_k) V_k^T
-
-    E are the edits R s of all n rows of all classes, of one image. The first k terms of their singular value
-    decomposition are the closest to E of all matrices of rank k (Eckart & Young 1936). Nothing d wide is
-    decomposed: with R = Q T and Q orthonormal, E = (S T^T) Q^T.
-
-    Args:
-        intervention: `LoReFT` or `ConditionalLoReFT`, as trained.
-        kept: k; 0 leaves the rows as they are, r is the intervention itself.
-    """
-
-    def __init__(self, intervention: nn.Module, kept: int) -> None:
-        super().__init__()
-        self.intervention, self.kept = intervention, kept
-
-    def edits(self, h: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
-        """The kept edits of rows h (n_cls, P, d), as x (B or 1, n_cls, P, r) and Q (d, r): x Q^T."""
-        s = self.intervention.edit(h, f)  # (B, n_cls, P, r), without B where no image plays a part
-        Q, T = torch.linalg.qr(self.intervention.R)  # (d, r), (r, r)
-        x = (s @ T.T).reshape(-1, h.shape[0] * h.shape[1], s.shape[-1])  # (B, n, r)
-        V = torch.linalg.svd(x, full_matrices=False).Vh[:, : self.kept]  # (B, k, r)
-        return (x @ V.mT @ V).unflatten(1, h.shape[:2]), Q
-
-    def projected(self, A: Tensor, h: Tensor, f: Tensor, m: Tensor | None = None) -> Tensor:
-        """A h' as an intervention's own `projected`, (B, n_cls, P, a); ValueError in training."""
-        if m is not None:
-            raise ValueError("an intervention cut to a lower rank is for looking, not for training.")
-        x, Q = self.edits(h, f)
-        return h @ A.T + x @ (A @ Q).T
-
-
-def with_rank(cilmp: CILMP, kept: int) -> CILMP:
-    """The same method, its edits cut to their `kept` strongest directions: see `KeptRank`.
-
-    It shares the CLIP; what was learned is copied.
-
-    Raises:
-        ValueError: another method, one without intervention, or a rank outside 0 to its own.
-    """
-    check_intervention(cilmp)
-    if not 0 <= kept <= cilmp.config["rank"]:
-        raise ValueError(f"kept must be from 0 to {cilmp.config['rank']}, the method's rank, got {kept}.")
-    other = copy.deepcopy(cilmp, {id(cilmp.clip): cilmp.clip}).eval()
-    for site in other.sites:
-        if site.prefix is not None:
-            site.prefix = KeptRank(site.prefix, kept)
-        if site.suffix is not None:
-            site.suffix = KeptRank(site.suffix, kept)
-    return other
 
 
 def check_intervention(method: nn.Module) -> None:

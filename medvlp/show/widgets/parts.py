@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.datasets import ImageSet
@@ -147,10 +147,6 @@ class ImageExplorer(Explorer):
     def true(self) -> str:
         """The class of the image."""
         return self.images.card.classnames[int(self.images.labels[self.index])]
-
-    def _take_images(self, images: ImageSet, method: nn.Module) -> None:
-        images.check(method.card, type(method).__name__)
-        self.images = images
 
     def _take(self, index: int) -> None:
         if not 0 <= index < len(self.images):

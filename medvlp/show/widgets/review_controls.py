@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from medvlp.show.widgets.parts import import_widgets
+
 if TYPE_CHECKING:
     from medvlp.show.widgets.review import SymptomReview
 
@@ -18,18 +20,6 @@ HELP = (
     "the training images of this class and of all other classes. AUROC: how well the phrase ranks this "
     "class's images above the others; 1 always, 0.5 no better than chance, below 0.5 it speaks for others."
 )
-
-
-def import_widgets() -> Any:
-    """The package ipywidgets; ImportError that says how to install it."""
-    try:
-        import ipywidgets
-    except ImportError:
-        raise ImportError(
-            'the review widget needs ipywidgets: pip install "medvlp[notebooks]". '
-            "Without it, review_table and the methods of SymptomReview do the same."
-        ) from None
-    return ipywidgets
 
 
 def facts_html(row: pd.Series) -> str:

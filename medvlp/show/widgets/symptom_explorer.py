@@ -72,8 +72,8 @@ class SymptomExplorer(ImageExplorer):
     def __init__(self, method: nn.Module, images: ImageSet, index: int = 0) -> None:
         """Score the first image; see the class."""
         check_symptoms(method)
-        self._take_images(images, method)
-        self.method = method
+        images.check(method.card, type(method).__name__)
+        self.method, self.images = method, images
         self._start()
         self.choose(index)
 

@@ -21,8 +21,9 @@ from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.show import InterventionExplorer, PhantomLab, SymptomExplorer, TrainingMonitor
 from medvlp.show.counterfactuals.twins import with_symptoms
+from medvlp.show.explanations.scores import KeptRank, with_rank
 from medvlp.show.figures.html import LITERAL, literal
-from medvlp.show.widgets.intervention_explorer import KeptRank, rank_effect, with_rank
+from medvlp.show.widgets.intervention_explorer import rank_effect
 from medvlp.show.widgets.parts import WIDGET_VIEW, ImageExplorer, table_html
 from medvlp.show.widgets.phantom_lab import draw_phantom
 from medvlp.show.widgets.symptom_explorer import LEFT_OUT, probabilities
