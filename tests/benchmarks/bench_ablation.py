@@ -2,16 +2,15 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_ablation.py
 
-The grid is ViP on a phantom card: 5 learning rates, 2 numbers of context vectors, 10 seeds. One side is
-`run_ablation` in this process as a user calls it, and all that it does: planning, building the methods,
-reading features, steps, validation after each epoch, the test images, the store. The other side is the same
-number of steps on ready tensors: forward, cross-entropy, backward, SGD. The two take turns, ten runs at a
-time, and each of the ten calls loads CLIP and data again. Image features are in the cache beforehand; how
-long that took is printed. The ratio is of the sums of both sides. With few shots an epoch has few steps, and
-its validation weighs more.
+The grid is ViP on a phantom card: 5 learning rates, 2 numbers of context vectors, 10 seeds; --runs says
+how many of these 100 are made, in tens. One side is `run_ablation` in this process as a user calls it,
+and all that it does: planning, building the methods, reading features, steps, validation after each
+epoch, the test images, the store. The other side is the same number of steps on ready tensors: forward,
+cross-entropy, backward, SGD. The two take turns, ten runs at a time, and each of the ten calls loads CLIP
+and data again. Image features are in the cache beforehand; how long that took is printed. The ratio is of
+the sums of both sides. With few shots an epoch has few steps, and its validation weighs more.
 """
 
-import argparse
 import tempfile
 import time
 from itertools import product
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from parts import options
 
 from medvlp.backbone.clip import load_clip
 from medvlp.backbone.features import image_features
@@ -47,15 +47,7 @@ def steps_alone(vip: ViP, features: torch.Tensor, labels: torch.Tensor, config: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--card", default="phantom-derm")
-    parser.add_argument("--clip", default="tiny")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--shots", default=ALL, help="training images a class")
-    parser.add_argument("--runs", type=int, default=100, help="how many of the 100 are made, in tens")
-    args = parser.parse_args()
+    args = options(__doc__, card="phantom-derm", clip="tiny", epochs=2, shots=ALL, runs=100).parse_args()
 
     clip, parts = load_clip(args.clip, device="cpu"), load_parts(args.card, None)
     shots = args.shots if args.shots == ALL else int(args.shots)

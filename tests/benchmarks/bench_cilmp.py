@@ -37,6 +37,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from parts import options
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip, load_clip
@@ -48,31 +49,19 @@ ALLOCATOR = {  # glibc: keep freed memory, as other allocators do
     "MALLOC_TRIM_THRESHOLD_": str(2**36),
     "MALLOC_TOP_PAD_": str(2**26),
 }
-NAMES = [
-    "melanoma",
-    "melanocytic nevi",
-    "basal cell carcinoma",
-    "actinic keratoses",
-    "benign keratosis",
-    "dermatofibroma",
-    "vascular lesions",
-]
+NAMES = ["melanoma", "melanocytic nevi", "basal cell carcinoma", "actinic keratoses", "benign keratosis"]
+NAMES += ["dermatofibroma", "vascular lesions"]
+PARTS = ("image", "intervention", "text", "backward", "step")  # of a training step
 LENGTHS = range(37, 44)
 WIDTHS = (576, 2048, 4096)  # of the representations, for the sweep
 Parts = tuple[Callable, Callable, Callable]  # image, intervention, text
 
 
 def build(clip: Clip, d: int) -> CILMP:
-    card = {
-        "name": "skin",
-        "title": "Skin",
-        "modality": "a dermoscopy image",
-        "classes": [{"name": name} for name in NAMES],
-        "source": {"kind": "folder"},
-    }
+    facts = {"name": "skin", "title": "Skin", "modality": "a dermoscopy image", "source": {"kind": "folder"}}
     random = torch.Generator().manual_seed(0)
     states = {name: torch.randn(n, d, generator=random) for name, n in zip(NAMES, LENGTHS, strict=True)}
-    return CILMP(clip, DataCard.model_validate(card), states).train()
+    return CILMP(clip, DataCard(classes=NAMES, **facts), states).train()
 
 
 # --- the three sides, each in three parts: f of images, rows of f, text features of rows ---
@@ -82,10 +71,8 @@ def plain_image(cilmp: CILMP, images: Tensor) -> Tensor:
     """f (B, D)."""
     visual, prompts = cilmp.clip.model.visual, cilmp.image_prompts.to(cilmp.clip.dtype)
     x = visual.conv1(images).flatten(2).transpose(1, 2)
-    x = (
-        torch.cat([visual.class_embedding.to(x).expand(len(x), 1, -1), x], dim=1)
-        + visual.positional_embedding
-    )
+    x = torch.cat([visual.class_embedding.to(x).expand(len(x), 1, -1), x], dim=1)
+    x = x + visual.positional_embedding
     n = x.shape[1]
     x = visual.ln_pre(torch.cat([x, prompts[0].expand(len(x), -1, -1)], dim=1))
     for i, block in enumerate(visual.transformer.resblocks):
@@ -161,8 +148,8 @@ def text_by_text(cilmp: CILMP, rows: list[list[Tensor]]) -> Tensor:
     found = []
     for b in range(len(rows[0][0])):
         for c in range(len(NAMES)):
-            own = [[of_class[c][b : b + 1]] for of_class in rows]  # (1, L_c, w) for each block
-            found.append(all_texts_at_once(cilmp, own, [c])[0, 0])
+            one = [[of_class[c][b : b + 1]] for of_class in rows]  # (1, L_c, w) for each block
+            found.append(all_texts_at_once(cilmp, one, [c])[0, 0])
     return torch.stack(found).unflatten(0, (-1, len(NAMES)))
 
 
@@ -335,11 +322,8 @@ def peak_memory(args: argparse.Namespace) -> dict:
     before = torch.cuda.memory_allocated() if cuda else resident()
     for _ in range(2):
         trainer.step(args.side)
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if cuda else ours
     return {"libraries": libraries, "before": before, "peak": peak}
 
 
@@ -384,16 +368,11 @@ TASKS = {"time": time_steps, "memory": peak_memory, "saved": saved_bytes}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clip", default="ViT-B-16/random")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--d", type=int, default=4096, help="width of the representations")
-    parser.add_argument("--rounds", type=int, default=3)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    width = 4096  # of the representations
+    parser = options(__doc__, clip="ViT-B-16/random", batch_size=8, d=width, rounds=3, device=device)
     parser.add_argument("--threads", type=int, default=None, help="of torch on the CPU")
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--skip-plain", action="store_true", help="time the vectorised side alone with ours")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -416,14 +395,9 @@ def main() -> None:
     times = child("time", args)
     medians, floor = times["medians"], times["needed"] / times["rate"]
     print(f"{times['learned']:,} learned numbers; logits of all sides within {times['error']:.1e}")
-    print(
-        f"seconds ({args.clock} clock), medians of {args.rounds}:  image  intervention  text  backward  step"
-    )
+    print(f"seconds ({args.clock} clock), medians of {args.rounds}:  {'  '.join(PARTS)}")
     for side, parts in medians.items():
-        row = "  ".join(
-            f"{parts[part]:.3f}" for part in ("image", "intervention", "text", "backward", "step")
-        )
-        print(f"  {side:<12} {row}")
+        print(f"  {side:<12} {'  '.join(f'{parts[part]:.3f}' for part in PARTS)}")
     ours = medians["ours"]["step"]
     print(
         f"floor: {times['needed'] / 1e9:.0f} G multiply-adds at {times['rate'] / 1e9:.1f} G a second = "
@@ -431,24 +405,20 @@ def main() -> None:
     )
     for side in medians:
         if side != "ours":
-            print(
-                f"{side} / ours: {medians[side]['step'] / ours:.2f}"
-                + (" (target: >= 3)" if side == "plain" else "")
-            )
+            target = " (target: >= 3)" if side == "plain" else ""
+            print(f"{side} / ours: {medians[side]['step'] / ours:.2f}{target}")
 
-    memory = {side: child("memory", args, side=side) for side in medians}
-    for side, m in memory.items():
-        own, above, whole = ((m["peak"] - m.get(less, 0)) / 2**30 for less in ("libraries", "before", ""))
-        print(f"peak memory, {side}: model and step {own:.2f} GiB, step {above:.2f}, in all {whole:.2f}")
-    for side in memory:
+    gib = {}  # model and step, step alone, in all
+    for side in medians:
+        m = child("memory", args, side=side)
+        gib[side] = [(m["peak"] - m.get(less, 0)) / 2**30 for less in ("libraries", "before", "")]
+        model, step, whole = gib[side]
+        print(f"peak memory, {side}: model and step {model:.2f} GiB, step {step:.2f}, in all {whole:.2f}")
+    for side in medians:
         if side != "ours":
-            own, above, whole = (
-                (memory["ours"]["peak"] - memory["ours"].get(less, 0))
-                / (memory[side]["peak"] - memory[side].get(less, 0))
-                for less in ("libraries", "before", "")
-            )
+            model, step, whole = (a / b for a, b in zip(gib["ours"], gib[side], strict=True))
             target = " (target: <= 0.5)" if side == "plain" else ""
-            print(f"ours / {side}: {own:.2f}{target}, step {above:.2f}, in all {whole:.2f}")
+            print(f"ours / {side}: {model:.2f}{target}, step {step:.2f}, in all {whole:.2f}")
 
     print(f"kept by the interventions for the backward pass, MiB, for d of {WIDTHS}:")
     for case, row in child("saved", args).items():

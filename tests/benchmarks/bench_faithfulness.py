@@ -5,10 +5,10 @@ embedded CLIP (and ViP, trained as notebook 3 trains it): what each changed attr
 towers make of it; the controls; and how well maps find the attributes.
 """
 
-import argparse
 import time
 
 import pandas as pd
+from parts import options
 
 from medvlp.backbone.clip import load_clip
 from medvlp.data.datasets import load_dataset
@@ -32,9 +32,8 @@ SEEN = 0.95  # AUROC of the linear probe from which on an attribute is called se
 
 def main() -> None:
     """Print every table, with the seconds it took."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, images=500)
     parser.add_argument("--vip", action="store_true", help="also train ViP and measure it")
-    parser.add_argument("--images", type=int, default=500)
     wanted = parser.parse_args()
     pd.set_option("display.width", 200, "display.max_columns", 30)
     clip = load_clip("tiny")
@@ -44,13 +43,8 @@ def main() -> None:
         methods = {"zero-shot": ZeroShot(clip, data.card)}
         if wanted.vip:
             methods["ViP"] = ViP(clip, data.card)
-            fit(
-                methods["ViP"],
-                data.train,
-                data.val,
-                TrainConfig(epochs=10, lr=0.002, views=0),
-                progress=False,
-            )
+            config = TrainConfig(epochs=10, lr=0.002, views=0)
+            fit(methods["ViP"], data.train, data.val, config, progress=False)
         for title, method in methods.items():
             start = time.perf_counter()
             flips = flip_all(method, data.test, wanted.images)
@@ -60,10 +54,8 @@ def main() -> None:
             print(f"\n{title}, {data.card.name}: {time.perf_counter() - start:.1f} s")
             print(summary.join(aurocs).round(3).to_string())
             known = seen.index[seen["probe"] >= SEEN]
-            for what, part in (
-                ("seen", table["attribute"].isin(known)),
-                ("not", ~table["attribute"].isin(known)),
-            ):
+            is_known = table["attribute"].isin(known)
+            for what, part in (("seen", is_known), ("not", ~is_known)):
                 row = counterfactual_summary(table[part]).loc["all", ["more", "low", "high", "most"]]
                 n = table.loc[part, "attribute"].nunique()
                 print(f"{n} attributes, {what} by the probe: {row.round(3).to_dict()}")

@@ -7,7 +7,6 @@ run in one process, in turns, on ViT-B/16 with random weights at 224 pixels. The
 chest X-rays of $MEDVLP_DATA/chest_xray where that is set, else noise of 224 x 224 written as JPEG.
 """
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from parts import options
 from PIL import Image
 
 from medvlp.backbone.clip import Clip, load_clip
@@ -72,15 +72,8 @@ def time_cached(clip: Clip, data: Pictures, batch_size: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clip", default="ViT-B-16/random")
-    parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
+    defaults = {"clip": "ViT-B-16/random", "images": 128, "batch_size": 32, "rounds": 4, "device": "auto"}
+    args = options(__doc__, **defaults).parse_args()
 
     clip = load_clip(args.clip, device=args.device)
     clip.fingerprint  # noqa: B018  (computed once a process, not once a data set)

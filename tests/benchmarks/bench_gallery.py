@@ -6,23 +6,18 @@ ZeroShot with the card's incorrect symptoms fails often; 500 of its failures, ea
 training images, become one page. Features are computed before the clock starts, since they are cached.
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
+
+from parts import options
 
 from medvlp import ZeroShot, image_features, load_clip, load_dataset
 from medvlp.show.gallery.failures import failures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--card", default="phantom-derm")
-    parser.add_argument("--knowledge", default="incorrect")
-    parser.add_argument("--failures", type=int, default=500)
-    args = parser.parse_args()
+    args = options(__doc__, card="phantom-derm", knowledge="incorrect", failures=500).parse_args()
 
     clip, data = load_clip("tiny"), load_dataset(args.card)
     method = ZeroShot(clip, data.card, args.knowledge)

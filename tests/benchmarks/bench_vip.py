@@ -13,7 +13,6 @@ The images that are read are chest X-rays of $MEDVLP_DATA/chest_xray where that 
 On a machine that does other work, set OMP_NUM_THREADS=1: threads that wait slow small steps most.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from bench_features import find_pictures
+from parts import options
 from PIL import Image
 
 from medvlp.backbone.clip import Clip, load_clip
@@ -65,15 +65,8 @@ def read_views(clip: Clip, paths: list[Path]) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clip", default="ViT-B-16/random")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ours-a-round", type=int, default=5, help="our steps for each plain one")
-    parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
+    defaults = {"clip": "ViT-B-16/random", "batch_size": 32, "rounds": 5, "device": "auto"}
+    args = options(__doc__, ours_a_round=5, **defaults).parse_args()  # our steps for each plain one
 
     clip = load_clip(args.clip, device=args.device)
     card = load_card("pneumonia")

@@ -7,10 +7,11 @@ is 300 ms on the embedded CLIP. The static pictures, which a cell draws once whe
 On a machine that does other work, set OMP_NUM_THREADS=1.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterable
+
+from parts import options
 
 from medvlp.backbone.clip import load_clip
 from medvlp.data.datasets import load_dataset
@@ -35,14 +36,8 @@ def timed(name: str, turn: Callable[[int], object], rounds: Iterable[int], targe
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clip", default="tiny")
-    parser.add_argument("--card", default="phantom-fundus", help="a phantom card; this one has most symptoms")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
+    card = "phantom-fundus"  # the phantom card with most symptoms
+    args = options(__doc__, clip="tiny", card=card, rounds=20, device="auto").parse_args()
     clip = load_clip(args.clip, device=args.device)
     data = load_dataset(args.card)
     zero, vip, cilmp = (method(clip, data.card) for method in (ZeroShot, ViP, CILMP))
@@ -52,7 +47,7 @@ def main() -> None:
     for name, method in (("ZeroShot", zero), ("ViP", vip)):
         explorer = SymptomExplorer(method, data.test)
         assert explorer.box
-        button = next(iter(explorer._lists.values())).buttons[1]
+        button = next(iter(explorer._lists.values())).buttons.children[1]
         timed(f"symptom explorer, {name}: toggle", lambda _, b=button: b.click(), rounds)
         timed(f"symptom explorer, {name}: image", lambda i, e=explorer: _set(e._index, i + 1), rounds)
         timed(f"symptom explorer, {name}: static", lambda _, e=explorer: e.static(), rounds, target=False)
