@@ -2,9 +2,12 @@
 
 from .backbone.clip import Clip, load_clip
 from .backbone.features import image_features
+from .backbone.pretrain import PretrainConfig, pretrain
 from .data.cards import DataCard, list_cards, load_card
 from .data.datasets import Data, ImageSet, load_dataset
+from .data.phantoms.captions import captions
 from .data.phantoms.worlds import get_world
+from .data.splits import few_shot
 from .knowledge.llm.local_llm import local_llm
 from .knowledge.llm.representations import (
     Representations,
@@ -32,7 +35,10 @@ from .methods.vpt import VPT
 from .methods.zero_shot import ZeroShot
 from .show.widgets.review import SymptomReview, review_table
 from .study.ablation.grid import Named
+from .study.ablation.papers import overview, shipped_study
+from .study.ablation.statistics import holm
 from .study.ablation.study import Study, run_ablation
+from .study.ablation.tables import in_words, to_markdown
 from .study.evaluation import Report, evaluate
 from .study.prediction import Prediction, predict
 from .study.saving import load, save

@@ -59,7 +59,13 @@ STREAM = 0x9E3779B9  # keeps the images of pre-training apart from those of ever
 
 @frozen_config
 class PretrainConfig:
-    """What a pre-training run depends on."""
+    """What a pre-training run depends on.
+
+    Example:
+        >>> import medvlp
+        >>> medvlp.PretrainConfig(worlds=("derm",), steps=240).batch_size
+        128
+    """
 
     worlds: tuple[str, ...] = ("derm", "cxr", "fundus")
     n_images: PositiveInt = 24_000  # images of each world, captioned anew each time they are seen
@@ -105,9 +111,9 @@ def pretrain(
         FloatingPointError: the loss is no longer a number.
 
     Example:
-        >>> from medvlp.backbone.pretrain import PretrainConfig, pretrain
-        >>> config = PretrainConfig(worlds=("derm",), n_images=8, steps=2, batch_size=4)
-        >>> clip, history = pretrain(config, progress=False)
+        >>> import medvlp
+        >>> config = medvlp.PretrainConfig(worlds=("derm",), n_images=8, steps=2, batch_size=4)
+        >>> clip, history = medvlp.pretrain(config, progress=False)
         >>> history.columns.tolist()
         ['step', 'loss', 'accuracy', 'logit_scale']
     """

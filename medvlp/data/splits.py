@@ -77,6 +77,11 @@ def few_shot(
 
     Raises:
         ValueError: a class has fewer images than shots.
+
+    Example:
+        >>> import medvlp
+        >>> medvlp.few_shot(labels=[0, 1, 0, 1, 0, 1], num_shots=2, seed=1).tolist()
+        [0, 1, 2, 5]
     """
     labels = np.asarray(labels)  # (N,)
     if num_shots < 1:

@@ -29,6 +29,13 @@ def captions(
     A plain caption lists nearly all attributes, in order, each in its first wording.
 
     ValueError if a rate is not between 0 and 1.
+
+    Example:
+        >>> import medvlp
+        >>> world = medvlp.get_world("derm")
+        >>> words = medvlp.captions(world, world.sample(2, seed=1), seed=1, plain=True)
+        >>> "black dots" in words[0], len(words)
+        (True, 2)
     """
     for rate in (name_rate, wrong_rate):
         if not 0 <= rate <= 1:
