@@ -15,9 +15,9 @@ from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.knowledge.symptoms.contact_sheet import ContactSheet
 from medvlp.knowledge.symptoms.phrases import PhraseChecker, words_of
-from medvlp.knowledge.symptoms.questions import SymptomPrompts
-from medvlp.knowledge.symptoms.replies import ReplyError, parse_reply
-from medvlp.knowledge.symptoms.server import SHOWN, Answer, Server, SymptomError
+from medvlp.knowledge.symptoms.questions import JSON_KEY, SymptomPrompts
+from medvlp.knowledge.symptoms.replies import REPLY_KINDS, ReplyError, parse_reply
+from medvlp.knowledge.symptoms.server import RESUME, SHOWN, Answer, Server, SymptomError
 from medvlp.knowledge.symptoms.sets import Call, Candidate, ClassRecord, SymptomRecord
 
 SURPLUS = 2  # phrases asked for, for each one wanted: the checks reject some
@@ -140,7 +140,8 @@ class OneClass:
 
     def _ask(self, stage: str, attempt: int, messages: list[dict]) -> list[str]:
         sheet = self.sheet if stage == "images" else None
-        answer = self.run.server.ask(messages, self.settings["seed"] + attempt - 1, self.name, bool(sheet))
+        seed, structured = self.settings["seed"] + attempt - 1, JSON_KEY in _text(messages[-1])
+        answer = self.run.server.ask(messages, seed, self.name, bool(sheet), structured)
         call = Call(
             stage=stage,
             attempt=attempt,
@@ -156,13 +157,22 @@ class OneClass:
         )
         self.calls.append(call)
         self.run.count(answer)
-        return self._read(call)
+        phrases = self._read(call)
+        if answer.finish_reason == "length" and not answer.reply.strip():
+            raise SymptomError(
+                f"class {self.name!r}: {self.run.record.model} at {self.run.record.server} spent all of "
+                f"max_tokens={self.settings['max_tokens']} before its answer began, as LLMs do that think "
+                f"first. Give it more: max_tokens=4000. {RESUME}",
+                "max_tokens",
+                self.name,
+            )
+        return phrases
 
     def _read(self, call: Call) -> list[str]:
         """The phrases of an answer; none where it cannot be used, which the call notes."""
-        names = self.run.checker.names(self.name)
+        cut = call.finish_reason == "length"
         try:
-            return [] if call.problem else parse_reply(call.reply, call.finish_reason == "length", names)
+            return [] if call.problem else parse_reply(call.reply, cut, self.run.checker.names)
         except ReplyError as error:
             call.problem = error.kind
             return []
@@ -185,21 +195,23 @@ class OneClass:
         asked = [call for call in self.calls if call.stage == stage]
         if not asked:
             return [self._user(stage, question)]
+        last = asked[-1]
         lines = [
             f"- {one.text} ({one.reason or self.unconfirmed.get(one.text)})"
             for one in self.candidates
             if one.stage == stage and (not one.kept or one.text in self.unconfirmed)
         ]
+        if last.problem:
+            lines.append(f"(your last answer could not be used: {REPLY_KINDS[last.problem]})")
         again = self.run.prompts.fill(
             "again",
             classname=self.name,
             modality=self.run.card.modality,
             count=count,
             kept=_bullets(p for p in self.passed[stage] if p not in self.unconfirmed) or "(none yet)",
-            rejected="\n".join(lines[-count:]) or "(your answer held no list of phrases)",
+            rejected="\n".join(lines[-count:]) or "(none)",
         )
-        last = asked[-1]
-        if last.problem or not last.reply.strip():  # nothing worth going on from, and some servers mind
+        if last.problem:  # nothing worth going on from, and some servers mind
             return [self._user(stage, f"{question}\n\n{again}")]
         return [
             self._user(stage, question),

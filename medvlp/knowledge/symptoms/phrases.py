@@ -18,7 +18,7 @@ from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import sha256
 
-VERSION = "2"  # of the checks
+VERSION = "3"  # of the checks and of what is read in a reply
 N_CTX = 4  # learned vectors that ViP puts before a phrase
 SHORTEST_NAME = 3  # letters; a shorter alias is a code and may stand inside a phrase, as in cards
 LONGEST_WORD = 25  # letters, on average
@@ -81,9 +81,10 @@ class PhraseChecker:
             if word == info.name or _is_word(word)
         }
 
-    def names(self, classname: str) -> dict[str, bool]:
-        """The names and word aliases of all classes: {name: whether it is one of class `classname`}."""
-        return {written: owner == classname for owner, written in self._names.values()}
+    @property
+    def names(self) -> set[str]:
+        """The names and word aliases of all classes."""
+        return {written for _, written in self._names.values()}
 
     @property
     def facts(self) -> dict[str, Any]:

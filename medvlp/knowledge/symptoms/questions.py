@@ -16,7 +16,8 @@ PLACEHOLDERS = {  # what each question may ask for, and what it must
     "agree": ({"count", "classname", "modality", "from_text", "from_images"}, {"from_text", "from_images"}),
     "again": ({"count", "classname", "modality", "kept", "rejected"}, set()),
 }
-SCHEMA = {  # for servers with structured output
+JSON_KEY = '"symptoms"'  # a question that has it asks for JSON, and servers are sent the schema of that
+SCHEMA = {
     "type": "object",
     "properties": {"symptoms": {"type": "array", "items": {"type": "string"}}},
     "required": ["symptoms"],
@@ -27,6 +28,8 @@ SCHEMA = {  # for servers with structured output
 @dataclass(frozen=True)
 class SymptomPrompts:
     """The four questions, with `$name` for what is filled in and `$$` for a dollar sign.
+
+    Each asks for JSON, {"symptoms": ["...", "..."]}, or for one flat list of bullets; nothing else is read.
 
     Args:
         text: stage 1. `$count` phrases for `$classname` in `$modality`; `$others` are the other classes.
@@ -83,31 +86,33 @@ DEFAULT = SymptomPrompts(
         "Which visible features help to recognise $classname there? Only what can be seen in the picture "
         "counts: colour, brightness, shape, edge, texture, place. No symptoms that a patient feels, no "
         "causes, no treatment.\n"
-        "Answer with $count bullets and nothing else. Each is one phrase of 3 to 8 plain words that CLIP "
-        "knows from everyday pictures, describes one thing that is present, and names neither $classname nor "
-        "any other diagnosis ($others)."
+        "Answer with JSON and nothing else, no text before or after it: "
+        '{"symptoms": ["...", "..."]} with $count phrases. Each is one phrase of 3 to 8 plain words that '
+        "CLIP knows from everyday pictures, describes one thing that is present, has no label, and names "
+        "neither $classname nor any other diagnosis ($others)."
     ),
     images=(
         "The picture is one sheet of $shown training images, all of one kind: $modality with the same "
         "finding.\n"
         "Which visible features do they share in colour, shape and texture?\n"
-        "Answer with $count bullets and nothing else. Each is one phrase of 3 to 8 plain words about one "
-        "thing that is seen in most of them. Name no diagnosis, and do not describe the sheet itself."
+        'Answer with JSON and nothing else: {"symptoms": ["...", "..."]} with $count phrases. Each is one '
+        "phrase of 3 to 8 plain words about one thing that is seen in most of them. Name no diagnosis, and "
+        "do not describe the sheet itself."
     ),
     agree=(
         "Two lists describe the same finding in $modality.\n"
         "List A, from knowledge:\n$from_text\n"
         "List B, from looking at images:\n$from_images\n"
         "Which phrases of list A say the same as some phrase of list B? Copy those phrases of list A word "
-        "for word, one a bullet, at most $count, and write nothing else."
+        'for word, at most $count. Answer with JSON and nothing else: {"symptoms": ["...", "..."]}.'
     ),
     again=(
         "These phrases cannot be used:\n$rejected\n"
         "These are already in the list:\n$kept\n"
-        "Give $count other bullets that avoid those faults: short plain phrases of what can be seen in "
-        "$modality, and nothing else."
+        "Give $count others that avoid those faults: short plain phrases of what can be seen in $modality. "
+        'Answer with JSON and nothing else: {"symptoms": ["...", "..."]}.'
     ),
-    version="1",
+    version="2",
 )
 
 SMALL = replace(  # a small LLM goes on with a pattern better than it follows instructions

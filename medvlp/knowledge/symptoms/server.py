@@ -36,7 +36,7 @@ class SymptomError(RuntimeError):
     """Symptoms could not be generated; classes finished before are in the store.
 
     Attributes:
-        kind: "too few", "timeout", "connection", "rate limit", "key refused", "no such model",
+        kind: "too few", "max_tokens", "timeout", "connection", "rate limit", "key refused", "no such model",
             "images refused" or "server".
         classname: the class that was being asked about.
     """
@@ -63,8 +63,9 @@ class Answer:
 class Server:
     """An OpenAI-compatible server behind the caller's client, and the options that it takes.
 
-    Structured output (`response_format` with a JSON schema) is tried first. A server that rejects an option
-    (400, 422 or 501) is asked without it from then on. Retries and timeouts are the client's.
+    A question for JSON is sent with its schema (`response_format`). A server that rejects an option (400, 422
+    or 501), or breaks over the schema (500), is asked without it from then on. Retries and timeouts are the
+    client's.
 
     Args:
         client: an `openai.OpenAI`, with its own key, base_url, timeout and max_retries.
@@ -127,20 +128,32 @@ class Server:
             text = text.replace(secret, HIDDEN)
         return KEY_FORMS.sub(HIDDEN, text)
 
-    def ask(self, messages: list[dict], seed: int, classname: str, sheet: bool = False) -> Answer:
-        """One answer; SymptomError naming the class, the server and what is wrong."""
+    def ask(
+        self, messages: list[dict], seed: int, classname: str, sheet: bool = False, structured: bool = True
+    ) -> Answer:
+        """One answer; SymptomError naming the class, the server and what is wrong.
+
+        Args:
+            messages: the question.
+            seed: of sampling.
+            classname: whom it is about.
+            sheet: it comes with an image.
+            structured: it asks for JSON, so that its schema goes with it.
+        """
         import openai
 
         started = time.perf_counter()
         while True:
             options = {**self._options, **({"seed": seed} if "seed" in self._options else {})}
+            if not structured:
+                options.pop("response_format", None)
             try:
                 completion = self.client.chat.completions.create(
                     model=self.model, messages=messages, **options
                 )
                 break
             except openai.APIStatusError as error:
-                if error.status_code in REJECTED and self._learn(error):
+                if self._learn(error, options):
                     continue
                 kind, problem = self._problem(error, sheet)
             except openai.OpenAIError as error:
@@ -194,15 +207,19 @@ class Server:
         text = self.clean(text)
         return repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
 
-    def _learn(self, error: "APIStatusError") -> bool:
+    def _learn(self, error: "APIStatusError", options: dict[str, Any]) -> bool:
         """Do without an option that the server rejects; False where there is nothing left to do without."""
+        if error.status_code == 500:  # some servers break over a schema
+            return "response_format" in options and bool(self._options.pop("response_format"))
+        if error.status_code not in REJECTED:
+            return False
         said = f"{error.param or ''} {_said(error)}"
-        named = [name for name in self._options if re.search(rf"\b{name}\b", said)]
+        named = [name for name in options if re.search(rf"\b{name}\b", said)]
         if "max_tokens" in named and "max_completion_tokens" in said:  # what newer models call it
             self._options["max_completion_tokens"] = self._options.pop("max_tokens")
             return True
         named = [name for name in named if name in ("temperature", "seed", "response_format")]
-        if "response_format" in self._options and ("json_schema" in said or not named):
+        if "response_format" in options and ("json_schema" in said or not named):
             named.append("response_format")
         for name in set(named):
             del self._options[name]
@@ -276,6 +293,11 @@ def _parts(completion: Any) -> tuple[str, str, str | None, Any] | None:
     choices = getattr(completion, "choices", None)
     message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
     content, refusal = getattr(message, "content", None), getattr(message, "refusal", None)
+    if isinstance(content, list) and all(
+        isinstance(part, dict) for part in content
+    ):  # thoughts are parts, too
+        texts = [part.get("text") for part in content if part.get("type") in ("text", "output_text")]
+        content = "".join(text for text in texts if isinstance(text, str))
     if message is None or not isinstance(content, str | None):
         return None
     reason = getattr(choices[0], "finish_reason", None)

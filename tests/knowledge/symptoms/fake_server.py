@@ -18,7 +18,7 @@ IMAGE_TOKENS = 300  # that an image costs
 class Say:
     """One answer: a reply, or with a status of 400 and more an error with `text` as its message."""
 
-    text: str | None
+    text: str | list | None
     finish_reason: str = "stop"
     status: int = 200
     param: str | None = None
@@ -27,6 +27,7 @@ class Say:
     body: bytes | None = None  # sent as it is, instead of all that
     headers: tuple[tuple[str, str], ...] = ()
     usage: bool = True
+    thoughts: str | None = None  # beside the answer, as reasoning_content
 
 
 Script = Callable[[dict], Say | str] | Sequence[Say | str]
@@ -136,6 +137,7 @@ def _content(say: Say, body: dict) -> bytes:
     }
     usage["total_tokens"] = sum(usage.values())
     message = {"role": "assistant", "content": say.text, "refusal": say.refusal}
+    message |= {"reasoning_content": say.thoughts} if say.thoughts else {}
     completion = {
         "id": "1",
         "object": "chat.completion",

@@ -17,6 +17,7 @@ from medvlp.knowledge.symptoms.generate import SymptomError, generate_symptoms
 from medvlp.knowledge.symptoms.one_class import centred_cosines
 from medvlp.knowledge.symptoms.phrases import PhraseChecker
 from medvlp.knowledge.symptoms.questions import DEFAULT, SMALL, SymptomPrompts
+from medvlp.knowledge.symptoms.replies import REPLY_KINDS
 from medvlp.knowledge.symptoms.server import SAYS_WHICH, Server
 from medvlp.knowledge.symptoms.sets import SymptomSet
 from medvlp.methods.vip import ViP
@@ -67,7 +68,7 @@ def test_the_question_names_class_modality_and_count(ask):
     with FakeServer(told) as server:
         ask(server, n=2)
     asked = question(server.asked[0])
-    assert "melanoma" in asked and CARD.modality in asked and "4 bullets" in asked
+    assert "melanoma" in asked and CARD.modality in asked and "with 4 phrases" in asked
 
 
 def test_surplus_phrases_are_kept_with_the_reason_why_not(ask):
@@ -180,6 +181,9 @@ UNUSABLE = {
     "filter": Say("- ragged dark border", finish_reason="content_filter"),
     "prose": Say("It depends on many things and a doctor should be asked about all of them in person."),
     "cut": Say("- ragged da", finish_reason="length"),
+    "talk": Say("Sure!\n- high fever\n- dry cough"),
+    "labels": Say("- Absent: blue veil\n- Color: none"),
+    "another key": Say('{"rejected": ["blue veil"]}'),
 }
 
 
@@ -189,13 +193,66 @@ def test_an_unusable_reply_is_noted_and_asked_again(ask, name):
     with FakeServer(lambda body: first if len(server.asked) == 1 else told(body)) as server:
         symptoms = ask(server)
     call = symptoms.record.classes["melanoma"].calls[0]
-    assert (
-        call.problem in ("empty", "refusal", "no phrases", "cut")
-        and symptoms["melanoma"] == LISTS["melanoma"]
-    )
+    assert call.problem in REPLY_KINDS and symptoms["melanoma"] == LISTS["melanoma"]
     again = server.asked[1]["messages"]
-    assert [message["role"] for message in again] == ["user"] and "held no list" in question(server.asked[1])
+    assert [message["role"] for message in again] == ["user"]
+    assert f"could not be used: {REPLY_KINDS[call.problem]}" in question(server.asked[1])
     assert list(symptoms.calls().problem.notna()) == [True, False, False, False]
+
+
+REJECTED = ["one rejected color", "two rejected spots", "three rejected lines", "four rejected edges"]
+THINKING = {
+    "tags": "<think>\n{draft}\nNo, rejected.\n</think>\n{answer}",
+    "brackets": "[THINK]{draft}[/THINK]{answer}",
+    "analysis": "<analysis>\n{draft}\n</analysis>\n\n{answer}",
+    "channels": "<|channel|>analysis<|message|>{draft}<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>{answer}",
+    "unknown tag": "<private_notes>{draft}</private_notes>{answer}",
+    "the server's own tag": "{draft}\n</think>\n\n{answer}",
+    "no tags": "Candidates:\n{draft}\n\nAll rejected. Better:\n{answer}",
+    "verdict after": "{draft}\n\nNo, these are rejected.",
+    "markers taken away": "analysis{draft}assistantfinal{answer}",
+}
+
+
+@pytest.mark.parametrize("listed", ["JSON", "bullets"])
+@pytest.mark.parametrize("name", THINKING)
+def test_what_a_reasoning_model_rejects_is_never_a_symptom(ask, name, listed):
+    """Where the answer cannot be told from the draft, the class is asked again, and then answered plainly."""
+
+    def written(phrases: list[str]) -> str:
+        return json.dumps({"symptoms": phrases}) if listed == "JSON" else bullets(*phrases)
+
+    def script(body: dict) -> str:
+        answer = written(LISTS[classname(body)])
+        asked_again = "could not be used" in question(body)
+        return answer if asked_again else THINKING[name].format(draft=written(REJECTED), answer=answer)
+
+    with FakeServer(script) as server:
+        symptoms = ask(server)
+    assert dict(symptoms) == LISTS
+    assert not symptoms.candidates().phrase.str.contains("rejected").any()
+
+
+def test_an_answer_in_parts_is_read_without_its_thoughts(ask):
+    def script(body: dict) -> Say:
+        thoughts = {"type": "thinking", "thinking": [{"type": "text", "text": bullets(*REJECTED)}]}
+        return Say([thoughts, {"type": "text", "text": told(body)}], thoughts=bullets(*REJECTED))
+
+    with FakeServer(script) as server:
+        assert dict(ask(server)) == LISTS
+
+
+@pytest.mark.parametrize("text", [None, "", []])
+def test_thoughts_that_use_up_max_tokens_are_an_error_at_once(ask, text):
+    said = Say(text, finish_reason="length", thoughts=bullets(*REJECTED))
+    with FakeServer(lambda body: said if "could not be used" not in question(body) else told(body)) as server:
+        with pytest.raises(SymptomError, match="'melanoma'.* all of max_tokens=400 .*max_tokens=4000") as e:
+            ask(server)
+        assert e.value.kind == "max_tokens" and server.calls == 1
+        with pytest.raises(SymptomError, match="'nevus'.* spent all of max_tokens"):
+            ask(server)  # the same call asks melanoma otherwise: it is told
+        assert server.calls == 3
 
 
 def test_the_last_phrase_of_a_reply_that_was_cut_is_dropped(ask):
@@ -258,7 +315,7 @@ CHANGES = {
     "max_words": 9,
     "model": "other-model",
     "card": make_card(name="others"),
-    "prompts": SymptomPrompts(**{**DEFAULT.facts, "version": "2"}),
+    "prompts": SymptomPrompts(**{**DEFAULT.facts, "version": "3"}),
 }
 
 
@@ -274,7 +331,7 @@ def test_a_failed_class_keeps_the_finished_ones_and_the_run_goes_on_there(ask):
     broken = True
 
     def script(body):
-        return Say("no", status=500) if broken and classname(body) == "keratosis" else told(body)
+        return Say("no", status=503) if broken and classname(body) == "keratosis" else told(body)
 
     with FakeServer(script) as server:
         with pytest.raises(SymptomError, match="'keratosis'.*Finished classes are kept"):

@@ -4,6 +4,7 @@ import json
 import re
 import time
 import unicodedata
+from collections.abc import Collection
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medvlp.knowledge.symptoms.loose_json import read_json
+from medvlp.knowledge.symptoms.phrases import PhraseChecker
 from medvlp.knowledge.symptoms.replies import REPLY_KINDS, ReplyError, parse_reply
 from medvlp.knowledge.symptoms.sets import SymptomSet
 from tests.knowledge.symptoms.lesions import CARD
@@ -35,7 +36,7 @@ def decoded(reply: str) -> str:
     ).replace("\\'", "'")
 
 
-def check(reply: str, cut: bool, names: dict[str, bool] | None = None) -> list[str]:
+def check(reply: str, cut: bool, names: Collection[str] = ()) -> list[str]:
     """Parse a reply; assert what holds for any reply at all; return the phrases, none for a ReplyError."""
     try:
         phrases = parse_reply(reply, cut, names)
@@ -48,7 +49,7 @@ def check(reply: str, cut: bool, names: dict[str, bool] | None = None) -> list[s
     plain, escaped = squeezed(reply), squeezed(decoded(reply))
     for phrase in phrases:
         assert phrase == phrase.strip() != ""
-        assert not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in phrase), ascii(phrase)
+        assert not re.search(r"[\r\n\t\u2028]|:\s|:$|：|\s-\s|^[-*•]\s|^\d+\.\s", phrase), ascii(phrase)
         assert squeezed(phrase) in plain or squeezed(phrase) in escaped, ascii(phrase)
     tags = [shown_tags(some) for some in (phrases, ["red dots"] * len(phrases))]
     assert tags[0] == tags[1], "a reply brought a tag of its own into the notebook"
@@ -72,12 +73,12 @@ def test_the_shapes_that_llms_produce(case):
     cut = case.get("cut", False)
     if "error" in case:
         with pytest.raises(ReplyError) as caught:
-            parse_reply(case["reply"], cut, case.get("names"))
+            parse_reply(case["reply"], cut, case.get("names", ()))
         assert caught.value.kind == case["error"]
         assert caught.value.reply == case["reply"]
     else:
-        assert parse_reply(case["reply"], cut, case.get("names")) == case["phrases"]
-    check(case["reply"], cut, case.get("names"))
+        assert parse_reply(case["reply"], cut, case.get("names", ())) == case["phrases"]
+    check(case["reply"], cut, case.get("names", ()))
 
 
 @pytest.mark.parametrize("case", CORPUS, ids=lambda case: case["shape"])
@@ -86,7 +87,7 @@ def test_a_reply_cut_anywhere_gives_whole_phrases_only(case):
     reply = case["reply"].rstrip("\n")
     whole = case.get("phrases", [])
     for length in range(len(reply)):
-        phrases = check(reply[:length], True, case.get("names"))
+        phrases = check(reply[:length], True, case.get("names", ()))
         half = [p for p in phrases if p not in whole and any(w != p and w.startswith(p) for w in whole)]
         assert not half, f"half a phrase after {length} characters"
 
@@ -115,10 +116,15 @@ SHAPED = st.recursive(
 )
 
 
+ASKED = st.fixed_dictionaries({"symptoms": st.lists(WORDS, min_size=1, max_size=4)})
+
+
 @st.composite
 def broken_json(draw) -> str:
     """JSON that a careless hand went over: cut, a character changed, doubled or lost, prose around."""
-    text = json.dumps(draw(SHAPED), ensure_ascii=draw(st.booleans()), indent=draw(st.sampled_from([None, 2])))
+    text = json.dumps(
+        draw(SHAPED | ASKED), ensure_ascii=draw(st.booleans()), indent=draw(st.sampled_from([None, 2]))
+    )
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(text)))
         text = text[:at] + draw(MARKS | st.just("")) + text[at + draw(st.integers(0, 2)) :]
@@ -128,7 +134,8 @@ def broken_json(draw) -> str:
 @st.composite
 def broken_list(draw) -> str:
     """Lines with marks that do not match, in any order."""
-    lines = draw(st.lists(st.tuples(MARKS, WORDS, MARKS | st.just(""), WORDS | st.just("")), max_size=8))
+    mark = draw(MARKS.map(st.just) | st.just(MARKS))  # one mark, or any
+    lines = draw(st.lists(st.tuples(mark, WORDS, st.just("") | MARKS, st.just("") | WORDS), max_size=8))
     return draw(st.sampled_from(["\n", "\r\n", "\n\n"])).join("".join(line) for line in lines)
 
 
@@ -156,26 +163,33 @@ def test_ten_thousand_hostile_replies(kind):
 
     run()
     assert sum(seen.values()) >= 2500
-    assert min(seen.values()) > 10, f"replies of one sort only: {seen}"
+    assert seen["errors"] > 10 and (seen["phrases"] > 10 or kind == "noise"), f"replies of one sort: {seen}"
 
 
-@settings(max_examples=200, derandomize=True, database=None, deadline=None)
-@given(SHAPED.filter(lambda value: isinstance(value, dict | list)))
-def test_json_that_is_whole_is_read_as_json_reads_it(value):
-    text = json.dumps(value)
-    tree, closed = read_json(text)
-    assert closed
+WRAPPERS = [
+    ("<think>\n", "\n</think>\n"), ("[THINK]", "[/THINK]"), ("<any-Name x='1'>", "</any-Name>\n\n"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("<|channel>thought\n", "<channel|>"), ("<|START_THINKING|>", "<|END_THINKING|>\n"),
+    ("Let me think.\n", "\nSo the answer is:\n"), ("**Draft**\n", "\n**Answer**\n"), ("<!-- ", " -->"),
+]  # fmt: skip
 
-    def strings(node) -> list[str]:
-        if isinstance(node, str):
-            return [node]
-        inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-        return [string for one in inner for string in strings(one)]
 
-    def leaves(node) -> list[str]:
-        return [node] if isinstance(node, str) else [leaf for _, one in node for leaf in leaves(one)]
-
-    assert leaves(tree) == strings(value)
+@settings(max_examples=300, derandomize=True, database=None, deadline=None)
+@given(data=st.data(), wrapper=st.sampled_from(WRAPPERS), cut=st.booleans())
+def test_a_draft_before_the_answer_is_never_read(data, wrapper, cut):
+    """Whatever stands round it, and wherever the reply ends."""
+    lists = st.sampled_from(
+        ["- draft {0}\n- draft {1}", "1. draft {0}\n2. draft {1}", '{{"symptoms": ["draft"]}}']
+    )
+    words = st.tuples(WORDS, WORDS)
+    draft = "\n".join(data.draw(lists).format(*data.draw(words)) for _ in range(data.draw(st.integers(1, 3))))
+    answer = data.draw(
+        st.sampled_from(["- red dots\n- pale disc", '{"symptoms": ["red dots", "pale disc"]}'])
+    )
+    reply = f"{wrapper[0]}{draft}{wrapper[1]}{answer}"
+    reply = reply[: data.draw(st.integers(0, len(reply)) | st.just(len(reply)))]
+    for phrase in check(reply, cut):
+        assert "draft" not in phrase and "red dots pale disc".find(phrase.split()[0]) >= 0
 
 
 PIECES = [
@@ -210,12 +224,18 @@ def test_a_million_characters():
         check_only(reply)
 
 
-def test_an_error_says_what_came_back_and_what_to_do():
-    with pytest.raises(ReplyError, match="cut short before its first phrase was whole; allow more tokens"):
+def test_an_error_says_what_was_wrong_and_what_came_back():
+    with pytest.raises(ReplyError, match="cut short before it was whole.* max_tokens larger"):
         parse_reply("- dense", cut=True)
-    with pytest.raises(ReplyError, match=r"no list of phrases; it begins 'The lung is white\.'"):
+    with pytest.raises(ReplyError, match=r"beside the list, or no list\. It begins 'The lung is white\.'"):
         parse_reply("The lung is white.")
     with pytest.raises(ReplyError) as caught:
         parse_reply("x" * 10_000)
     assert len(str(caught.value)) < 200
     assert caught.value.reply == "x" * 10_000
+
+
+def test_what_cannot_be_printed_is_left_to_the_checks():
+    phrases = parse_reply('{"symptoms": ["red\\u0000 dots", "pale\\u200d disc"]}')
+    assert phrases == ["red\0 dots", "pale\u200d disc"]
+    assert not any(verdict.kept for verdict in PhraseChecker(CARD).check("nevus", phrases))

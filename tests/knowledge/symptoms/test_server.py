@@ -3,10 +3,12 @@
 import json
 import logging
 import traceback
+from dataclasses import replace
 
 import openai
 import pytest
 
+from medvlp.knowledge.symptoms.questions import DEFAULT
 from medvlp.knowledge.symptoms.server import HIDDEN, SymptomError
 from medvlp.knowledge.symptoms.sets import SymptomSet
 from tests.knowledge.symptoms.fake_server import KEY, FakeServer, Say, bullets
@@ -22,7 +24,16 @@ def test_structured_output_is_asked_for_and_read(ask):
     assert wanted["type"] == "json_schema" and "symptoms" in wanted["json_schema"]["schema"]["properties"]
 
 
-@pytest.mark.parametrize("status", [400, 422, 501])
+def test_a_question_for_bullets_is_sent_without_a_schema(ask):
+    prompts = replace(
+        DEFAULT, text="To detect $classname in $modality: $count bullets. to detect $classname in"
+    )
+    with FakeServer(told) as server:
+        assert dict(ask(server, prompts=prompts)) == LISTS
+    assert not any("response_format" in body for body in server.asked)
+
+
+@pytest.mark.parametrize("status", [400, 422, 500, 501])
 def test_a_server_without_structured_output_is_asked_plainly_from_then_on(ask, status):
     def script(body):
         rejected = "response_format" in body
