@@ -50,6 +50,13 @@ class Representations:
 
     Raises:
         ValueError: no class, a matrix that is no matrix, differs in d or is not finite; the class is named.
+
+    Example:
+        >>> import medvlp, torch
+        >>> states = {"melanoma": torch.zeros(3, 8), "nevus": torch.ones(5, 8)}
+        >>> own = medvlp.Representations(states, {"llm": "made by hand"})
+        >>> own.dim, own.lengths
+        (8, {'melanoma': 3, 'nevus': 5})
     """
 
     states: dict[str, Tensor]
@@ -166,6 +173,18 @@ def llm_representations(
             LLM's context; an LLM that cannot be loaded; a file at `path` that is damaged or something else.
         FileNotFoundError: no such LLM here; the message says what to do.
         ConnectionError: a hub name, but no copy here and no network.
+
+    Example:
+        A file that holds what is asked for already is read, and no LLM is needed:
+
+        >>> import medvlp
+        >>> card = medvlp.load_card("phantom-derm")
+        >>> shipped = medvlp.shipped_representations(card)
+        >>> [shipped.provenance[fact] for fact in ("llm", "layout", "layer", "max_tokens")]
+        ['smollm2', 'tokens', -1, 16]
+        >>> medvlp.llm_representations(card, "smollm2", layout="token")
+        Traceback (most recent call last):
+        ValueError: unknown layout 'token'; did you mean 'tokens'? ...
     """
     if layout not in PROMPTS:
         raise ValueError(unknown_name("layout", layout, PROMPTS))
@@ -229,6 +248,12 @@ def shipped_representations(card: DataCard | str) -> Representations:
 
     Raises:
         ValueError: a card without any, or a card whose texts differ from those that the LLM read.
+
+    Example:
+        >>> import medvlp
+        >>> representations = medvlp.shipped_representations("phantom-derm")
+        >>> representations.dim, representations.lengths
+        (576, {'melanoma': 16, 'nevus': 16})
     """
     name = card if isinstance(card, str) else card.name
     there = sorted(path.stem for path in shipped_folder().glob("*.safetensors"))

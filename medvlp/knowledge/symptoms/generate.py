@@ -14,14 +14,14 @@ asked again.
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated, Any, Literal
 
+from pydantic import ConfigDict, Field, PositiveInt, validate_call
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
-from medvlp.data.errors import unknown_name
 from medvlp.data.files import cache_folder, sha256
 from medvlp.knowledge.symptoms.contact_sheet import ROWS, TILE, check_shown, contact_sheet
 from medvlp.knowledge.symptoms.one_class import OneClass, Run
@@ -30,33 +30,28 @@ from medvlp.knowledge.symptoms.questions import DEFAULT, SymptomPrompts
 from medvlp.knowledge.symptoms.server import Server, SymptomError
 from medvlp.knowledge.symptoms.sets import ClassRecord, SymptomRecord, SymptomSet, now
 
-if TYPE_CHECKING:  # it takes a second to import
-    from openai import OpenAI
-
 __all__ = ["SymptomError", "generate_symptoms"]
 
-AGREE = ("similarity", "llm")
-ON_TOO_FEW = ("error", "keep")
 
-
+@validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))
 def generate_symptoms(
     card: DataCard,
-    client: "OpenAI",
+    client: Any,
     model: str,
-    n: int = 4,
+    n: PositiveInt = 4,
     images: ImageSet | None = None,
     *,
     send_images: bool = False,
-    agree: str = "similarity",
-    threshold: float = 0.7,
+    agree: Literal["similarity", "llm"] = "similarity",
+    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.7,
     clip: Clip | None = None,
     prompts: SymptomPrompts = DEFAULT,
-    max_asks: int = 3,
-    on_too_few: str = "error",
+    max_asks: PositiveInt = 3,
+    on_too_few: Literal["raise", "skip"] = "raise",
     temperature: float = 0.0,
     seed: int = 1,
-    max_tokens: int = 400,
-    max_words: int = 12,
+    max_tokens: PositiveInt = 400,
+    max_words: PositiveInt = 12,
     store: str | Path | None = None,
     progress: bool = True,
 ) -> SymptomSet:
@@ -86,7 +81,7 @@ def generate_symptoms(
         prompts: the questions; `print(prompts)` shows them.
         max_asks: how often a class is asked at most, the first time included; where that was not enough, the
             same call made once more asks as often again.
-        on_too_few: after that, "error", or "keep" for what passed, where that is at least one phrase.
+        on_too_few: after that, "raise" an error, or "skip" it and take what passed, at least one phrase.
         temperature: of sampling; 0 is greedy.
         seed: of sampling (sent to the server, plus one for each further question) and of the images shown.
         max_tokens: the longest answer.
@@ -98,17 +93,29 @@ def generate_symptoms(
 
     Raises:
         SymptomError: too few phrases passed, or the server failed; the message shows what came back.
-        ValueError: settings that do not go together, or a damaged file in the store.
-        TypeError: a setting of another type.
+        ValueError: a setting of another type or out of range, settings that do not go together, or a damaged
+            file in the store.
         OSError: a store that cannot be written; nothing was asked.
         ImportError: without the package openai.
+
+    Example:
+        A client that answers from a list stands for a server here:
+
+        >>> import json, tempfile
+        >>> import httpx, medvlp, openai
+        >>> lists = [["a blue veil", "a ragged border"], ["one even brown", "a round shape"]]
+        >>> def answer(request):
+        ...     message = {"role": "assistant", "content": json.dumps({"symptoms": lists.pop(0)})}
+        ...     return httpx.Response(200, json={"choices": [{"message": message}]})
+        >>> http = httpx.Client(transport=httpx.MockTransport(answer))
+        >>> client = openai.OpenAI(api_key="none", base_url="http://127.0.0.1/v1", http_client=http)
+        >>> card = medvlp.load_card("phantom-derm")
+        >>> with tempfile.TemporaryDirectory() as store:
+        ...     symptoms = medvlp.generate_symptoms(card, client, "some-model", n=2, store=store)
+        >>> symptoms["nevus"]
+        ['one even brown', 'a round shape']
     """
-    numbers = {"n": n, "max_asks": max_asks, "max_tokens": max_tokens, "max_words": max_words}
-    _check_types(card, images, clip, prompts, {**numbers, "seed": seed}, temperature, threshold)
-    for what, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{what} must be at least 1, not {number}.")
-    _check_settings(card, images, send_images, agree, threshold, clip, on_too_few)
+    _check_images(card, images, send_images, agree, clip)
     server = Server(client, model, temperature, max_tokens)
     checker = PhraseChecker(card, clip, max_words=max_words)
     settings = {
@@ -178,44 +185,10 @@ def generate_symptoms(
     return SymptomSet(record, new_calls=run.calls)
 
 
-def _check_types(
-    card: DataCard,
-    images: ImageSet | None,
-    clip: Clip | None,
-    prompts: SymptomPrompts,
-    integers: dict[str, int],
-    temperature: float,
-    threshold: float,
+def _check_images(
+    card: DataCard, images: ImageSet | None, send_images: bool, agree: str, clip: Clip | None
 ) -> None:
-    """TypeError for a setting of another type, before anything is asked."""
-    settings = [
-        ("card", card, DataCard, "a DataCard"),
-        ("images", images, ImageSet | None, "an ImageSet such as data.train, or None"),
-        ("clip", clip, Clip | None, "a Clip, as load_clip gives it, or None"),
-        ("prompts", prompts, SymptomPrompts, "SymptomPrompts"),
-        *((name, number, int, "a whole number") for name, number in integers.items()),
-        ("temperature", temperature, int | float, "a number"),
-        ("threshold", threshold, int | float, "a number"),
-    ]
-    for name, value, kind, wanted in settings:
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise TypeError(f"{name} must be {wanted}, not {value!r} ({type(value).__name__}).")
-
-
-def _check_settings(
-    card: DataCard,
-    images: ImageSet | None,
-    send_images: bool,
-    agree: str,
-    threshold: float,
-    clip: Clip | None,
-    on_too_few: str,
-) -> None:
-    for what, name, choices in (("agree", agree, AGREE), ("on_too_few", on_too_few, ON_TOO_FEW)):
-        if name not in choices:
-            raise ValueError(unknown_name(what, name, choices))
-    if not -1 <= threshold <= 1:
-        raise ValueError(f"threshold is a cosine, from -1 to 1, not {threshold}.")
+    """ValueError unless the images may leave this machine, are the card's training images and usable."""
     if send_images and images is None:
         raise ValueError("send_images=True needs images: pass the training images, images=data.train.")
     if images is None:
@@ -257,4 +230,4 @@ def _is_done(made: ClassRecord, record: SymptomRecord) -> bool:
     if not made.finished or len(made.phrases) >= record.settings["n"]:
         return made.finished
     asks = max((call.attempt for call in made.calls), default=0)
-    return record.settings["on_too_few"] == "keep" and asks >= record.settings["max_asks"]
+    return record.settings["on_too_few"] == "skip" and asks >= record.settings["max_asks"]

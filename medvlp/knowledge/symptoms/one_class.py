@@ -17,7 +17,7 @@ from medvlp.knowledge.symptoms.contact_sheet import ContactSheet
 from medvlp.knowledge.symptoms.phrases import PhraseChecker, words_of
 from medvlp.knowledge.symptoms.questions import JSON_KEY, SymptomPrompts
 from medvlp.knowledge.symptoms.replies import REPLY_KINDS, ReplyError, parse_reply
-from medvlp.knowledge.symptoms.server import RESUME, SHOWN, Answer, Server, SymptomError
+from medvlp.knowledge.symptoms.server import RESUME, SHOWN, Server, SymptomError
 from medvlp.knowledge.symptoms.sets import Call, Candidate, ClassRecord, SymptomRecord
 
 SURPLUS = 2  # phrases asked for, for each one wanted: the checks reject some
@@ -54,11 +54,11 @@ class Run:
         """The mean text feature of the known visual terms, (D,)."""
         return _features(self.clip, self.checker.terms["visual"]).mean(dim=0)
 
-    def count(self, answer: Answer) -> None:
+    def count(self, call: Call) -> None:
         """Add an answer's cost and show the sum."""
         self.calls += 1
-        self.tokens += (answer.prompt_tokens or 0) + (answer.completion_tokens or 0)
-        self.seconds += answer.seconds
+        self.tokens += (call.prompt_tokens or 0) + (call.completion_tokens or 0)
+        self.seconds += call.seconds
         self.bar.set_postfix(calls=self.calls, tokens=self.tokens, seconds=f"{self.seconds:.1f}")
 
 
@@ -90,7 +90,7 @@ class OneClass:
         vain, this one may ask as often again.
         """
         n, most, phrases = self.settings["n"], self.settings["max_asks"], []
-        keep = self.settings["on_too_few"] == "keep"
+        keep = self.settings["on_too_few"] == "skip"
         begun = max((call.attempt for call in self.calls), default=0)
         for attempt in range(begun or 1, (most if begun < most else begun + most) + 1):
             again = [] if attempt == begun else list(self.passed)
@@ -142,23 +142,12 @@ class OneClass:
         sheet = self.sheet if stage == "images" else None
         seed, structured = self.settings["seed"] + attempt - 1, JSON_KEY in _text(messages[-1])
         answer = self.run.server.ask(messages, seed, self.name, bool(sheet), structured)
-        call = Call(
-            stage=stage,
-            attempt=attempt,
-            messages=[_without_image(message, sheet) for message in messages],
-            options=answer.options,
-            reply=answer.reply,
-            problem="refusal" if answer.refused else None,
-            finish_reason=answer.finish_reason,
-            prompt_tokens=answer.prompt_tokens,
-            completion_tokens=answer.completion_tokens,
-            seconds=answer.seconds,
-            time=answer.time,
-        )
+        kept = [_without_image(message, sheet) for message in messages]
+        call = Call(stage=stage, attempt=attempt, messages=kept, **answer)
         self.calls.append(call)
-        self.run.count(answer)
+        self.run.count(call)
         phrases = self._read(call)
-        if answer.finish_reason == "length" and not answer.reply.strip():
+        if call.finish_reason == "length" and not call.reply.strip():
             raise SymptomError(
                 f"class {self.name!r}: {self.run.record.model} at {self.run.record.server} spent all of "
                 f"max_tokens={self.settings['max_tokens']} before its answer began, as LLMs do that think "
@@ -297,7 +286,7 @@ class OneClass:
             if not one.kept or (one.stage == "text" and one.text in self.unconfirmed)
         ]
         reply = self.calls[-1].reply
-        keep = " or on_too_few='keep' to go on with what passed;" if phrases else ""
+        keep = " or on_too_few='skip' to go on with what passed;" if phrases else ""
         shown = reply if len(reply) <= SHOWN else f"{reply[:SHOWN]}..."
         return "\n  ".join(
             [

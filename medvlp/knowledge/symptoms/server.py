@@ -8,7 +8,6 @@ import os
 import re
 import time
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -44,20 +43,6 @@ class SymptomError(RuntimeError):
     def __init__(self, message: str, kind: str = "", classname: str | None = None) -> None:
         super().__init__(message)
         self.kind, self.classname = kind, classname
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a server answered, without secrets, and what it cost."""
-
-    reply: str
-    refused: bool
-    finish_reason: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    seconds: float
-    time: str
-    options: dict[str, Any]
 
 
 class Server:
@@ -130,8 +115,10 @@ class Server:
 
     def ask(
         self, messages: list[dict], seed: int, classname: str, sheet: bool = False, structured: bool = True
-    ) -> Answer:
-        """One answer; SymptomError naming the class, the server and what is wrong.
+    ) -> dict[str, Any]:
+        """One answer without secrets, and what it cost: fields of a `Call`.
+
+        Raises a SymptomError that names the class, the server and what is wrong.
 
         Args:
             messages: the question.
@@ -173,16 +160,17 @@ class Server:
                 classname,
             )
         content, refusal, finish_reason, usage = answer
-        return Answer(
-            reply=self.clean(content or refusal),
-            refused=bool(refusal and not content) or finish_reason == "content_filter",
-            finish_reason=finish_reason,
-            prompt_tokens=_count(usage, "prompt_tokens"),
-            completion_tokens=_count(usage, "completion_tokens"),
-            seconds=round(time.perf_counter() - started, 3),
-            time=now(),
-            options=options,
-        )
+        refused = (refusal and not content) or finish_reason == "content_filter"
+        return {
+            "reply": self.clean(content or refusal),
+            "problem": "refusal" if refused else None,
+            "finish_reason": finish_reason,
+            "prompt_tokens": _count(usage, "prompt_tokens"),
+            "completion_tokens": _count(usage, "completion_tokens"),
+            "seconds": round(time.perf_counter() - started, 3),
+            "time": now(),
+            "options": options,
+        }
 
     def _check_headers(self) -> None:
         """SymptomError for a value that the HTTP library would refuse, and show in its log."""

@@ -95,6 +95,19 @@ class SymptomSet(Mapping[str, list[str]]):
     Attributes:
         record: SymptomRecord; `print(symptoms.record.model_dump_json(indent=2))` shows all of it.
         new_calls: how many of its calls `generate_symptoms` made just now; 0 for a replay.
+
+    Example:
+        >>> import medvlp
+        >>> card = medvlp.load_card("phantom-derm")
+        >>> phrases = {"melanoma": ["a blue veil"], "nevus": ["one even brown", "a round shape"]}
+        >>> medvlp.SymptomSet.from_phrases(card, phrases, origin="a textbook")
+        SymptomSet for card 'phantom-derm': a textbook, ..., not reviewed
+          melanoma
+            - a blue veil
+          nevus
+            - one even brown
+            - a round shape
+          0 calls, ...
     """
 
     def __init__(self, record: SymptomRecord, new_calls: int | None = None) -> None:
