@@ -11,7 +11,6 @@ with many wordings from the start the towers wait for each other.
 The weights that ship with the package are made by `python -m medvlp.backbone.pretrain`.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+import typer
 from open_clip import CustomTextCLIP, SimpleTokenizer
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.loss import ClipLoss
@@ -222,29 +222,22 @@ def _warm_cosine(step: int, config: PretrainConfig) -> float:
     return up * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
 
-def main() -> None:
+def main(
+    out: Annotated[Path, typer.Option(help="folder to write, as medvlp/assets/tiny")],
+    steps: int = PretrainConfig.steps,
+    n_images: int = PretrainConfig.n_images,
+    name_rate: float = PretrainConfig.name_rate,
+    seed: int = PretrainConfig.seed,
+    bf16: Annotated[bool | None, typer.Option(help="bfloat16 products; by default where there are")] = None,
+) -> None:
     """Make the weights that ship with the package."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write, as medvlp/assets/tiny")
-    for name, kind in (("steps", int), ("n_images", int), ("name_rate", float), ("seed", int)):
-        default = getattr(PretrainConfig, name)
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, default=default, help=f"default {default}"
-        )
-    parser.add_argument(
-        "--bf16",
-        action=argparse.BooleanOptionalAction,
-        default=native_bfloat16(),
-        help="products in bfloat16; by default where this processor has them",
-    )
-    options = vars(parser.parse_args())
-    out = options.pop("out")
-    config = PretrainConfig(**options)
+    bf16 = native_bfloat16() if bf16 is None else bf16
+    config = PretrainConfig(steps=steps, n_images=n_images, name_rate=name_rate, seed=seed, bf16=bf16)
     clip, history = pretrain(config)
-    last = history.tail(100).mean()
-    save_clip(clip, out, {"config": asdict(config), "loss_last_100_steps": round(float(last["loss"]), 4)})
-    print(f"loss over the last 100 steps {last['loss']:.3f}; written to {out}")
+    loss = float(history["loss"].tail(100).mean())
+    save_clip(clip, out, {"config": asdict(config), "loss_last_100_steps": round(loss, 4)})
+    print(f"loss over the last 100 steps {loss:.3f}; written to {out}")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
