@@ -249,6 +249,13 @@ def intervention_figure(runs: pd.DataFrame, metric: str = "accuracy") -> Figure:
     Args:
         runs: What `Study.with_intervals(metric)` gives, of `shipped_study("interventions")` or one of yours.
         metric: Which of the runs' metrics.
+
+    Example:
+        >>> from medvlp.show import intervention_figure
+        >>> from medvlp.study.ablation.papers import shipped_study
+        >>> figure = intervention_figure(shipped_study("interventions").with_intervals("accuracy"))
+        >>> figure.axes[0].get_title()
+        'phantom-derm'
     """
     order = [grid["method"] for grid in ABLATIONS["interventions"].grids]
     methods = [name for name in map(label, order) if name in set(runs["method"])]

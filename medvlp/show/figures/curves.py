@@ -86,7 +86,7 @@ def shots_curve(
         >>> import pandas as pd
         >>> from medvlp.show import shots_curve
         >>> rows = [("CoOp", 1, 0.6), ("CoOp", 4, 0.7), ("ViP", 1, 0.7), ("ViP", 4, 0.8)]
-        >>> scores = pd.DataFrame(rows, columns=["method", "shots", "accuracy"])
+        >>> scores = pd.DataFrame(rows, columns=["method", "num_shots", "accuracy"])
         >>> figure = shots_curve(scores, reference={"zero-shot": 0.65})
         >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
         ['CoOp (mean of seeds)', 'ViP (mean of seeds)', 'zero-shot 0.650']
@@ -141,6 +141,13 @@ def name_rate_figure(runs: pd.DataFrame, bayes: float, chance: float) -> Figure:
         runs: Those of `shipped_study("name_rate")`, with name_rate, step, knowledge and accuracy.
         bayes: The best accuracy that there can be.
         chance: That of guessing.
+
+    Example:
+        >>> from medvlp.show import name_rate_figure
+        >>> from medvlp.study.ablation.papers import shipped_study
+        >>> figure = name_rate_figure(shipped_study("name_rate").runs, bayes=0.93, chance=0.5)
+        >>> figure.axes[0].get_ylabel()
+        'zero-shot accuracy'
     """
     runs = runs.sort_values(["name_rate", "seed", "step", "knowledge"], ignore_index=True)
     steps, lowest = sorted(runs["step"].unique()), runs["name_rate"].min()

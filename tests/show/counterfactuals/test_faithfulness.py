@@ -7,7 +7,6 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from medvlp.backbone.clip import load_clip
 from medvlp.data.datasets import load_dataset
 from medvlp.data.phantoms.worlds import DRAWINGS, get_world
 from medvlp.methods.coop import CoOp
@@ -26,11 +25,6 @@ from medvlp.show.counterfactuals.twins import Flips, claims_of, flip, flip_all, 
 from tests.methods.small import make_card, make_set
 
 N = 48
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return load_clip("tiny")
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,6 @@ from medvlp.show.explanations.patch_maps import (
 
 
 @pytest.fixture(scope="module")
-def clip():
-    return load_clip("tiny")
-
-
-@pytest.fixture(scope="module")
 def images():
     return load_dataset("phantom-derm", num_shots=2).test
 

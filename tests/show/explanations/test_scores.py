@@ -4,23 +4,11 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from medvlp.backbone.clip import load_clip
-from medvlp.data.datasets import load_dataset
 from medvlp.methods.cilmp import CILMP
 from medvlp.methods.coop import CoOp
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.show.explanations.scores import explanation_figure, symptom_scores_table
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return load_clip("tiny")
-
-
-@pytest.fixture(scope="module")
-def data():
-    return load_dataset("phantom-derm", num_shots=4)
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from medvlp import BiomedCoOp, ViP, ZeroShot, image_features, load_clip, load_dataset
+from medvlp import BiomedCoOp, ViP, ZeroShot, image_features, load_dataset
 from medvlp.show.gallery.failures import describe, failures, right_and_wrong
 from medvlp.show.gallery.reasons import misled_by, nearest_images, symptom_evidence
-from tests.backbone.small_clips import open_clip_kind
 from tests.methods.small import make_card, make_set
 
 LABELS = [0, 1, 2, 0, 1, 2, 0, 1]
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return load_clip(open_clip_kind(tmp_path_factory.mktemp("clip")))
 
 
 @pytest.fixture(scope="module")

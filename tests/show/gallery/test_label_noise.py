@@ -6,15 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from medvlp import load_clip, load_dataset
+from medvlp import load_dataset
 from medvlp.show.gallery.label_noise import confident_label, label_noise_suspects
 from medvlp.show.gallery.reasons import misled_by
 from tests.methods.small import make_card, make_set
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return load_clip("tiny")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from medvlp.data.cards import DataCard
 from medvlp.show.gallery.failures import failures
 from medvlp.show.gallery.label_noise import label_noise_suspects
 from medvlp.show.gallery.page import picture_uri, write_page
-from tests.backbone.small_clips import open_clip_kind
 from tests.methods.small import make_card, make_set
 
 HOSTILE = {
@@ -42,11 +41,6 @@ class Page(HTMLParser):
 
     def all(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return load_clip(open_clip_kind(tmp_path_factory.mktemp("clip")))
 
 
 def hostile_card(**facts) -> DataCard:

@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from medvlp import load_clip
 from medvlp.methods.base import Method
 from medvlp.show.gallery.stability import harmless_changes, stability
-from tests.backbone.small_clips import open_clip_kind
 from tests.methods.small import make_card, make_set, set_of
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return load_clip(open_clip_kind(tmp_path_factory.mktemp("clip")))
 
 
 class Rule(Method):

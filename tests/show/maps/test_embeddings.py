@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medvlp.backbone.clip import load_clip
 from medvlp.backbone.features import image_features
 from medvlp.methods.base import Method
 from medvlp.methods.cilmp import CILMP
@@ -32,11 +31,6 @@ from tests.methods.small import SYMPTOMS, make_card, make_set
 
 LABELS = [0, 1, 2, 2, 1]
 PHRASES = [phrase for phrases in SYMPTOMS.values() for phrase in phrases]
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return load_clip("tiny", device="cpu")
 
 
 @pytest.fixture(scope="module")

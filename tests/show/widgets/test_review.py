@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medvlp import image_features, load_clip
+from medvlp import image_features
 from medvlp.data.cards import ClassInfo
 from medvlp.knowledge.symptoms.phrases import PhraseChecker
 from medvlp.knowledge.symptoms.sets import SymptomSet
 from medvlp.methods.zero_shot import ZeroShot, symptom_text
 from medvlp.show.widgets.review import COLUMNS, SymptomReview, review_table
 from medvlp.show.widgets.review_controls import ReviewWidget
-from tests.backbone.small_clips import open_clip_kind
 from tests.methods.small import SYMPTOMS, make_card, make_set
 
 HOSTILE = [
@@ -23,11 +22,6 @@ HOSTILE = [
     "dots <img src=x onerror=alert(2)> inside",
     'rim" onclick="x & y',
 ]
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return load_clip(open_clip_kind(tmp_path_factory.mktemp("clip")))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from medvlp.backbone.clip import load_clip
 from medvlp.data.cards import ClassInfo
 from medvlp.data.datasets import load_dataset
 from medvlp.data.phantoms.worlds import get_world
@@ -33,16 +32,6 @@ from medvlp.study.training.fit import fit
 from tests.methods.small import make_card, make_set
 
 HOSTILE = '<script>alert(1)</script> & $x_1$ "spots" \''
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return load_clip("tiny", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def data():
-    return load_dataset("phantom-derm")
 
 
 @pytest.fixture(scope="module")
