@@ -53,7 +53,7 @@ class Method(nn.Module):
         >>> method.config, method.keeps_image_tower
         ({'template': 'a photo of a {}.'}, True)
         >>> method(torch.zeros(2, 3, 64, 64)).shape
-        torch.Size([2, 4])
+        torch.Size([2, 2])
     """
 
     recipe: ClassVar[Mapping[str, Any]] = {}

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip
+from medvlp.backbone.prompts.slots import FIRST_CTX
 from medvlp.data.cards import DataCard
 from medvlp.methods.base import check_at_least
 from medvlp.methods.context import TRAINER, ContextPrompts
-from medvlp.methods.prompt_texts import FIRST_CTX
 from medvlp.methods.zero_shot import checked_symptoms, symptom_text
 
 

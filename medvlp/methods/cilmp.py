@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_deep_text, image_blocks, image_width, text_blocks
-from medvlp.backbone.prompts.slots import SLOT, find_slots, word_tokens
+from medvlp.backbone.prompts.slots import FIRST_CTX, SLOT, STD, find_slots, plain_name, word_tokens
 from medvlp.backbone.prompts.text_walk import SlotVectors, TextWalk, can_walk_text
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
@@ -18,7 +18,6 @@ from medvlp.knowledge.llm.representations import Representations, shipped_repres
 from medvlp.methods.base import check_at_least
 from medvlp.methods.deep_prompts import PromptedTower, depth_in
 from medvlp.methods.interventions import ConditionalLoReFT, EditedRows, LoReFT
-from medvlp.methods.prompt_texts import FIRST_CTX, STD, plain_name
 
 INTERVENTIONS = ("conditional", "unconditional", "none")
 
@@ -238,7 +237,7 @@ def _tokenize(clip: Clip, lengths: dict[str, int], n_ctx: int) -> tuple[Tensor, 
     texts = []
     for name, length in lengths.items():
         words = plain_name(name) + "."
-        plain, _ = find_slots(clip, [" ".join([SLOT] * n_ctx + [words])], [n_ctx])  # (1, at most L)
+        plain, _ = find_slots(clip, [" ".join([SLOT] * n_ctx + [words])])  # (1, at most L)
         tokenizer = getattr(clip.tokenizer, "tokenizer", None)  # a Hugging Face tokenizer, where there is one
         pad = 0 if tokenizer is None else tokenizer.pad_token_id
         room = clip.context_length - int((plain != pad).sum())
@@ -248,4 +247,4 @@ def _tokenize(clip: Clip, lengths: dict[str, int], n_ctx: int) -> tuple[Tensor, 
                 f"clip {clip.name!r} takes {clip.context_length} tokens, context and name included."
             )
         texts.append(" ".join([SLOT] * (n_ctx + length) + [words]))
-    return find_slots(clip, texts, [n_ctx + length for length in lengths.values()])
+    return find_slots(clip, texts)

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import TEXTS_AT_ONCE, Clip
-from medvlp.backbone.prompts.slots import encode_prompts
+from medvlp.backbone.prompts.hooks import encode_deep_text
+from medvlp.backbone.prompts.slots import FIRST_CTX
 from medvlp.data.cards import DataCard
 from medvlp.methods.context import TRAINER, ContextPrompts
-from medvlp.methods.prompt_texts import FIRST_CTX
 
 REDUCTION = 16  # the meta-net's hidden width is D over this
 
@@ -81,11 +81,9 @@ class CoCoOp(ContextPrompts):
         at_once = max(1, TEXTS_AT_ONCE // n_cls)  # images; bounds the memory of evaluation
         features = []
         for part in (self.ctx + self.meta_net(f)[:, None]).split(at_once):  # (b, M, w)
-            b = len(part)
-            prompts = part.repeat_interleave(n_cls, dim=0)  # (b * n_cls, M, w)
-            tokens, positions = self.tokens.repeat(b, 1), self.positions.repeat(b, 1)
-            features.append(encode_prompts(self.clip, tokens, prompts, positions))  # (b * n_cls, D)
-        return F.normalize(torch.cat(features), dim=-1).unflatten(0, (len(f), n_cls))
+            vectors = part[:, None].expand(-1, n_cls, -1, -1).flatten(1, 2)  # (b, n_cls * M, w)
+            features.append(encode_deep_text(self.clip, self.tokens, self.slots, [vectors]).float())
+        return F.normalize(torch.cat(features), dim=-1)  # (B, n_cls, D)
 
 
 def _linear(n_in: int, n_out: int, random: torch.Generator) -> nn.Linear:

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.slots import encode_prompts, tokenize_slots, word_tokens
+from medvlp.backbone.prompts.hooks import encode_prompts
+from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, plain_name, slotted, word_tokens
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
 from medvlp.methods.base import Method
-from medvlp.methods.prompt_texts import POSITIONS, STD, plain_name, slotted
 
 N_CTX = 16  # context vectors where neither a number nor words say how many: CoOp's
 TRAINER: dict[str, Any] = {  # what the authors' recipes share, but for new crops and flips in every epoch
@@ -39,7 +39,7 @@ class ContextPrompts(Method):
     Attributes:
         ctx: v, (M, w), or (n_cls, M, w) with csc; w is the text width.
         tokens: (n_cls, L) token ids.
-        positions: (n_cls, M) where the context stands in them.
+        slots: (n_cls, L) True where the context stands in them.
 
     Raises:
         ValueError: an unknown position; n_ctx below 1, or not the number of the words' tokens; a class name
@@ -75,29 +75,19 @@ class ContextPrompts(Method):
             shape = (n_cls, M, clip.text_width) if csc else (M, clip.text_width)
             start = nn.init.normal_(torch.empty(shape), std=STD, generator=random)
         self.ctx = nn.Parameter(start.to(clip.device))
-        tokens, positions = _tokenize(clip, card, self.ctx.shape[-2], position)
+        M, names = self.ctx.shape[-2], card.classnames
+        texts = [slotted(plain_name(name), M, position) for name in names]
+        called = [f"class {name!r}, with {M} context vectors" for name in names]
+        tokens, slots = find_slots(clip, texts, called)
         self.constant("tokens", tokens)
-        self.constant("positions", positions)
+        self.constant("slots", slots)
 
     def class_features(self, f: Tensor | None = None) -> Tensor:
         """t: the classes' text features, (n_cls, D), L2-normalised."""
-        return F.normalize(encode_prompts(self.clip, self.tokens, self.ctx, self.positions), dim=-1)
+        return F.normalize(encode_prompts(self.clip, self.tokens, self.slots, self.ctx), dim=-1)
 
 
 def word_embeddings(clip: Clip, words: str) -> Tensor:
     """The token embeddings of words at the beginning of a text, (M, w), float32."""
     _, ids = word_tokens(clip, words)  # (M,)
     return clip.token_embedding(ids).detach().float()
-
-
-def _tokenize(clip: Clip, card: DataCard, n_ctx: int, position: str) -> tuple[Tensor, Tensor]:
-    """Token ids (n_cls, L) and positions of the context (n_cls, n_ctx) of all classes."""
-    texts = []
-    for classname in card.classnames:
-        text = slotted(plain_name(classname), n_ctx, position)
-        try:
-            tokenize_slots(clip, [text])
-        except ValueError as error:
-            raise ValueError(f"class {classname!r}, with {n_ctx} context vectors: {error}") from error
-        texts.append(text)
-    return tokenize_slots(clip, texts)

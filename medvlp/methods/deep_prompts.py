@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_deep_text
 from medvlp.backbone.prompts.image_walk import encode_image_prompts
-from medvlp.backbone.prompts.slots import find_slots, word_tokens
+from medvlp.backbone.prompts.slots import FIRST_CTX, STD, find_slots, plain_name, slotted, word_tokens
 from medvlp.methods.base import Method
-from medvlp.methods.prompt_texts import FIRST_CTX, STD, plain_name, slotted
 
 DEPTH = 9  # of the prompts of MaPLe and PromptSRC, in towers of 12 blocks
 
@@ -69,7 +68,7 @@ class ClassTexts(nn.Module):
         self.first: Tensor | None = None
         if len(known) < n_ctx:
             texts = [slotted(name, n_ctx, "end") for name in names]
-            tokens, slots = find_slots(clip, texts, [n_ctx] * len(texts))  # (n_cls, L) each
+            tokens, slots = find_slots(clip, texts)  # (n_cls, L) each
         else:
             tokens = clip.tokenize([f"{words} {name}." for name in names])  # (n_cls, L)
             slots = torch.zeros_like(tokens, dtype=torch.bool)

@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip
+from medvlp.backbone.prompts.slots import FIRST_CTX, in_template
 from medvlp.data.cards import DataCard
 from medvlp.methods.base import check_at_least
 from medvlp.methods.context import TRAINER, ContextPrompts
-from medvlp.methods.prompt_texts import FIRST_CTX, in_template
 
 
 class KgCoOp(ContextPrompts):

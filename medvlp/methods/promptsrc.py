@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip
+from medvlp.backbone.prompts.slots import FIRST_CTX, in_template
 from medvlp.data.cards import DataCard
 from medvlp.methods.base import check_at_least
 from medvlp.methods.ivlp import IVLP
-from medvlp.methods.prompt_texts import FIRST_CTX, in_template
 
 
 class PromptSRC(IVLP):

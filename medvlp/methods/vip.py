@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.slots import encode_prompts, tokenize_slots
+from medvlp.backbone.prompts.hooks import encode_prompts
+from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, slotted
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
 from medvlp.methods.base import Method
-from medvlp.methods.prompt_texts import POSITIONS, STD, slotted
 from medvlp.methods.zero_shot import checked_symptoms, symptom_text
 
 AGGREGATIONS = ("merge", "mean", "max")
@@ -119,10 +119,14 @@ class ViP(Method):
         self._counts = [len(phrases) for phrases in self.symptoms.values()]  # m_c
         n_cls, D, device = len(self._counts), clip.embed_dim, clip.device
         mask = torch.arange(max(self._counts)) < torch.tensor(self._counts)[:, None]  # (n_cls, m)
-        tokens, positions = _tokenize(clip, self.symptoms, n_ctx if context else 0, position)
+        M = n_ctx if context else 0
+        pairs = [(name, phrase) for name, phrases in self.symptoms.items() for phrase in phrases]
+        texts = [prompt_text(phrase, M, position) for _, phrase in pairs]
+        called = [f"class {name!r}, symptom {phrase!r}, with {M} context vectors" for name, phrase in pairs]
+        tokens, slots = find_slots(clip, texts, called)
         self.constant("mask", mask)
         self.constant("tokens", tokens)  # (N, L), N all symptoms of all classes
-        self.constant("positions", positions)  # (N, M)
+        self.constant("slots", slots)  # (N, L)
 
         random = torch.Generator().manual_seed(seed)
         if context:
@@ -155,7 +159,7 @@ class ViP(Method):
         if self.ctx.ndim == 3:  # class-specific: each symptom reads its own class's
             of_class = zip(self.ctx, self._counts, strict=True)
             prompts = torch.cat([v.expand(m, -1, -1) for v, m in of_class])  # (N, M, w)
-        return encode_prompts(self.clip, self.tokens, prompts, self.positions)
+        return encode_prompts(self.clip, self.tokens, self.slots, prompts)
 
     @torch.no_grad()
     def merge_weights(self) -> pd.DataFrame:
@@ -180,21 +184,3 @@ class ViP(Method):
     def _by_class(self, T: Tensor) -> Tensor:
         """(N, D) -> (n_cls, m, D), classes with fewer than m symptoms filled up with zeros."""
         return nn.utils.rnn.pad_sequence(T.split(self._counts), batch_first=True)
-
-
-def _tokenize(
-    clip: Clip, symptoms: Mapping[str, Sequence[str]], n_ctx: int, position: str
-) -> tuple[Tensor, Tensor]:
-    """Token ids (N, L) and positions of the context (N, n_ctx) of all symptoms, class after class."""
-    texts = []
-    for classname, phrases in symptoms.items():
-        for symptom in phrases:
-            text = prompt_text(symptom, n_ctx, position)
-            try:
-                tokenize_slots(clip, [text])
-            except ValueError as error:
-                raise ValueError(
-                    f"class {classname!r}, symptom {symptom!r}, with {n_ctx} context vectors: {error}"
-                ) from error
-            texts.append(text)
-    return tokenize_slots(clip, texts)

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import image_blocks, image_width
+from medvlp.backbone.prompts.slots import in_template
 from medvlp.data.cards import DataCard
 from medvlp.methods.context import TRAINER
 from medvlp.methods.deep_prompts import PromptedTower, depth_in, drawn
-from medvlp.methods.prompt_texts import in_template
 
 
 class VPT(PromptedTower):

@@ -27,7 +27,7 @@ from PIL import Image
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.features import RandomView
-from medvlp.backbone.prompts.slots import encode_prompts
+from medvlp.backbone.prompts.hooks import encode_prompts
 from medvlp.data.cards import load_card
 from medvlp.methods.vip import ViP, merge
 
@@ -39,10 +39,9 @@ def plain_logits(vip: ViP, images: torch.Tensor) -> torch.Tensor:
     clip = vip.clip
     with torch.no_grad():
         f = clip.encode_images(images)  # (B, D)
-    full = torch.zeros(len(vip.tokens), clip.context_length, dtype=torch.long, device=clip.device)
-    full[:, : vip.tokens.shape[1]] = vip.tokens  # (N, 77)
-    rows = zip(full.split(1), vip.positions.split(1), strict=True)
-    T = torch.cat([encode_prompts(clip, tokens, vip.ctx, positions) for tokens, positions in rows])  # (N, D)
+    rest = (0, clip.context_length - vip.tokens.shape[1])
+    rows = zip(F.pad(vip.tokens, rest).split(1), F.pad(vip.slots, rest).split(1), strict=True)  # (1, 77) each
+    T = torch.cat([encode_prompts(clip, tokens, slots, vip.ctx) for tokens, slots in rows])  # (N, D)
     t, _ = merge(T.unflatten(0, vip.mask.shape), vip.g, vip.Wq, vip.Wk, vip.mask)  # (n_cls, D)
     return clip.logit_scale * f @ F.normalize(t, dim=-1).T
 

@@ -340,7 +340,7 @@ def test_any_text_tower(tmp_path, kind):
     texts = [f"a dark {s}." for phrases in SYMPTOMS.values() for s in phrases]
     words = clip.tokenize(["a dark"])[0]
     known = ViP(clip, CARD, n_ctx=2, aggregation="mean")
-    start = int(known.positions[0, 0])  # 1 after a start-of-text token
+    start = int(known.slots[0].nonzero()[0])  # 1 after a start-of-text token
     with torch.no_grad():
         known.ctx.copy_(clip.token_embedding(words[start : start + 2]))
     T = F.normalize(known.symptom_features(), dim=-1)

@@ -67,8 +67,12 @@ def encode_deep_text(clip: Clip, tokens: Tensor, slots: Tensor, vectors: Sequenc
         tokens: (n_cls, L) token ids.
         slots: (n_cls, L) True at the M slots of all texts together.
         vectors: At most one for each block, (B, M, w), class after class; B is 1 where no image changes them.
+
+    Raises:
+        RuntimeError: a text tower that does not look its tokens up in `clip.token_embedding`.
     """
-    n_cls, B = len(tokens), max(len(v) for v in vectors)
+    n_cls, B, text = len(tokens), max(len(v) for v in vectors), clip.model.text
+    blocks = list(text_blocks(clip))[1:] if len(vectors) > 1 else []
     of_class, position = slots.nonzero(as_tuple=True)  # (M,) each
     tokens = tokens.repeat(B, 1)  # (B * n_cls, L), and the sign by which the call is known
 
@@ -78,13 +82,46 @@ def encode_deep_text(clip: Clip, tokens: Tensor, slots: Tensor, vectors: Sequenc
         flat = x.reshape(B, -1, x.shape[-1]).index_copy(1, index, v.expand(B, -1, -1).to(x.dtype))
         return flat.reshape(x.shape)
 
-    text = clip.model.text
+    looked_up = []
+
+    def put_first(x: Tensor) -> Tensor:
+        looked_up.append(True)
+        return put(x, vectors[0])
+
     with _OneCall(text, tokens) as call:
-        call.change_output(clip.token_embedding, lambda x: put(x, vectors[0]))
-        for block, v in zip(text_blocks(clip)[1:], vectors[1:], strict=False):
+        call.change_output(clip.token_embedding, put_first)
+        for block, v in zip(blocks, vectors[1:], strict=False):
             call.change_input(block, lambda x, v=v: put(x, v))
         features = clip.model.encode_text(tokens, normalize=False)  # (B * n_cls, D)
+    if not looked_up:
+        raise RuntimeError(
+            "the text tower did not look its tokens up in clip.token_embedding, so no learned vector "
+            "was used; this architecture is not supported."
+        )
     return features.unflatten(0, (B, n_cls))
+
+
+def encode_prompts(clip: Clip, tokens: Tensor, slots: Tensor, prompts: Tensor) -> Tensor:
+    """Text features (N, D), float32, not normalised, of texts with learned vectors before the first block.
+
+    Args:
+        clip: The frozen model.
+        tokens: (N, L) token ids.
+        slots: (N, L) True at the M slots of each text.
+        prompts: (N, M, w) vectors for each text, or (M, w) for all of them, w being `clip.text_width`.
+
+    Raises:
+        ValueError: shapes that do not fit.
+        RuntimeError: as `encode_deep_text`.
+    """
+    wanted = (len(slots), int(slots.sum()) // len(slots), clip.text_width)
+    if tokens.shape != slots.shape or tuple(prompts.shape) not in (wanted, wanted[1:]):
+        raise ValueError(
+            f"prompts {tuple(prompts.shape)} do not fit tokens {tuple(tokens.shape)} and slots "
+            f"{tuple(slots.shape)}; clip {clip.name!r} wants prompts {wanted} or {wanted[1:]}."
+        )
+    vectors = prompts.expand(wanted).flatten(0, 1)[None]  # (1, N * M, w)
+    return encode_deep_text(clip, tokens, slots, [vectors])[0].float()
 
 
 def encode_deep_images(clip: Clip, images: Tensor, prompts: Tensor) -> Tensor:

@@ -1,11 +1,15 @@
-"""Learned prompts in the layers of open_clip's image tower, with only the work that the class token needs."""
+"""Learned prompts in the layers of open_clip's image tower, with only the work that the class token needs.
+
+It takes open_clip's standard residual attention block apart:
+
+    x = x + ls_1(out_proj(attention(ln_1(x))));   x = x + ls_2(mlp(ln_2(x)))
+"""
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer
 from torch import Tensor, nn
 
-from medvlp.backbone.blocks import finish, project, standard
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_deep_images
 
@@ -86,3 +90,29 @@ def _attend(q: Tensor, kv: Tensor, heads: int) -> Tensor:
     q = q.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, L, e)
     k, v = kv.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, K, e) each
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def standard(transformer: Transformer) -> bool:
+    """Whether every block is of the kind that these functions take apart."""
+    return all(
+        type(block) is ResidualAttentionBlock
+        and not hasattr(block, "ln_1_kv")
+        and block.attn.in_proj_weight is not None
+        and block.attn.bias_k is None
+        and not block.attn.add_zero_attn
+        for block in transformer.resblocks
+    )
+
+
+def project(block: ResidualAttentionBlock, y: Tensor, parts: str) -> Tensor:
+    """Queries, keys, values ("q", "kv" or "qkv") of y = ln_1(x): (..., w) -> (..., w for each part)."""
+    attn = block.attn
+    start, stop = "qkv".index(parts[0]) * attn.embed_dim, ("qkv".index(parts[-1]) + 1) * attn.embed_dim
+    bias = None if attn.in_proj_bias is None else attn.in_proj_bias[start:stop]
+    return F.linear(y, attn.in_proj_weight[start:stop], bias)
+
+
+def finish(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
+    """The block's output where its heads, side by side, have attended to `attended`: (..., w) -> (..., w)."""
+    x = x + block.ls_1(block.attn.out_proj(attended))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))

@@ -9,7 +9,7 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
 
-from medvlp.backbone.blocks import finish, project, standard
+from medvlp.backbone.prompts.image_walk import finish, project, standard
 
 
 class SlotVectors(NamedTuple):

@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.slots import SLOT, tokenize_slots
+from medvlp.backbone.prompts.slots import SLOT, find_slots
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import sha256
@@ -172,7 +172,7 @@ class PhraseChecker:
         if self.clip is None:
             return None
         try:
-            tokenize_slots(self.clip, [f"{f'{SLOT} ' * N_CTX}{_text(phrase)}"])
+            find_slots(self.clip, [f"{f'{SLOT} ' * N_CTX}{_text(phrase)}"])
         except ValueError as error:
             return f"does not fit the text tower behind {N_CTX} context vectors: {error}"
         return None

@@ -23,9 +23,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from medvlp.backbone.blocks import project
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.image_walk import can_walk_image
+from medvlp.backbone.prompts.image_walk import can_walk_image, project
 from medvlp.data.errors import unknown_name
 from medvlp.data.image_sets import PhantomSet
 from medvlp.methods.zero_shot import symptom_text

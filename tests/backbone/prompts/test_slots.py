@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip, load_clip
-from medvlp.backbone.prompts.slots import SLOT, encode_prompts, tokenize_slots, word_tokens
+from medvlp.backbone.prompts.hooks import encode_prompts
+from medvlp.backbone.prompts.slots import SLOT, find_slots, word_tokens
 from tests.backbone import small_clips
 
 KINDS = ["open_clip_kind", "openai_kind", "siglip_kind", "eos_kind", "coca_kind", "biomedclip_kind"]
@@ -38,13 +39,13 @@ def hooks(clip: Clip) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 def test_vectors_that_are_word_embeddings_read_as_these_words(clips, kind):
     clip = clips[kind]
-    tokens, positions = tokenize_slots(clip, TEXTS)
+    tokens, slots = find_slots(clip, TEXTS)
     words = clip.tokenize(["dark round"])[0]
     words = words[words != 0][1:3]  # between start and end of text
-    read = encode_prompts(clip, tokens, clip.token_embedding(words), positions)
+    read = encode_prompts(clip, tokens, slots, clip.token_embedding(words))
     plain = [text.replace(SLOT, "dark", 1).replace(SLOT, "round") for text in TEXTS]
     if kind == "biomedclip_kind" or kind == "siglip_kind":  # padding or its place matters: the same tokens
-        assert torch.equal(tokens.scatter(1, positions, words.expand(2, 2)), clip.tokenize(plain))
+        assert torch.equal(tokens.masked_scatter(slots, words.expand(2, 2)), clip.tokenize(plain))
     assert torch.allclose(F.normalize(read, dim=-1), clip.encode_texts(plain), atol=1e-6)
     assert hooks(clip) == (0 if kind == "biomedclip_kind" else 1)  # Clip's own, which cuts the mask
 
@@ -52,46 +53,46 @@ def test_vectors_that_are_word_embeddings_read_as_these_words(clips, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_vector_is_seen_in_its_own_text_only(clips, kind):
     clip = clips[kind]
-    tokens, positions = tokenize_slots(clip, TEXTS)
+    tokens, slots = find_slots(clip, TEXTS)
     prompts = draw(clip, 2, 2).requires_grad_()
-    features = encode_prompts(clip, tokens, prompts, positions)  # (2, D)
+    features = encode_prompts(clip, tokens, slots, prompts)  # (2, D)
     (grad,) = torch.autograd.grad(features[0].square().sum(), prompts)
     assert (grad[0].norm(dim=-1) > 0).all()
     assert torch.equal(grad[1], torch.zeros_like(grad[1]))
     changed = prompts.detach().clone()
     changed[1, 0] *= -1
-    again = encode_prompts(clip, tokens, changed, positions)
+    again = encode_prompts(clip, tokens, slots, changed)
     assert torch.allclose(again[0], features[0], atol=1e-6)
     assert (again[1] - features[1]).norm() > 1e-4
 
 
 def test_vectors_enter_in_order(clip):
-    tokens, positions = tokenize_slots(clip, [f"{SLOT} dark {SLOT} red {SLOT}."])
-    assert positions.tolist() == [[1, 3, 5]]
+    tokens, slots = find_slots(clip, [f"{SLOT} dark {SLOT} red {SLOT}."])
+    assert slots[0].nonzero().flatten().tolist() == [1, 3, 5]
     dot, spot, hair = (clip.token_embedding(clip.tokenize([w])[0, 1]) for w in ("dot", "spot", "hair"))
-    read = encode_prompts(clip, tokens, torch.stack([dot, spot, hair]), positions)
+    read = encode_prompts(clip, tokens, slots, torch.stack([dot, spot, hair]))
     expected = clip.encode_texts(["dot dark spot red hair."])
     assert torch.allclose(F.normalize(read, dim=-1), expected, atol=1e-6)
-    other = encode_prompts(clip, tokens, torch.stack([hair, spot, dot]), positions)
+    other = encode_prompts(clip, tokens, slots, torch.stack([hair, spot, dot]))
     assert (F.normalize(other, dim=-1) - expected).norm() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["open_clip_kind", "openai_kind", "eos_kind", "biomedclip_kind"])
 def test_cut_sequences_give_what_full_ones_give(clips, kind):
     clip = clips[kind]
-    tokens, positions = tokenize_slots(clip, TEXTS)
-    full = torch.zeros(2, clip.context_length, dtype=torch.long)  # 0 is the padding of both tokenizers
-    full[:, : tokens.shape[1]] = tokens
+    tokens, slots = find_slots(clip, TEXTS)
+    rest = (0, clip.context_length - tokens.shape[1])
+    full = F.pad(tokens, rest), F.pad(slots, rest)  # 0 is the padding of both tokenizers
     assert tokens.shape[1] < clip.context_length
     prompts = draw(clip, 2).requires_grad_()
-    cut, whole = (encode_prompts(clip, t, prompts, positions) for t in (tokens, full))
+    cut, whole = (encode_prompts(clip, *text, prompts) for text in ((tokens, slots), full))
     assert torch.allclose(cut, whole, atol=1e-5, rtol=0)
     grads = [torch.autograd.grad(t.sum(), prompts)[0] for t in (cut, whole)]
     assert torch.allclose(*grads, atol=1e-4, rtol=1e-4)
 
 
 def test_the_tower_is_left_as_it_was_after_an_error(clip):
-    tokens, positions = tokenize_slots(clip, TEXTS)
+    tokens, slots = find_slots(clip, TEXTS)
     before, plain = hooks(clip), clip.encode_texts(["dark lesion."])
 
     def fail(*_):
@@ -99,28 +100,28 @@ def test_the_tower_is_left_as_it_was_after_an_error(clip):
 
     broken = clip.model.text.ln_final.register_forward_pre_hook(fail)
     with pytest.raises(ZeroDivisionError):
-        encode_prompts(clip, tokens, draw(clip, 2), positions)
+        encode_prompts(clip, tokens, slots, draw(clip, 2))
     broken.remove()
     assert hooks(clip) == before
     assert torch.equal(clip.encode_texts(["dark lesion."]), plain)
 
 
 def test_nested_calls_do_not_disturb_each_other(clip):
-    tokens, positions = tokenize_slots(clip, TEXTS)
+    tokens, slots = find_slots(clip, TEXTS)
     a, b = draw(clip, 2, seed=1), draw(clip, 2, seed=2)
-    alone = [encode_prompts(clip, tokens, v, positions) for v in (a, b)]
+    alone = [encode_prompts(clip, tokens, slots, v) for v in (a, b)]
     plain = clip.model.encode_text(tokens)
     inner = []
 
     def call_again(*_):
         if not inner:
             inner.append(None)
-            inner.append(encode_prompts(clip, tokens, b, positions))
+            inner.append(encode_prompts(clip, tokens, slots, b))
             inner.append(clip.model.encode_text(tokens))
 
     outer = clip.model.text.register_forward_pre_hook(call_again)  # before the outer call reads its tokens
     try:
-        read = encode_prompts(clip, tokens, a, positions)
+        read = encode_prompts(clip, tokens, slots, a)
     finally:
         outer.remove()
     assert torch.equal(read, alone[0])
@@ -129,15 +130,15 @@ def test_nested_calls_do_not_disturb_each_other(clip):
 
 
 def test_threads_do_not_disturb_each_other(clip):
-    tokens, positions = tokenize_slots(clip, TEXTS)
+    tokens, slots = find_slots(clip, TEXTS)
     n = 3
     vectors = [draw(clip, 2, seed=seed) for seed in range(n)]
-    alone = [encode_prompts(clip, tokens, v, positions) for v in vectors]
+    alone = [encode_prompts(clip, tokens, slots, v) for v in vectors]
     all_inside = threading.Barrier(n, timeout=60)  # every hook is in place before any tower reads
     read: list = [None] * n
 
     def call(i: int) -> None:
-        read[i] = encode_prompts(clip, tokens, vectors[i], positions)
+        read[i] = encode_prompts(clip, tokens, slots, vectors[i])
 
     def wait(*_) -> None:
         all_inside.wait()
@@ -156,11 +157,11 @@ def test_threads_do_not_disturb_each_other(clip):
 def test_half_precision_towers_take_float32_vectors(tmp_path):
     name = small_clips.open_clip_kind(tmp_path)
     clip, half = load_clip(name, "cpu"), load_clip(name, "cpu", precision="bf16")
-    tokens, positions = tokenize_slots(clip, TEXTS)
+    tokens, slots = find_slots(clip, TEXTS)
     prompts = draw(clip, 2).requires_grad_()
-    read = encode_prompts(half, tokens, prompts, positions)
+    read = encode_prompts(half, tokens, slots, prompts)
     assert read.dtype == torch.float32
-    cosines = F.cosine_similarity(read, encode_prompts(clip, tokens, prompts, positions))
+    cosines = F.cosine_similarity(read, encode_prompts(clip, tokens, slots, prompts))
     assert cosines.min() > 0.999
     read.sum().backward()
     assert prompts.grad.dtype == torch.float32
@@ -168,29 +169,29 @@ def test_half_precision_towers_take_float32_vectors(tmp_path):
 
 
 def test_shapes_that_do_not_fit_are_named(clip):
-    tokens, positions = tokenize_slots(clip, TEXTS)
+    tokens, slots = find_slots(clip, TEXTS)
     with pytest.raises(
         ValueError, match=r"prompts \(3, 48\) do not fit .* wants prompts \(2, 2, 48\) or \(2, 48\)"
     ):
-        encode_prompts(clip, tokens, draw(clip, 3), positions)
+        encode_prompts(clip, tokens, slots, draw(clip, 3))
     with pytest.raises(ValueError, match=r"tokens \(1, \d+\)"):
-        encode_prompts(clip, tokens[:1], draw(clip, 2), positions)
+        encode_prompts(clip, tokens[:1], slots, draw(clip, 2))
 
 
 def test_a_tower_with_another_embedding_is_an_error(clip, monkeypatch):
-    tokens, positions = tokenize_slots(clip, TEXTS)
+    tokens, slots = find_slots(clip, TEXTS)
     unused = torch.nn.Embedding(10, clip.text_width)
     monkeypatch.setattr(Clip, "token_embedding", unused)
     with pytest.raises(RuntimeError, match="did not look its tokens up"):
-        encode_prompts(clip, tokens, draw(clip, 2), positions)
+        encode_prompts(clip, tokens, slots, draw(clip, 2))
     assert not unused._forward_hooks
 
 
 def test_slots_that_are_no_tokens_of_their_own_are_an_error(clip):
     with pytest.raises(ValueError, match="'XX spots' shows 1 of 2 places for learned vectors: the tokenizer"):
-        tokenize_slots(clip, [f"{SLOT}{SLOT} spots"])
+        find_slots(clip, [f"{SLOT}{SLOT} spots"])
     with pytest.raises(ValueError, match="'many X' shows 1 of 2 places for learned vectors"):
-        tokenize_slots(clip, [f"{SLOT} {SLOT}", f"many {SLOT}"])
+        find_slots(clip, [f"{SLOT} {SLOT}", f"many {SLOT}"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -43,7 +43,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 def layout(clip: Clip, names: list[str] = NAMES, rows: list[int] = ROWS) -> tuple[torch.Tensor, torch.Tensor]:
     counts = [N_CTX + n for n in rows]
     texts = [" ".join([SLOT] * n + [name]) + "." for n, name in zip(counts, names, strict=True)]
-    return find_slots(clip, texts, counts)
+    return find_slots(clip, texts)
 
 
 def draw_vectors(
@@ -165,7 +165,7 @@ def test_every_site_and_slot_matters_to_its_own_class_and_image(clips, kind):
 
 
 def test_slots_that_do_not_follow_the_start_are_an_error(clip):
-    tokens, slots = find_slots(clip, [f"{SLOT} dark {SLOT}."], [2])
+    tokens, slots = find_slots(clip, [f"{SLOT} dark {SLOT}."])
     with pytest.raises(ValueError, match="must follow its start-of-text token"):
         TextWalk(clip.model.text, tokens, slots, 1, 1, 0)
 
