@@ -25,7 +25,8 @@ def accuracy(clip, tmp_path_factory):
     found = {}
     for name in WORLDS:
         data = medvlp.load_dataset(f"phantom-{name}", seed=FRESH)
-        probe = medvlp.LinearProbe(clip, data.card).fit(data.train, data.val, cache_dir=cache)
+        probe = medvlp.LinearProbe(clip, data.card)
+        medvlp.fit(probe, data.train, data.val, cache_dir=cache)
         methods = {k: medvlp.ZeroShot(clip, data.card, k) for k in ("classnames", "symptoms")} | {
             "probe": probe
         }

@@ -5,10 +5,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.slots import FIRST_CTX, in_template
+from medvlp.backbone.prompts.slots import FIRST_CTX
 from medvlp.data.cards import DataCard
 from medvlp.methods.base import check_at_least
 from medvlp.methods.context import TRAINER, ContextPrompts
+from medvlp.methods.zero_shot import template_features
 
 
 class KgCoOp(ContextPrompts):
@@ -29,8 +30,8 @@ class KgCoOp(ContextPrompts):
         clip: The frozen image and text towers.
         card: Gives the classes in label order.
         weight: Of the penalty.
-        template: The text of w_c, with a `{}` for the class name. None: the card's first template. (The
-            authors write one for each data set.)
+        templates: Of w_c, each with a `{}` for the class name; of several the mean of the features. None: the
+            card's first. (The authors write one for each data set.)
         n_ctx: M, the number of context vectors. None: as many as `ctx_init` has tokens, and 16 without words.
         ctx_init: Words that the context starts from; "" draws it as CoOp does.
         csc: Class-specific context, as in `CoOp`.
@@ -56,7 +57,7 @@ class KgCoOp(ContextPrompts):
         card: DataCard,
         *,
         weight: float = 8.0,
-        template: str | None = None,
+        templates: list[str] | None = None,
         n_ctx: int | None = None,
         ctx_init: str = FIRST_CTX,
         csc: bool = False,
@@ -68,8 +69,7 @@ class KgCoOp(ContextPrompts):
         super().__init__(clip, card, locals())
         check_at_least(0, {"weight": weight})
         self.weight = weight
-        texts = in_template(card.templates[0] if template is None else template, card.classnames)
-        self.constant("w", clip.encode_texts(texts))
+        self.constant("w", template_features(clip, card, templates))
 
     def training_logits(self, image_features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, n_cls) of normalised image features (B, D), and the penalty (B,), the same for all."""

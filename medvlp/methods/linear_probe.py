@@ -41,8 +41,8 @@ class LinearProbe(Method):
         class_weight: None: every image counts the same; "balanced": every class does, as
             `TrainConfig.class_weight` has it for the prompts.
 
-    After `fit`, `chosen_C` is that C and `search` a DataFrame of what was tried.
-    `medvlp.fit(probe, train, val)` does the same, and takes no steps.
+    `medvlp.fit(probe, train, val)` fits it, without steps. Then `chosen_C` is that C and `search` a DataFrame
+    of what was tried.
     """
 
     modality: ClassVar[str] = "weights"
@@ -50,7 +50,7 @@ class LinearProbe(Method):
     fitted: Tensor  # () bool, saved and moved with the weights
 
     def __init__(self, clip: Clip, card: DataCard, *, class_weight: str | None = None) -> None:
-        """A probe without weights yet; see the class and `fit`."""
+        """A probe without weights yet; see the class."""
         super().__init__(clip, card, locals())
         if class_weight not in CLASS_WEIGHT:
             raise ValueError(unknown_name("class_weight", class_weight, CLASS_WEIGHT))
@@ -60,16 +60,20 @@ class LinearProbe(Method):
         self.chosen_C: float | None = None
         self.search: pd.DataFrame | None = None
 
-    def fit(
-        self, train: ImageSet, val: ImageSet, cache_dir: str | Path | None = None, progress: bool = True
-    ) -> "LinearProbe":
-        """Fit on the features of `train`, choose C on those of `val`, and return self.
+    def before_training(
+        self,
+        train: ImageSet,
+        val: ImageSet | None,
+        cache_dir: str | Path | None = None,
+        progress: bool = True,
+    ) -> None:
+        """Fit on the features of `train` and choose C on those of `val`.
 
         Raises:
-            ValueError: an empty set, a label outside the card, or a class without a training image.
+            ValueError: no validation images, or a class without a training image.
         """
-        for split, dataset in (("training", train), ("validation", val)):
-            _check_labels(split, dataset.labels, self.card.classnames)
+        if val is None:
+            raise ValueError("a linear probe needs validation images to choose C; give val.")
         _check_every_class(train.labels, self.card.classnames)
         x, y = _arrays(self.clip, train, cache_dir, progress)  # (N, D), (N,)
         x_val, y_val = _arrays(self.clip, val, cache_dir, progress)
@@ -92,23 +96,6 @@ class LinearProbe(Method):
         best = self.search.sort_values(by, ascending=[False, True]).index[0]
         self.chosen_C = float(self.search["C"][best])
         self._copy_weights(models[best])
-        return self
-
-    def before_training(
-        self,
-        train: ImageSet,
-        val: ImageSet | None,
-        cache_dir: str | Path | None = None,
-        progress: bool = True,
-    ) -> None:
-        """`fit`, for `medvlp.fit`.
-
-        Raises:
-            ValueError: no validation images, or as `fit`.
-        """
-        if val is None:
-            raise ValueError("a linear probe needs validation images to choose C; give val.")
-        self.fit(train, val, cache_dir, progress)
 
     def logits_from_features(self, image_features: Tensor) -> Tensor:
         """Logits of normalised image features: (B, D) -> (B, n_cls)."""
@@ -144,17 +131,6 @@ def _arrays(
 ) -> tuple[np.ndarray, np.ndarray]:
     features = image_features(clip, dataset, cache_dir=cache_dir, progress=progress)
     return features.features.double().cpu().numpy(), features.labels.cpu().numpy()
-
-
-def _check_labels(split: str, labels: Tensor, classnames: list[str]) -> None:
-    if len(labels) == 0:
-        raise ValueError(f"the {split} set is empty; a linear probe needs training and validation images.")
-    outside = [int(label) for label in labels.unique() if not 0 <= label < len(classnames)]
-    if outside:
-        raise ValueError(
-            f"label {outside[0]} in the {split} set is outside the card's classes, "
-            f"0 to {len(classnames) - 1}: {', '.join(map(repr, classnames))}."
-        )
 
 
 def _check_every_class(labels: Tensor, classnames: list[str]) -> None:

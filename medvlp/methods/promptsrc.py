@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.slots import FIRST_CTX, in_template
+from medvlp.backbone.prompts.slots import FIRST_CTX, in_templates
 from medvlp.data.cards import DataCard
 from medvlp.methods.base import check_at_least
 from medvlp.methods.ivlp import IVLP
@@ -108,14 +108,8 @@ class PromptSRC(IVLP):
         return logits, penalty
 
 
-@torch.no_grad()
 def _mean_features(clip: Clip, card: DataCard, templates: list[str] | None) -> Tensor:
     """t0: the normalised mean, over templates, of each class's features, (n_cls, D)."""
-    templates = list(card.templates) if templates is None else templates
-    if not templates:
-        raise ValueError("the list of templates is empty; give at least one, such as 'a photo of a {}.'.")
-    features = []
-    for template in templates:
-        tokens = clip.tokenize(in_template(template, card.classnames)).to(clip.device)  # (n_cls, L)
-        features.append(clip.model.encode_text(tokens, normalize=False).float())  # (n_cls, D)
+    by_template = in_templates(card.templates if templates is None else templates, card.classnames)
+    features = [clip.encode_texts(texts, normalize=False) for texts in by_template]  # (n_cls, D) each
     return F.normalize(torch.stack(features).mean(dim=0), dim=-1)

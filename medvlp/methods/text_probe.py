@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import training_features
+from medvlp.backbone.prompts.slots import in_templates
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.methods.base import Method, check_at_least
@@ -127,7 +128,5 @@ class TextProbe(Method):
 
 def _lengths(clip: Clip, card: DataCard) -> Tensor:
     """Lengths of the class names' features as the tower gives them, (n_cls, 1)."""
-    texts = [card.templates[0].replace("{}", name) for name in card.classnames]
-    with torch.no_grad():
-        features = clip.model.encode_text(clip.tokenize(texts).to(clip.device), normalize=False)  # (n_cls, D)
-    return features.float().norm(dim=-1, keepdim=True)
+    (texts,) = in_templates(card.templates[:1], card.classnames)
+    return clip.encode_texts(texts, normalize=False).norm(dim=-1, keepdim=True)

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import image_blocks, image_width
-from medvlp.backbone.prompts.slots import in_template
 from medvlp.data.cards import DataCard
 from medvlp.methods.context import TRAINER
 from medvlp.methods.deep_prompts import PromptedTower, depth_in, drawn
+from medvlp.methods.zero_shot import template_features
 
 
 class VPT(PromptedTower):
@@ -33,8 +33,8 @@ class VPT(PromptedTower):
         n_ctx: Vectors before a block.
         depth: Blocks with vectors of their own: None for all (deep), 1 for the first alone (shallow), 0 for
             none, which is zero-shot.
-        template: With a `{}` for the class name, in which an underscore is read as a space. None: the card's
-            first.
+        templates: Each with a `{}` for the class name, in which an underscore is read as a space; of several
+            the mean of the features. None: the card's first.
         logit_scale: The factor on cosines, exp(logit_scale) above; by default the CLIP's own.
         seed: Of the learned tensors' start, drawn with standard deviation 0.02.
 
@@ -63,7 +63,7 @@ class VPT(PromptedTower):
         *,
         n_ctx: int = 8,
         depth: int | None = None,
-        template: str | None = None,
+        templates: list[str] | None = None,
         logit_scale: float | None = None,
         seed: int = 1,
     ) -> None:
@@ -71,8 +71,7 @@ class VPT(PromptedTower):
         super().__init__(clip, card, locals())
         if n_ctx < 1:
             raise ValueError(f"n_ctx must be at least 1, got {n_ctx}; depth=0 has none.")
-        texts = in_template(template or card.templates[0], card.classnames)
-        self.constant("text_features", clip.encode_texts(texts))  # (n_cls, D)
+        self.constant("text_features", template_features(clip, card, templates))  # (n_cls, D)
         self.image_prompts = None
         if depth != 0:
             blocks = image_blocks(clip)

@@ -8,11 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip
+from medvlp.backbone.prompts.slots import in_templates
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
 from medvlp.methods.base import Method, check_symptoms
 
 NAME_KINDS = ("classnames", "templates")
+
+
+def template_features(clip: Clip, card: DataCard, templates: Sequence[str] | None) -> Tensor:
+    """The class names in templates, by default the card's first: the normalised mean, (n_cls, D)."""
+    by_template = in_templates(card.templates[:1] if templates is None else templates, card.classnames)
+    features = torch.stack([clip.encode_texts(texts) for texts in by_template])  # (m, n_cls, D)
+    return features[0] if len(features) == 1 else F.normalize(features.mean(dim=0), dim=-1)
 
 
 def symptom_text(symptom: str) -> str:
@@ -75,7 +83,10 @@ class ZeroShot(Method):
                 raise ValueError(
                     f"knowledge={knowledge!r} reads no symptoms; use knowledge='symptoms' with them."
                 )
-            texts = _name_texts(card, knowledge, templates)
+            by_template = in_templates(card.templates if templates is None else templates, card.classnames)
+            if knowledge == "classnames":
+                by_template = by_template[:1]
+            texts = dict(zip(card.classnames, zip(*by_template, strict=True), strict=True))
         else:
             if templates is not None:
                 raise ValueError(
@@ -90,7 +101,7 @@ class ZeroShot(Method):
 
         self.config |= {
             "symptoms": None if symptoms is None else self.symptoms,
-            "templates": [templates] if isinstance(templates, str) else templates and list(templates),
+            "templates": templates and list(templates),
         }
         counts = [len(of_class) for of_class in texts.values()]  # m_c
         T = clip.encode_texts([text for of_class in texts.values() for text in of_class], normalize=False)
@@ -121,22 +132,6 @@ class ZeroShot(Method):
     def extra_repr(self) -> str:
         """What distinguishes this classifier from another, for `print`."""
         return f"card={self.card.name!r}, knowledge={self.knowledge!r}, texts={len(self.encoded_texts)}"
-
-
-def _name_texts(card: DataCard, knowledge: str, templates: Sequence[str] | None) -> dict[str, list[str]]:
-    if isinstance(templates, str):
-        templates = [templates]
-    templates = list(card.templates if templates is None else templates)
-    if not templates:
-        raise ValueError("the list of templates is empty; give at least one, such as 'a photo of {}.'.")
-    for template in templates:
-        if "{}" not in template:
-            raise ValueError(
-                f"template {template!r} has no {{}} for the class name, as 'a photo of {{}}.' has."
-            )
-    if knowledge == "classnames":
-        templates = templates[:1]
-    return {name: [template.replace("{}", name) for template in templates] for name in card.classnames}
 
 
 def checked_symptoms(

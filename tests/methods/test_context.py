@@ -56,7 +56,7 @@ def without_meta_net(method: ContextPrompts) -> ContextPrompts:
 @pytest.mark.parametrize("kind", ALL)
 def test_the_words_a_photo_of_a_are_zero_shot(clip, f, kind):
     method = without_meta_net(kind(clip, CARD, ctx_init="a photo of a"))
-    zero_shot = ZeroShot(clip, CARD, "classnames", templates="a photo of a {}.")
+    zero_shot = ZeroShot(clip, CARD, "classnames", templates=["a photo of a {}."])
     assert torch.allclose(method.logits_from_features(f), zero_shot.logits_from_features(f), atol=1e-4)
 
 
@@ -65,7 +65,7 @@ def test_any_text_tower(tmp_path, kind):
     clip = load_clip(getattr(small_clips, kind)(tmp_path), device="cpu")
     images = torch.randn(2, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
     f = clip.encode_images(images)
-    expected = ZeroShot(clip, CARD, "classnames", templates="a photo of a {}.").logits_from_features(f)
+    expected = ZeroShot(clip, CARD, "classnames", templates=["a photo of a {}."]).logits_from_features(f)
     for build in ALL:
         method = without_meta_net(build(clip, CARD, ctx_init="a photo of a"))
         assert torch.allclose(method(images), expected, atol=1e-3)
@@ -126,7 +126,7 @@ def test_the_start_is_drawn_or_the_words(clip):
     [
         (CoOp, {"n_ctx": 2, "csc": True, "position": "middle", "seed": 5}),
         (CoCoOp, {"n_ctx": 2, "ctx_init": "", "position": "front", "logit_scale": 7.0, "seed": 5}),
-        (KgCoOp, {"weight": 2.0, "template": "skin with {}.", "csc": True}),
+        (KgCoOp, {"weight": 2.0, "templates": ["skin with {}."], "csc": True}),
         (BiomedCoOp, {"sccm_weight": 0.5, "symptoms": SYMPTOMS, "tau": 2.0, "n_ctx": 4}),
         (BiomedCoOp, {"knowledge": "useless", "ctx_init": "skin with"}),
     ],

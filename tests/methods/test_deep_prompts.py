@@ -216,7 +216,7 @@ def phantoms() -> tuple[Clip, ImageSet, ImageSet]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_learns_phantoms(phantoms, kind):
     clip, train, test = phantoms
-    method = kind(clip, train.card, **({"template": "a photo of a {}."} if kind is VPT else {}))
+    method = kind(clip, train.card, **({"templates": ["a photo of a {}."]} if kind is VPT else {}))
 
     def accuracy() -> float:
         return (predict_logits(method, test).argmax(dim=1) == test.labels).double().mean().item()

@@ -45,7 +45,7 @@ def test_penalty_and_gradient_are_those_of_the_formula(clip, f):
 
 
 def test_there_is_no_penalty_where_the_context_is_the_template(clip, f):
-    method = KgCoOp(clip, CARD, template="a photo of a {}.")
+    method = KgCoOp(clip, CARD, templates=["a photo of a {}."])
     assert method.training_logits(f)[1].abs().max() < 1e-5
 
 
@@ -83,4 +83,4 @@ def test_what_makes_no_sense_is_an_error(clip):
     with pytest.raises(ValueError, match="weight must be at least 0, got -1"):
         KgCoOp(clip, CARD, weight=-1)
     with pytest.raises(ValueError, match=r"template 'a photo' has no \{\} for the class name"):
-        KgCoOp(clip, CARD, template="a photo")
+        KgCoOp(clip, CARD, templates=["a photo"])

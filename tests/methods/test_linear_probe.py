@@ -36,7 +36,8 @@ def sets(n_cls: int, shuffled: bool = False):
 @pytest.mark.parametrize("n_cls", [2, 3])
 def test_learns_what_can_be_separated(clip, tmp_path, n_cls):
     card, train, val, test = sets(n_cls)
-    probe = LinearProbe(clip, card).fit(train, val, cache_dir=tmp_path)
+    probe = LinearProbe(clip, card)
+    fit(probe, train, val, cache_dir=tmp_path)
     predicted = probe.logits_from_features(image_features(clip, test, cache_dir=tmp_path).features).argmax(1)
     assert (predicted == test.labels).float().mean() > 0.9
 
@@ -44,7 +45,8 @@ def test_learns_what_can_be_separated(clip, tmp_path, n_cls):
 @pytest.mark.parametrize("n_cls", [2, 3])
 def test_probabilities_are_scikit_learns(clip, tmp_path, n_cls):
     card, train, val, test = sets(n_cls, shuffled=True)  # nothing to learn, so no probability is 0 or 1
-    probe = LinearProbe(clip, card).fit(train, val, cache_dir=tmp_path)
+    probe = LinearProbe(clip, card)
+    fit(probe, train, val, cache_dir=tmp_path)
     x, x_test = (image_features(clip, s, cache_dir=tmp_path).features for s in (train, test))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=probe.chosen_C, max_iter=2000))
     expected = model.fit(x.numpy(), train.labels.numpy()).predict_proba(x_test.numpy())
@@ -62,7 +64,8 @@ def test_balanced_classes_count_the_same_however_many_images_they_have(clip, tmp
     x = image_features(clip, val, cache_dir=tmp_path).features
     share = {}
     for class_weight in (None, "balanced"):
-        probe = LinearProbe(clip, card, class_weight=class_weight).fit(train, val, cache_dir=tmp_path)
+        probe = LinearProbe(clip, card, class_weight=class_weight)
+        fit(probe, train, val, cache_dir=tmp_path)
         assert LinearProbe(clip, card, **probe.config).config == {"class_weight": class_weight}
         share[class_weight] = probe.logits_from_features(x).softmax(1)[:, 0].mean().item()
     assert share[None] > 0.7 > 0.6 > share["balanced"] > 0.4
@@ -72,7 +75,8 @@ def test_balanced_classes_count_the_same_however_many_images_they_have(clip, tmp
 
 def test_C_is_the_best_on_validation_and_the_search_is_kept(clip, tmp_path):
     card, train, val, _ = sets(3)
-    probe = LinearProbe(clip, card).fit(train, val, cache_dir=tmp_path)
+    probe = LinearProbe(clip, card)
+    fit(probe, train, val, cache_dir=tmp_path)
     search = probe.search
     assert list(search["C"]) == list(C_GRID)
     best = search[search["val_balanced_accuracy"] == search["val_balanced_accuracy"].max()]
@@ -90,18 +94,22 @@ def test_C_is_the_best_on_validation_and_the_search_is_kept(clip, tmp_path):
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_every_C_of_the_search_ends_at_the_minimum(clip, tmp_path, shuffled):
     card, train, val, _ = sets(3, shuffled)
-    assert len(LinearProbe(clip, card).fit(train, val, cache_dir=tmp_path).search) == len(C_GRID)
+    probe = LinearProbe(clip, card)
+    fit(probe, train, val, cache_dir=tmp_path)
+    assert len(probe.search) == len(C_GRID)
 
 
 def test_validation_may_lack_a_class(clip, tmp_path):
     card, train, val, _ = sets(3)
-    probe = LinearProbe(clip, card).fit(train, val.subset([0, 1, 3, 4]), cache_dir=tmp_path)
+    probe = LinearProbe(clip, card)
+    fit(probe, train, val.subset([0, 1, 3, 4]), cache_dir=tmp_path)
     assert probe.search["val_balanced_accuracy"].max() == 1
 
 
 def test_forward_is_features_then_logits_without_gradients(clip, tmp_path):
     card, train, val, test = sets(2)
-    probe = LinearProbe(clip, card).fit(train, val, cache_dir=tmp_path)
+    probe = LinearProbe(clip, card)
+    fit(probe, train, val, cache_dir=tmp_path)
     images = torch.stack([clip.preprocess(test.image(i)) for i in range(4)])
     cached = image_features(clip, test.subset(range(4)), cache_dir=tmp_path).features
     assert torch.allclose(probe(images), probe.logits_from_features(cached), atol=1e-3)
@@ -110,7 +118,8 @@ def test_forward_is_features_then_logits_without_gradients(clip, tmp_path):
 
 def test_weights_save_and_load(clip, tmp_path):
     card, train, val, _ = sets(2)
-    probe = LinearProbe(clip, card).fit(train, val, cache_dir=tmp_path)
+    probe = LinearProbe(clip, card)
+    fit(probe, train, val, cache_dir=tmp_path)
     other = LinearProbe(clip, card)
     other.load_state_dict(probe.state_dict())
     features = torch.randn(3, clip.embed_dim)
@@ -126,31 +135,19 @@ def test_an_unfitted_probe_says_so(clip):
     ("train", "val", "message"),
     [
         ([0, 1, 0], [0, 1], "no training image of 'keratosis'; a linear probe needs"),
-        (
-            [0, 1, 2, 7],
-            [0, 1],
-            "label 7 in the training set is outside the card's classes, 0 to 2: 'melanoma'",
-        ),
-        ([0, 1, 2], [-1], "label -1 in the validation set is outside"),
-        ([], [0, 1], "the training set is empty"),
-        ([0, 1, 2], [], "the validation set is empty"),
+        ([0, 1, 2, 7], [0, 1], "of the training set .* label 7, outside"),
     ],
 )
 def test_errors_name_what_is_wrong(clip, train, val, message):
     card = make_card()
     with pytest.raises(ValueError, match=message):
-        LinearProbe(clip, card).fit(make_set(card, train), make_set(card, val, "val"))
+        fit(LinearProbe(clip, card), make_set(card, train), make_set(card, val, "val"))
 
 
-def test_fit_of_the_package_is_the_probes_own(clip, tmp_path):
-    card, train, val, test = sets(3)
-    own = LinearProbe(clip, card).fit(train, val, cache_dir=tmp_path)
-    probe = LinearProbe(clip, card)
-    history = fit(probe, train, val, cache_dir=tmp_path, progress=False)
+def test_it_takes_no_steps(clip, tmp_path):
+    card, train, val, _ = sets(3)
+    history = fit(LinearProbe(clip, card), train, val, cache_dir=tmp_path, progress=False)
     assert history["epoch"].tolist() == [0] and history["val_accuracy"][0] == 1
-    f = image_features(clip, test, cache_dir=tmp_path).features
-    assert torch.equal(probe.logits_from_features(f), own.logits_from_features(f))
-    assert probe.chosen_C == own.chosen_C
 
 
 def test_without_validation_images_C_cannot_be_chosen(clip):

@@ -35,7 +35,7 @@ def shaken(clip: Clip, **switches) -> VPT:
 @pytest.mark.parametrize("before_patches", [False, True])
 def test_logits_and_gradients_are_those_of_the_equations(clip, images, depth, before_patches):
     """Wherever the prompts stand: the papers have them before and after the patches."""
-    vpt = shaken(clip, n_ctx=3, depth=depth, template="skin with {}.")
+    vpt = shaken(clip, n_ctx=3, depth=depth, templates=["skin with {}."])
     assert vpt.image_prompts.shape == (depth, 3, 64)
     t = clip.encode_texts([f"skin with {name}." for name in CARD.classnames])
     f = deep_oracle.image_features(clip, images, vpt.image_prompts, before_patches)
@@ -55,10 +55,10 @@ def test_deep_is_in_all_blocks_and_shallow_in_the_first(clip, images):
     assert (deep(images) - shallow(images)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("template", [None, "a photo of a {}."])
-def test_without_prompts_it_is_zero_shot(clip, images, template):
-    vpt = VPT(clip, CARD, depth=0, template=template)
-    zero_shot = ZeroShot(clip, CARD, "classnames", templates=template and [template])
+@pytest.mark.parametrize("templates", [None, ["a photo of a {}."]])
+def test_without_prompts_it_is_zero_shot(clip, images, templates):
+    vpt = VPT(clip, CARD, depth=0, templates=templates)
+    zero_shot = ZeroShot(clip, CARD, "classnames", templates=templates)
     assert torch.allclose(vpt(images), zero_shot(images), atol=1e-4)
     assert torch.equal(vpt.logits_from_features(clip.encode_images(images)), vpt(images))
     assert not any(p.requires_grad for p in vpt.parameters())
@@ -78,4 +78,4 @@ def test_prompts_that_cannot_be_are_refused(clip):
     with pytest.raises(ValueError, match="depth must be from 0 to 2, the tower's blocks, got 3"):
         VPT(clip, CARD, depth=3)
     with pytest.raises(ValueError, match="template 'skin' has no {} for the class name"):
-        VPT(clip, CARD, template="skin")
+        VPT(clip, CARD, templates=["skin"])

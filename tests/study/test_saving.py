@@ -54,7 +54,7 @@ def changed_card(name: str = CARD.name) -> DataCard:
         (ViP, {"context": False}),
         (ViP, {"aggregation": "max", "knowledge": "useless"}),
         (ZeroShot, {"knowledge": "symptoms", "symptoms": OWN}),
-        (ZeroShot, {"knowledge": "templates", "templates": "skin with {}."}),
+        (ZeroShot, {"knowledge": "templates", "templates": ["skin with {}."]}),
         (ZeroShot, {"knowledge": "classnames"}),
     ],
 )
@@ -70,7 +70,8 @@ def test_a_method_comes_back_with_its_logits(clip, sets, tmp_path, kind, config)
 
 
 def test_the_linear_probe_comes_back_fitted(clip, sets, tmp_path):
-    probe = LinearProbe(clip, CARD).fit(*sets)
+    probe = LinearProbe(clip, CARD)
+    fit(probe, *sets)
     save(probe, tmp_path / "probe.safetensors")
     loaded = load(tmp_path / "probe.safetensors", clip)
     assert torch.equal(predict_logits(loaded, sets[1]), predict_logits(probe, sets[1]))

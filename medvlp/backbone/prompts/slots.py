@@ -29,13 +29,22 @@ def plain_name(classname: str) -> str:
     return classname.replace("_", " ")
 
 
-def in_template(template: str, classnames: Sequence[str]) -> list[str]:
-    """The template with each class name in it; ValueError without `{}`."""
-    if "{}" not in template:
+def in_templates(templates: Sequence[str], classnames: Sequence[str]) -> list[list[str]]:
+    """The texts of all classes in each template, a list a template; ValueError for none or one without `{}`.
+
+    >>> in_templates(["a photo of a {}."], ["nevus", "basal_cell carcinoma"])
+    [['a photo of a nevus.', 'a photo of a basal cell carcinoma.']]
+    """
+    if isinstance(templates, str) or not templates:
         raise ValueError(
-            f"template {template!r} has no {{}} for the class name, as 'a photo of a {{}}.' has."
+            f"templates is {templates!r}; give a list of at least one, as ['a photo of a {{}}.']."
         )
-    return [template.replace("{}", plain_name(name)) for name in classnames]
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(
+                f"template {template!r} has no {{}} for the class name, as 'a photo of a {{}}.' has."
+            )
+    return [[template.replace("{}", plain_name(name)) for name in classnames] for template in templates]
 
 
 def find_slots(clip: Clip, texts: Sequence[str], names: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:

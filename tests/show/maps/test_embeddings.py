@@ -89,7 +89,8 @@ def test_class_points_give_the_methods_own_logits(clip, images):
         t = torch.from_numpy(class_points(method).vectors)
         with torch.no_grad():
             torch.testing.assert_close(clip.logit_scale * f @ t.T, method.logits_from_features(f))
-    probe = LinearProbe(clip, card).fit(images, images)
+    probe = LinearProbe(clip, card)
+    probe.before_training(images, images)
     found = class_points(probe)
     weight = F.normalize(probe.linear.weight.detach(), dim=-1)
     np.testing.assert_allclose(found.vectors, weight.numpy(), atol=1e-6)
