@@ -1,7 +1,5 @@
 """ZeroShot against the definition, computed by hand from open_clip's own encode_text."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -165,11 +163,11 @@ def test_text_features_move_with_the_module_and_follow_from_its_config(clip):
             {"knowledge": "templates", "templates": ["a mole"]},
             "template 'a mole' has no {} for the class name",
         ),
-        ({"knowledge": "templates", "templates": []}, "templates is []; give a list"),
+        ({"knowledge": "templates", "templates": []}, r"templates is \[\]; give a list"),
     ],
 )
 def test_errors_name_what_is_wrong(clip, options, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?").replace("{}", r"\{\}")):
         ZeroShot(clip, CARD, **options)
 
 

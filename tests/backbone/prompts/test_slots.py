@@ -190,8 +190,6 @@ def test_a_tower_with_another_embedding_is_an_error(clip, monkeypatch):
 def test_slots_that_are_no_tokens_of_their_own_are_an_error(clip):
     with pytest.raises(ValueError, match="'XX spots' shows 1 of 2 places for learned vectors: the tokenizer"):
         find_slots(clip, [f"{SLOT}{SLOT} spots"])
-    with pytest.raises(ValueError, match="'many X' shows 1 of 2 places for learned vectors"):
-        find_slots(clip, [f"{SLOT} {SLOT}", f"many {SLOT}"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
