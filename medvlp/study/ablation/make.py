@@ -4,16 +4,13 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from pathlib import Path
-from uuid import uuid4
 
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from medvlp.study.ablation.plan import Run, settled
-from medvlp.study.ablation.run import BUSY, execute, failure
-from medvlp.study.ablation.store import DONE, FAILED, RunStore
+from medvlp.study.ablation.run import BUSY, Workshop, execute, failure
+from medvlp.study.ablation.store import DONE, FAILED
 
 DIED = (
     "The process that worked on this run died, and again when it worked on this run alone. Most often memory "
@@ -22,131 +19,99 @@ DIED = (
 PATIENCE = 3  # deaths of workers that worked on no run
 
 
-def make(
-    runs: Sequence[Run],
-    over: Sequence[str],
-    store: RunStore,
-    jobs: int | None,
-    cache_dir: Path,
-    progress: bool,
-) -> list[Run]:
+def make(runs: Sequence[Run], over: Sequence[str], workshop: Workshop, jobs: int | None) -> list[Run]:
     """Make the runs that the store lacks, and those that failed before.
 
     Args:
         runs: The plan.
         over: Keys whose values are chosen, see `keys_to_choose`. The first seed tries all of their values,
             the others have what it chose.
-        store: Where records go.
+        workshop: Where the runs are made and kept.
         jobs: Processes; None is what `joblib.parallel_config` says, else one, this process.
-        cache_dir: Of the image features.
-        progress: Show a bar.
 
     Returns:
         The runs; where values were chosen, only those that have them.
     """
     first = [run for run in runs if not over or run.seed == runs[0].seed]
-    _make_all(first, store, jobs, cache_dir, progress)
+    _make_all(first, workshop, jobs)
     if not over:
         return first
     losses = {}
     for run in first:
-        record = store.read(run.id)
+        record = workshop.store.read(run.id)
         if record and record["status"] == DONE:
             loss = record["validation"]["loss"]  # None where it was no number
             losses[run.id] = math.inf if loss is None else loss
     chosen, tried = settled(runs, over, losses), {run.id for run in first}
-    _make_all([run for run in chosen if run.id not in tried], store, jobs, cache_dir, progress)
+    _make_all([run for run in chosen if run.id not in tried], workshop, jobs)
     return chosen
 
 
-def _make_all(
-    runs: Sequence[Run], store: RunStore, jobs: int | None, cache_dir: Path, progress: bool
-) -> None:
+def _make_all(runs: Sequence[Run], workshop: Workshop, jobs: int | None) -> None:
     """Make every run that is not done, under one progress bar."""
-    records = {run.id: store.read(run.id) for run in runs}
-    failed_before = {i: one["finished"] for i, one in records.items() if one and one["status"] == FAILED}
-    to_do = [run for run in runs if records[run.id] is None or run.id in failed_before]
-    del records  # they hold the logits
+    failed_before, to_do = {}, []
+    for run in runs:
+        record = workshop.store.read(run.id)
+        if record is None or record["status"] == FAILED:
+            to_do.append(run)
+            failed_before[run.id] = record and record["finished"]
     counts = {DONE: 0, FAILED: 0}
-    before, shown = len(runs) - len(to_do), progress and len(runs) > 0
+    before, shown = len(runs) - len(to_do), workshop.progress and len(runs) > 0
     with tqdm(total=len(runs), initial=before, desc="study", unit="run", disable=not shown) as bar:
 
-        def told(status: str) -> None:
+        def tell(status: str) -> None:
             counts[status] += 1
             bar.set_postfix({"failed": counts[FAILED]} if counts[FAILED] else {}, refresh=False)
             bar.update()
 
         try:
-            Workers(store, jobs, cache_dir, failed_before, progress, told).work(to_do)
+            # runs that another process makes now are waited for when all others are made
+            busy = _make_free(to_do, workshop, jobs, failed_before, tell, wait=False)
+            _make_free(busy, workshop, jobs, failed_before, tell, wait=True)
         except KeyboardInterrupt:
             kept = f"{before + sum(counts.values())} of {len(runs)} runs are kept"
             tqdm.write(f"interrupted: {kept}; the same call goes on from there.")
             raise
 
 
-@dataclass
-class Workers:
-    """Workers of one call: each run is made once, by them or by another call's.
+def _make_free(
+    runs: Sequence[Run],
+    workshop: Workshop,
+    jobs: int | None,
+    failed_before: dict[str, str | None],
+    tell: Callable[[str], None],
+    wait: bool,
+) -> list[Run]:
+    """Make the runs that no other process makes, or with `wait` all; return those that were busy."""
 
-    Attributes:
-        store: Where records go.
-        jobs: Processes; None is what `joblib.parallel_config` says, else one, this process.
-        cache_dir: Of the image features.
-        failed_before: {run id: when it failed}, of the failures that are tried again.
-        progress: Show bars, where image features take their time.
-        told: Is told of each run's end: "done" or "failed".
-    """
-
-    store: RunStore
-    jobs: int | None
-    cache_dir: Path
-    failed_before: dict[str, str]
-    progress: bool
-    told: Callable[[str], None]
-
-    def __post_init__(self) -> None:
-        self.call = uuid4().hex
-
-    def work(self, runs: Iterable[Run]) -> None:
-        """Make the runs. Those that another process makes now are waited for when all others are made."""
-        busy = self._pass(list(runs), wait=False)
-        self._pass(busy, wait=True)
-
-    def _pass(self, runs: list[Run], wait: bool) -> list[Run]:
-        """Make what is free, or everything; the runs that were busy."""
-        left, busy, suspects, unexplained = {run.id: run for run in runs}, [], [], 0
-        while left:
-            try:
-                for run_id, status in self._parallel(left.values(), wait):
-                    run = left.pop(run_id)
-                    busy.append(run) if status == BUSY else self.told(status)
-            except _deaths():
-                # what a dead worker had begun is made later, alone: it may be what kills
-                begun = [run_id for run_id in left if self.store.has_begun(run_id, self.call)]
-                unexplained += not begun
-                if unexplained > PATIENCE:
-                    raise
-                suspects += [left.pop(run_id) for run_id in begun]
-        for run in suspects:
-            self.told(self._alone(run))
-        return busy
-
-    def _alone(self, run: Run) -> str:
-        try:
-            ((_, status),) = self._parallel([run], wait=True)
-        except _deaths():
-            with self.store.lock(run.id, wait=True):
-                self.store.write(run.id, failure(run, DIED))
-                self.store.end(run.id)
-            return FAILED
-        return status
-
-    def _parallel(self, runs: Iterable[Run], wait: bool) -> Iterable[tuple[str, str]]:
+    def work(some: Iterable[Run], wait: bool) -> Iterable[tuple[str, str]]:
         """Ids and states of runs as they end."""
-        task = delayed(_work)
-        settings, before = (self.store, self.call, self.cache_dir, self.progress), self.failed_before
-        tasks = (task(run, *settings, before.get(run.id), wait) for run in list(runs))
-        return Parallel(n_jobs=self.jobs, return_as="generator_unordered")(tasks)
+        tasks = [delayed(_work)(run, workshop, failed_before[run.id], wait) for run in some]
+        return Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks)
+
+    left, busy, suspects, unexplained = {run.id: run for run in runs}, [], [], 0
+    while left:
+        try:
+            for run_id, status in work(left.values(), wait):
+                run = left.pop(run_id)
+                busy.append(run) if status == BUSY else tell(status)
+        except _deaths():
+            # what a dead worker had begun is made later, alone: it may be what kills
+            begun = [run_id for run_id in left if workshop.store.has_begun(run_id, workshop.call)]
+            unexplained += not begun
+            if unexplained > PATIENCE:
+                raise
+            suspects += [left.pop(run_id) for run_id in begun]
+    for run in suspects:
+        try:
+            ((_, status),) = work([run], wait=True)
+        except _deaths():
+            status = FAILED
+            with workshop.store.lock(run.id, wait=True):
+                workshop.store.write(run.id, failure(run, DIED))
+                workshop.store.end(run.id)
+        tell(status)
+    return busy
 
 
 def _work(run: Run, *args: object) -> tuple[str, str]:

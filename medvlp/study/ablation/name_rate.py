@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.pretrain import PretrainConfig, normalise, pretrain
-from medvlp.data.cards import DataCard, load_card
+from medvlp.data.cards import load_card
 from medvlp.data.files import sha256
 from medvlp.data.phantoms.worlds import get_world
 from medvlp.methods.zero_shot import ZeroShot
@@ -32,6 +31,7 @@ SEEDS = (0, 1)
 STEPS = 150
 MEASURED_AT = (50, 100, 150)  # steps
 KNOWLEDGE = ("classnames", "symptoms")
+GIVEN = ["name_rate", "step", "knowledge"]
 N_IMAGES = 6_000  # for training
 N_TEST = 1_000
 TEST_SEED = 20_240_901  # a stream that no pre-training draws from
@@ -49,72 +49,49 @@ def name_rate_study(
     Its runs have name_rate (the share of captions that name a disease), step, knowledge, accuracy, and
     "names read", how many captions named a disease until then, on average.
     """
-    place = RunStore(store)
+    place, settings = RunStore(store), {}
     place.check_writable()
-    settings = {}
     for seed, rate in product(seeds, rates):
-        wanted = {
-            _id(one): one
-            for step, knowledge in product(MEASURED_AT, KNOWLEDGE)
-            for one in [settings_of(rate, seed, step, knowledge, world)]
-        }
-        settings |= wanted
-        if any(place.read(run_id) is None for run_id in wanted):
-            start, accuracies = time.perf_counter(), pretraining(rate, seed, world, progress)
-            for run_id, one in wanted.items():
-                metrics = {
-                    "accuracy": accuracies[one["step"], one["knowledge"]],
-                    "names read": rate * one["step"] * PretrainConfig.batch_size,
-                }
-                place.write(run_id, record_of(one, metrics, time.perf_counter() - start))
+        runs = runs_of(rate, seed, world)
+        settings |= runs
+        if all(place.read(run_id) for run_id in runs):
+            continue
+        start, accuracies = time.perf_counter(), pretraining(rate, seed, world, progress)
+        for run_id, run in runs.items():
+            names_read = rate * run["step"] * PretrainConfig.batch_size
+            found = {"accuracy": accuracies[run["step"], run["knowledge"]], "names read": names_read}
+            record = {"status": DONE, "settings": run, "given": GIVEN, "inputs": run, "metrics": found}
+            times = {"finished": datetime.now(UTC).isoformat(), "seconds": time.perf_counter() - start}
+            place.write(run_id, record | times)
     return Study(store, settings)
 
 
-def settings_of(rate: float, seed: int, step: int, knowledge: str, world: str = "derm") -> dict[str, Any]:
-    """What a run depends on."""
-    start = {"method": "ZeroShot", "data": f"phantom-{world}", "knowledge": knowledge, "seed": seed}
-    return start | {"name_rate": rate, "step": step, "steps": STEPS, "images": N_IMAGES}
-
-
-def record_of(settings: dict[str, Any], metrics: dict[str, float], seconds: float | None) -> dict[str, Any]:
-    """A run's record for the store."""
-    return {
-        "status": DONE,
-        "settings": settings,
-        "given": ["name_rate", "step", "knowledge"],
-        "inputs": settings,
-        "finished": datetime.now(UTC).isoformat(),
-        "seconds": seconds,
-        "metrics": metrics,
-    }
+def runs_of(rate: float, seed: int, world: str = "derm") -> dict[str, dict[str, Any]]:
+    """What is measured in one pre-training: {run id: its settings}."""
+    start = {"method": "ZeroShot", "data": f"phantom-{world}", "seed": seed, "name_rate": rate}
+    start |= {"steps": STEPS, "images": N_IMAGES}
+    runs = [start | {"step": step, "knowledge": kind} for step, kind in product(MEASURED_AT, KNOWLEDGE)]
+    return {sha256(json.dumps(run, sort_keys=True))[:16]: run for run in runs}
 
 
 def pretraining(rate: float, seed: int, world_name: str, progress: bool) -> dict[tuple[int, str], float]:
-    """Pre-train at one rate and seed: {(step, knowledge): accuracy}."""
+    """Pre-train at one rate and seed: {(step, knowledge): zero-shot accuracy}."""
     world, card = get_world(world_name), load_card(f"phantom-{world_name}")
     latents = world.sample(N_TEST, TEST_SEED)
     images = normalise(world.render(latents))  # (N, 3, 64, 64)
     accuracies = {}
 
-    def watch(step: int, clip: Clip) -> None:
+    @torch.no_grad()
+    def measure(step: int, clip: Clip) -> None:
         if step in MEASURED_AT:
-            for knowledge in KNOWLEDGE:
-                accuracies[step, knowledge] = accuracy(clip, card, knowledge, images, latents.labels)
+            for kind in KNOWLEDGE:
+                predicted = ZeroShot(clip, card, kind)(images).argmax(dim=1)  # (N,)
+                right = (predicted == latents.labels).float().mean().item()
+                accuracies[step, kind] = round(right, 4)
 
     config = PretrainConfig((world_name,), N_IMAGES, STEPS, name_rate=rate, seed=seed)
-    pretrain(config, watch, progress)
+    pretrain(config, measure, progress)
     return accuracies
-
-
-@torch.no_grad()
-def accuracy(clip: Clip, card: DataCard, knowledge: str, images: Tensor, labels: Tensor) -> float:
-    """Zero-shot accuracy; images (N, 3, 64, 64) normalised, labels (N,)."""
-    predicted = ZeroShot(clip, card, knowledge)(images).argmax(dim=1)  # (N,)
-    return round((predicted == labels).float().mean().item(), 4)
-
-
-def _id(settings: dict[str, Any]) -> str:
-    return sha256(json.dumps(settings, sort_keys=True))[:16]
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -32,49 +33,21 @@ BUSY = "busy"  # another process works on the run
 _TURN = threading.Lock()
 
 
-def execute(
-    run: Run,
-    store: RunStore,
-    call: str,
-    cache_dir: Path,
-    progress: bool,
-    failed_before: str | None,
-    wait: bool,
-) -> str:
-    """Make a run and keep its record, unless it is there or another process makes it; say what became of it.
-
-    Args:
-        run: The run.
-        store: Where its record goes.
-        call: Name of the study's call that asks.
-        cache_dir: Of the image features.
-        progress: Show a bar where these take their time.
-        failed_before: When the run failed, if it had before this call: that record does not count.
-        wait: Wait where another process makes the run, rather than leave it.
-
-    Returns:
-        "done", "failed" or "busy".
-    """
-    with store.lock(run.id, wait) as held:
-        if not held:
-            return BUSY
-        record = store.read(run.id)
-        if record is None or (record["status"] == FAILED and record["finished"] == failed_before):
-            store.begin(run.id, call)
-            with _TURN:
-                record = _record(run, _Tools(store, cache_dir, progress))
-            store.write(run.id, record)
-        store.end(run.id)
-        return record["status"]
-
-
 @dataclass(frozen=True)
-class _Tools:
-    """Where things are kept."""
+class Workshop:
+    """Where the runs of a study are made and kept.
+
+    Attributes:
+        store: Of records.
+        cache_dir: Of image features.
+        progress: Whether bars are shown.
+        call: A name of the study's call, which no other has.
+    """
 
     store: RunStore
     cache_dir: Path
     progress: bool
+    call: str = field(default_factory=lambda: uuid4().hex)
 
     def encode(self, method: nn.Module, images: ImageSet, views: Iterable[int | None]) -> None:
         """Fill the cache with the features that the method will ask for; one process does, others wait."""
@@ -85,15 +58,41 @@ class _Tools:
                 image_features(method.clip, images, view, self.cache_dir, progress=self.progress)
 
 
+def execute(run: Run, workshop: Workshop, failed_before: str | None, wait: bool) -> str:
+    """Make a run and keep its record, unless it is there or another process makes it; say what became of it.
+
+    Args:
+        run: The run.
+        workshop: Where it is made and kept.
+        failed_before: When the run failed, if it had before this call: that record does not count.
+        wait: Wait where another process makes the run, rather than leave it.
+
+    Returns:
+        "done", "failed" or "busy".
+    """
+    store = workshop.store
+    with store.lock(run.id, wait) as held:
+        if not held:
+            return BUSY
+        record = store.read(run.id)
+        if record is None or (record["status"] == FAILED and record["finished"] == failed_before):
+            store.begin(run.id, workshop.call)
+            with _TURN:
+                record = _record(run, workshop)
+            store.write(run.id, record)
+        store.end(run.id)
+        return record["status"]
+
+
 def failure(run: Run, words: str, seconds: float | None = None) -> dict[str, Any]:
     """The record of a run that failed, `words` being its traceback."""
     return _facts(run, FAILED, seconds) | {"traceback": words}
 
 
-def _record(run: Run, tools: _Tools) -> dict[str, Any]:
+def _record(run: Run, workshop: Workshop) -> dict[str, Any]:
     start = time.perf_counter()
     try:
-        results = _results(run, tools)
+        results = _results(run, workshop)
     except Exception:
         return failure(run, traceback.format_exc(), time.perf_counter() - start)
     return _facts(run, DONE, time.perf_counter() - start) | results
@@ -116,7 +115,7 @@ def _facts(run: Run, status: str, seconds: float | None) -> dict[str, Any]:
     }
 
 
-def _results(run: Run, tools: _Tools) -> dict[str, Any]:
+def _results(run: Run, workshop: Workshop) -> dict[str, Any]:
     clip, parts = run.clip.get(), run.data.get()
     train, val = parts.cut(run.num_shots, run.seed)
     test, new_test = tested_images(run)
@@ -125,17 +124,17 @@ def _results(run: Run, tools: _Tools) -> dict[str, Any]:
     method = run.kind(clip, train.card, **_arguments_for(train.card, run))
     if run.base_to_new:
         _for_new(method, run, new_test)  # a method that cannot be transferred need not be trained
-    history = _train(method, run, train, val, tools)
+    history = _train(method, run, train, val, workshop)
     best = history[history["best"]] if history["best"].any() else history[-1:]
     kept = history[-1:] if run.config.keep == "last" else best
-    results = _tested(method, test, tools) | {
-        "validation": _validated(method, val, tools),
+    results = _tested(method, test, workshop) | {
+        "validation": _validated(method, val, workshop),
         "kept epoch": kept.iloc[0].to_dict() if len(kept) else None,
         "n_trainable": sum(parameter.numel() for parameter in learned_parameters(method).values()),
         "device": str(clip.device),
     }
     if run.base_to_new:
-        of_new = _tested(_for_new(method, run, new_test), new_test, tools)
+        of_new = _tested(_for_new(method, run, new_test), new_test, workshop)
         b, n = results["metrics"]["accuracy"], of_new["metrics"]["accuracy"]
         both = 2 * b * n / (b + n) if b + n else 0.0
         results["metrics"] |= {"base accuracy": b, "new accuracy": n, "harmonic mean": both}
@@ -169,20 +168,20 @@ def _arguments_for(card: DataCard, run: Run) -> dict[str, Any]:
     return run.arguments | {"symptoms": own}
 
 
-def _train(method: nn.Module, run: Run, train: ImageSet, val: ImageSet, tools: _Tools) -> pd.DataFrame:
+def _train(method: nn.Module, run: Run, train: ImageSet, val: ImageSet, workshop: Workshop) -> pd.DataFrame:
     """The history of training; without a row for a method that learns nothing."""
     learns = any(parameter.requires_grad for parameter in method.parameters())
     if not learns and not method.fits_before_training:
         return pd.DataFrame({"epoch": [], "best": pd.Series(dtype=bool)})
     views = run.config.views
     if learns and views != "fresh":
-        tools.encode(method, train, range(views) if views else [None])
-    tools.encode(method, val, [None])
+        workshop.encode(method, train, range(views) if views else [None])
+    workshop.encode(method, val, [None])
     callbacks = []
     if run.average and learns:
         epochs = run.config.epochs
         callbacks = [EpochAverage.published(method, epochs) or EpochAverage(epochs)]
-    options = {"callbacks": callbacks, "cache_dir": tools.cache_dir, "progress": False}
+    options = {"callbacks": callbacks, "cache_dir": workshop.cache_dir, "progress": False}
     history = fit(method, train, val, run.config, **options)
     last = history["epoch"].iloc[-1] if len(history) else None
     if last not in (0, run.config.epochs):  # fit was interrupted and returned what it had
@@ -190,20 +189,20 @@ def _train(method: nn.Module, run: Run, train: ImageSet, val: ImageSet, tools: _
     return history
 
 
-def _validated(method: nn.Module, val: ImageSet, tools: _Tools) -> dict[str, float]:
+def _validated(method: nn.Module, val: ImageSet, workshop: Workshop) -> dict[str, float]:
     """Loss and metrics of the finished method on the validation images, for choices among runs."""
-    tools.encode(method, val, [None])
-    return loss_and_metrics(predict_logits(method, val, tools.cache_dir, progress=False), val.labels)
+    workshop.encode(method, val, [None])
+    return loss_and_metrics(predict_logits(method, val, workshop.cache_dir, progress=False), val.labels)
 
 
-def _tested(method: nn.Module, test: ImageSet, tools: _Tools) -> dict[str, Any]:
+def _tested(method: nn.Module, test: ImageSet, workshop: Workshop) -> dict[str, Any]:
     """Metrics and logits of test images. The metrics are those of the probabilities that are kept."""
-    tools.encode(method, test, [None])
-    logits = predict_logits(method, test, tools.cache_dir, progress=False).double().numpy()  # (N, n_cls)
+    workshop.encode(method, test, [None])
+    logits = predict_logits(method, test, workshop.cache_dir, progress=False).double().numpy()  # (N, n_cls)
     if not np.isfinite(logits).all():
         raise ValueError(f"{type(method).__name__} gave test logits that are not finite.")
     packed = pack(logits)
-    tools.store.write_test(test)
+    workshop.store.write_test(test)
     labels = test.labels.numpy()  # (N,)
     metrics = metric_values(labels, unpack(packed))
     return {"metrics": metrics, "test": test.fingerprint, "logits": packed}

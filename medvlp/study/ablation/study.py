@@ -39,7 +39,7 @@ from medvlp.data.files import cache_folder
 from medvlp.study.ablation.grid import setting_of
 from medvlp.study.ablation.make import make
 from medvlp.study.ablation.plan import keys_to_choose, plan
-from medvlp.study.ablation.run import tested_images
+from medvlp.study.ablation.run import Workshop, tested_images
 from medvlp.study.ablation.statistics import Predictions, compare, summary
 from medvlp.study.ablation.store import DONE, FAILED, RunStore, unpack
 from medvlp.study.metrics import METRICS
@@ -128,7 +128,7 @@ def run_ablation(
     place.check_writable()
     given = list(dict.fromkeys(key for run in runs for key in run.given))
     features = Path(cache_dir or cache_folder()).expanduser().resolve()
-    runs = make(runs, over, place, jobs, features, progress)
+    runs = make(runs, over, Workshop(place, features, progress), jobs)
     for run in {(run.test.fingerprint, run.base_to_new): run for run in runs}.values():
         place.write_test(tested_images(run)[0])  # if it was lost
     return Study(store, {run.id: run.settings for run in runs}, given)

@@ -16,16 +16,8 @@ from medvlp.study.ablation.plan import plan
 from medvlp.study.ablation.sources import Parts, clip_source, data_source
 from medvlp.study.training.config import TrainConfig
 from tests.backbone import small_clips
-from tests.study.ablation.small_study import COUNTS, Slow, clip_name, noted, small_data, study
+from tests.study.ablation.small_study import Slow, clip_name, noted, small_data, study
 from tests.study.training.small_training import Prototypes
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a small CLIP, in which runs are counted."""
-    clip_name(tmp_path)
-    monkeypatch.setenv(COUNTS, str(tmp_path / "counts.txt"))
-    return tmp_path
 
 
 def test_shots_are_those_of_load_dataset():

@@ -13,7 +13,7 @@ import pytest
 from medvlp.study.ablation.study import Study
 from tests.study.ablation import dask_apart
 from tests.study.ablation.ablations_apart import GRID, KILLS
-from tests.study.ablation.small_study import COUNTS, clip_name, noted, small_data, study
+from tests.study.ablation.small_study import noted, small_data, study
 
 N = len(GRID["seed"])
 
@@ -61,14 +61,6 @@ def test_two_processes_on_one_store_never_make_a_run_twice(apart):
     assert Counter(seed for seed, _ in facts["begun by two"]) == {str(seed): 1 for seed in GRID["seed"]}
     assert len({pid for _, pid in facts["begun by two"]}) == 2, "only one of them did anything"
     tables_agree(Study(apart / "whole"), Study(apart / "two"))
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a small CLIP, in which runs are counted."""
-    clip_name(tmp_path)
-    monkeypatch.setenv(COUNTS, str(tmp_path / "counts.txt"))
-    return tmp_path
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from medvlp.data.splits import few_shot
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.ablation.grid import Named
 from medvlp.study.ablation.plan import plan
-from medvlp.study.ablation.run import BUSY, execute
+from medvlp.study.ablation.run import BUSY, Workshop, execute
 from medvlp.study.ablation.sources import Parts
 from medvlp.study.ablation.statistics import Predictions
 from medvlp.study.ablation.store import FIELDS, RunStore
@@ -34,18 +34,10 @@ from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig, recipe
 from medvlp.study.training.fit import fit
 from tests.methods.small import make_card, make_set
-from tests.study.ablation.small_study import COUNTS, RECIPE, clip_name, note, noted, small_data, study
+from tests.study.ablation.small_study import RECIPE, clip_name, note, noted, small_data, study
 from tests.study.training.small_training import CARD, Prototypes
 
 GRID = {"method": "Slow", "num_shots": [2, 4], "seed": [1, 2]}
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a small CLIP, in which runs are counted."""
-    clip_name(tmp_path)
-    monkeypatch.setenv(COUNTS, str(tmp_path / "counts.txt"))
-    return tmp_path
 
 
 def bootstrap_ends(found: Predictions) -> list[float]:
@@ -146,7 +138,8 @@ def test_a_run_that_failed_meanwhile_is_left_alone(folder):
     )
     store = RunStore(folder / "store")
     store.write(run.id, dict.fromkeys(FIELDS) | {"status": "failed", "finished": "now"})
-    made = [execute(run, store, "call", folder / "cache", False, before, True) for before in (None, "now")]
+    workshop = Workshop(store, folder / "cache", progress=False)
+    made = [execute(run, workshop, before, wait=True) for before in (None, "now")]
     assert made == ["failed", "done"]
 
 
@@ -162,7 +155,7 @@ def test_a_run_of_another_process_is_waited_for(folder):
     other = threading.Thread(target=work_elsewhere)
     other.start()
     held.wait()
-    assert execute(run, store, "call", folder / "cache", False, None, wait=False) == BUSY
+    assert execute(run, Workshop(store, folder / "cache", False), None, wait=False) == BUSY
     made = study(folder, {"method": ["ZeroShot", "Slow"]})
     other.join()
     assert made.runs["status"].tolist() == ["done", "done"]

@@ -1,20 +1,10 @@
 """Settings chosen with one seed on validation: the other seeds follow, and test images have no part in it."""
 
-from pathlib import Path
-
 import pytest
 
 from medvlp.study.ablation.grid import Named
 from medvlp.study.ablation.study import Study
-from tests.study.ablation.small_study import COUNTS, clip_name, noted, study
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a small CLIP, in which runs are counted."""
-    clip_name(tmp_path)
-    monkeypatch.setenv(COUNTS, str(tmp_path / "counts.txt"))
-    return tmp_path
+from tests.study.ablation.small_study import noted, study
 
 
 def rates(made: Study) -> list[float]:
