@@ -86,5 +86,5 @@ def _for_all_classes(method: nn.Module, card: DataCard, changes: Mapping[str, An
 
 def _differ(method: nn.Module, other: nn.Module) -> list[str]:
     """Names of the tensors that only one of both has, or that have another shape."""
-    own, theirs = ({n: t.shape for n, t in own_tensors(m).items()} for m in (method, other))
-    return [name for name in own | theirs if own.get(name) != theirs.get(name)]
+    ours, theirs = ({n: t.shape for n, t in own_tensors(m).items()} for m in (method, other))
+    return [name for name in ours | theirs if ours.get(name) != theirs.get(name)]

@@ -42,7 +42,7 @@ def combinations(grid: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[
     A value that is no list, tuple or range counts as one.
     """
     grids = grid if isinstance(grid, list | tuple) else [grid]
-    found = []
+    settings = []
     for one in grids:
         if not isinstance(one, Mapping):
             raise ValueError(
@@ -52,10 +52,10 @@ def combinations(grid: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[
         for key, values in zip(one, several, strict=True):
             if not values:
                 raise ValueError(f"the grid has no value for {key!r}.")
-        found += [dict(zip(one, values, strict=True)) for values in product(*several)]
-    if not found:
+        settings += [dict(zip(one, values, strict=True)) for values in product(*several)]
+    if not settings:
         raise ValueError("there is no grid; give at least {'method': ['ViP']}.")
-    return found
+    return settings
 
 
 def _several(key: str, values: Any) -> list[Any]:
@@ -143,21 +143,21 @@ def sort_keys(
     Raises:
         ValueError: a key that nothing takes, that this method does not have, or that could mean two things.
     """
-    own = arguments_of(kind)
+    taken = arguments_of(kind)
     config, arguments = {}, {}
     for key, value in settings.items():
         if key in PROTOCOL_KEYS:
             continue
         where, _, name = key.rpartition(".")
         in_config = name in CONFIG_KEYS and where in ("", "config")
-        in_method = name in own and where in ("", "method")
+        in_method = name in taken and where in ("", "method")
         if in_config and in_method:
             raise ValueError(
                 f"{key!r} is a field of TrainConfig and an argument of {method}: write 'config.{key}' or "
                 f"'method.{key}'."
             )
         if not in_config and not in_method:
-            raise ValueError(_nobody_takes(key, method, own, others))
+            raise ValueError(_nobody_takes(key, method, taken, others))
         taker = config if in_config else arguments
         if name in taker:
             raise ValueError(
@@ -167,7 +167,7 @@ def sort_keys(
     return config, arguments
 
 
-def _nobody_takes(key: str, method: str, own: Iterable[str], others: Mapping[str, type[nn.Module]]) -> str:
+def _nobody_takes(key: str, method: str, taken: Iterable[str], others: Mapping[str, type[nn.Module]]) -> str:
     name = key.removeprefix("method.")
     having = [other for other, kind in others.items() if name in arguments_of(kind)]
     if having:
@@ -175,4 +175,4 @@ def _nobody_takes(key: str, method: str, own: Iterable[str], others: Mapping[str
             f"{method} has no {name!r} (of this grid's methods: {', '.join(having)}); write two grids in a "
             f"list, one with {key!r} and one without."
         )
-    return unknown_name("key", key, [*PROTOCOL_KEYS, *own, *CONFIG_KEYS], "the grid")
+    return unknown_name("key", key, [*PROTOCOL_KEYS, *taken, *CONFIG_KEYS], "the grid")

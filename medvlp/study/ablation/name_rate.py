@@ -59,8 +59,8 @@ def name_rate_study(
         start, accuracies = time.perf_counter(), pretraining(rate, seed, world, progress)
         for run_id, run in runs.items():
             names_read = rate * run["step"] * PretrainConfig.batch_size
-            found = {"accuracy": accuracies[run["step"], run["knowledge"]], "names read": names_read}
-            record = {"status": DONE, "settings": run, "given": GIVEN, "inputs": run, "metrics": found}
+            metrics = {"accuracy": accuracies[run["step"], run["knowledge"]], "names read": names_read}
+            record = {"status": DONE, "settings": run, "given": GIVEN, "inputs": run, "metrics": metrics}
             times = {"finished": datetime.now(UTC).isoformat(), "seconds": time.perf_counter() - start}
             place.write(run_id, record | times)
     return Study(store, settings)

@@ -193,19 +193,27 @@ class _Planner:
         method = plain(given["method"])
         kind = self.kinds[method]
         in_config, in_method = sort_keys(given, method, kind, self.kinds)
-        own, seed, num_shots = arguments_of(kind), plain(given["seed"]), plain(given.get("num_shots", ALL))
-        defaults = {name: one.default for name, one in own.items() if one.default is not one.empty}
-        labelled = defaults | ({"seed": seed} if "seed" in own else {}) | in_method  # values may be Named
+        seed, num_shots = plain(given["seed"]), plain(given.get("num_shots", ALL))
+
+        # the constructor's defaults, over them the seed, over that the grid; values may be Named
+        parameters = arguments_of(kind)
+        labelled = {name: one.default for name, one in parameters.items() if one.default is not one.empty}
+        labelled |= ({"seed": seed} if "seed" in parameters else {}) | in_method
         arguments = {name: plain(value) for name, value in labelled.items()}
+        # the method's recipe, over it the study's, over that the grid
         recipe = dict(kind.recipe) | self.config | {"seed": seed}
         config = TrainConfig(**recipe | {name: plain(value) for name, value in in_config.items()})
+
         clip = self._source(given["clip"], clip_source)
         data = self._source(given["data"], data_source, self.root)
         test = self._source(given.get("test", given["data"]), data_source, self.root)
         average = plain(given.get("average", kind.average is not None))
         base_to_new = plain(given.get("base_to_new", False))
-        card = data.get().data.card
-        _check_classes(card, test.get().data.card, base_to_new)
+        card, test_card = data.get().data.card, test.get().data.card
+        ours, theirs = f"data set {card.name!r}", f"test set {test_card.name!r}"
+        check_same_classes(ours, card.classnames, theirs, test_card.classnames)
+        if base_to_new:
+            base_and_new(card)  # it raises for too few classes
         train, val = data.get().cut(num_shots, seed)
 
         numbers = {name: value for name, value in asdict(config).items() if name != "num_workers"}
@@ -250,14 +258,6 @@ class _Planner:
         return contents
 
 
-def _check_classes(card: DataCard, test_card: DataCard, base_to_new: bool) -> None:
-    """Raise unless the test set has the training set's classes, enough of them for base and new ones."""
-    ours, theirs = f"data set {card.name!r}", f"test set {test_card.name!r}"
-    check_same_classes(ours, card.classnames, theirs, test_card.classnames)
-    if base_to_new:
-        base_and_new(card)
-
-
 def _kind(name: str, methods: Mapping[str, type[nn.Module]] | None) -> type[nn.Module]:
     """The class of a method, the user's or the package's."""
     if methods and name in methods:
@@ -276,14 +276,14 @@ def _code(kind: type[nn.Module]) -> str | None:
     """
     if kind.__module__.startswith("medvlp."):
         return None
-    own = [
+    bases = [
         base for base in kind.__mro__ if base.__module__.split(".")[0] not in ("medvlp", "torch", "builtins")
     ]
-    return sha256(*map(_source_of, own))
+    return sha256(*map(_source_of, bases))
 
 
 def _source_of(kind: type) -> str:
-    """The source of a class; of a notebook's class, which has no file, that of its functions and constants.
+    """The source of a class; of one in a notebook, which has no file, its bases, functions and constants.
 
     Raises:
         ValueError: there is none.
@@ -291,7 +291,7 @@ def _source_of(kind: type) -> str:
     try:
         return dedent(inspect.getsource(kind))
     except (OSError, TypeError):
-        parts = []
+        parts = [base.__qualname__ for base in kind.__bases__]
     for name, member in sorted(vars(kind).items()):
         for inner in ("fget", "func", "__func__"):  # a property, a cached one, a static or class method
             member = getattr(member, inner, member)

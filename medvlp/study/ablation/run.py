@@ -164,8 +164,8 @@ def _arguments_for(card: DataCard, run: Run) -> dict[str, Any]:
     if not isinstance(symptoms, Mapping):
         return run.arguments
     others = set(run.data.get().data.card.classnames) - set(card.classnames)
-    own = {name: phrases for name, phrases in symptoms.items() if name not in others}
-    return run.arguments | {"symptoms": own}
+    kept = {name: phrases for name, phrases in symptoms.items() if name not in others}
+    return run.arguments | {"symptoms": kept}
 
 
 def _train(method: nn.Module, run: Run, train: ImageSet, val: ImageSet, workshop: Workshop) -> pd.DataFrame:

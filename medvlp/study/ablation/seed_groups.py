@@ -49,27 +49,30 @@ def run_groups(runs: pd.DataFrame, by: Sequence[str], metric: str, reserved: Seq
     if taken:
         raise ValueError(f"the table has a column {taken[0]!r} of its own; rename that field of the runs.")
     groups = []
+    before_results = runs.loc[:, :"status"] if "status" in runs else runs
+    settings = [column for column in before_results if column not in ("run", metric)]
     for _, rows in runs.groupby(list(by), sort=False, dropna=False):
         done = rows if "status" not in rows else rows[rows["status"] == "done"]
         key = {field: _plain(rows[field].iloc[0]) for field in by}  # groupby turns 16 beside None into 16.0
         group = RunGroup(key, done.sort_values("seed"), len(rows) - len(done))
-        twice = done[done["seed"].duplicated(keep=False)]
-        if len(twice):
-            twice = twice[twice["seed"] == twice["seed"].iloc[0]]
-            found = (
-                list(runs.columns).index("status") if "status" in runs else None
-            )  # behind it stands what was found
-            also = [
-                c for c in runs.columns[:found] if c not in ("run", metric) and twice[c].nunique(False) > 1
-            ]
-            raise ValueError(
-                f"{group}: {len(twice)} runs have seed {twice['seed'].iloc[0]}; they differ in "
-                f"{', '.join(also) or 'nothing that is known'}. Add what differs to by, or leave runs out."
-            )
+        _check_one_a_seed(group, done[settings])
         groups.append(group)
     if not groups:
         raise ValueError("there are no runs.")
     return groups
+
+
+def _check_one_a_seed(group: RunGroup, settings: pd.DataFrame) -> None:
+    """Raise where two of the group's runs have one seed, and say in what else they differ."""
+    twice = settings[settings["seed"].duplicated(keep=False)]
+    if len(twice):
+        seed = twice["seed"].iloc[0]
+        twice = twice[twice["seed"] == seed]
+        also = [column for column in twice if twice[column].nunique(dropna=False) > 1]
+        raise ValueError(
+            f"{group}: {len(twice)} runs have seed {seed}; they differ in "
+            f"{', '.join(also) or 'nothing that is known'}. Add what differs to by, or leave runs out."
+        )
 
 
 def find_baseline(baseline: object, groups: list[RunGroup], by: Sequence[str]) -> dict[str, object]:

@@ -126,16 +126,16 @@ def _test(
     """The group's runs under resamples that the test set and the seed alone decide."""
     if n < 1:
         raise ValueError(f"n_bootstrap is {n}; an interval needs resamples, such as 1000.")
-    found = [predictions(run) for run in group.runs["run"]]
-    first = found[0]
-    for run, other in zip(group.runs["run"], found, strict=True):
+    of_seeds = [predictions(run) for run in group.runs["run"]]
+    first = of_seeds[0]
+    for run, other in zip(group.runs["run"], of_seeds, strict=True):
         if not first.same_images(other):
             raise ValueError(
                 f"{group}: run {run!r} was tested on other images than run {group.runs['run'].iloc[0]!r}; "
                 "add the field that chooses the test set to by."
             )
-    samples = [bootstrap(p.labels, p.probabilities, p.groups, n, seed, [metric])[metric] for p in found]
-    mean = np.mean([p.probabilities for p in found], axis=0)  # (N, n_cls)
+    samples = [bootstrap(p.labels, p.probabilities, p.groups, n, seed, [metric])[metric] for p in of_seeds]
+    mean = np.mean([p.probabilities for p in of_seeds], axis=0)  # (N, n_cls)
     return _Tested(np.stack(samples, axis=1), Predictions(first.labels, first.groups, mean))
 
 
