@@ -47,16 +47,16 @@ def steps_alone(vip: ViP, features: torch.Tensor, labels: torch.Tensor, config: 
 
 
 def main() -> None:
-    args = options(__doc__, card="phantom-derm", clip="tiny", epochs=2, shots=ALL, runs=100).parse_args()
+    args = options(__doc__, card="phantom-derm", clip="tiny", epochs=2, num_shots=ALL, runs=100).parse_args()
 
     clip, parts = load_clip(args.clip, device="cpu"), load_parts(args.card, None)
-    shots = args.shots if args.shots == ALL else int(args.shots)
+    num_shots = args.num_shots if args.num_shots == ALL else int(args.num_shots)
     config = {"epochs": args.epochs}
     with tempfile.TemporaryDirectory() as folder:
         cache, store = Path(folder) / "cache", Path(folder) / "store"
         start, features, labels = time.perf_counter(), {}, {}
-        for seed in SEEDS if shots != ALL else SEEDS[:1]:
-            train, val = parts.cut(shots, seed)
+        for seed in SEEDS if num_shots != ALL else SEEDS[:1]:
+            train, val = parts.cut(num_shots, seed)
             for view in range(TrainConfig.views):
                 features[seed] = image_features(clip, train, view, cache).features  # (N, D)
             labels[seed] = train.labels  # (N,)
@@ -73,7 +73,7 @@ def main() -> None:
                 steps += steps_alone(vip, features[own], labels[own], recipe)
             start = time.perf_counter()
             study = run_ablation(
-                {"method": "ViP", "num_shots": shots, "lr": lr, "n_ctx": n_ctx, "seed": SEEDS},
+                {"method": "ViP", "num_shots": num_shots, "lr": lr, "n_ctx": n_ctx, "seed": SEEDS},
                 store=store,
                 data=args.card,
                 clip=args.clip,
