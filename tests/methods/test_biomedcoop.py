@@ -23,11 +23,6 @@ def clip(tmp_path_factory) -> Clip:
     return load_clip(small_clips.openai_kind(tmp_path_factory.mktemp("clip")), device="cpu")
 
 
-@pytest.fixture(scope="module")
-def f(clip) -> torch.Tensor:
-    return F.normalize(torch.randn(5, clip.embed_dim, generator=torch.Generator().manual_seed(0)), dim=-1)
-
-
 def authors_choice(scores: list[float], tau: float) -> list[bool]:
     """Centre on the median, divide by the median absolute deviation, standardise, compare with tau."""
     s = np.array(scores)

@@ -153,11 +153,6 @@ def clip64(tmp_path_factory) -> Clip:
     return double(load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu"))
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip32")), device="cpu")
-
-
 def double(clip: Clip) -> Clip:
     clip.double()
     clip.dtype = torch.float64

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.clip import load_clip
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import load_dataset
 from medvlp.methods.biomedcoop import BiomedCoOp
@@ -26,16 +26,6 @@ CARD = make_card()
 ALL = [CoOp, CoCoOp, KgCoOp, BiomedCoOp]
 KINDS = ["openai_kind", "siglip_kind", "eos_kind", "coca_kind", "biomedclip_kind"]
 LABELS = torch.tensor([0, 1, 2, 0, 1])
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def f(clip) -> torch.Tensor:
-    return F.normalize(torch.randn(5, clip.embed_dim, generator=torch.Generator().manual_seed(0)), dim=-1)
 
 
 def trained(method: ContextPrompts) -> dict[str, torch.nn.Parameter]:

@@ -19,11 +19,6 @@ def clip(tmp_path_factory) -> Clip:
     return load_clip(small_clips.openai_kind(tmp_path_factory.mktemp("clip")), device="cpu")
 
 
-@pytest.fixture(scope="module")
-def f(clip) -> torch.Tensor:
-    return F.normalize(torch.randn(5, clip.embed_dim, generator=torch.Generator().manual_seed(0)), dim=-1)
-
-
 @pytest.mark.parametrize("csc", [False, True])
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_logits_and_gradients_are_those_of_the_formula(clip, f, position, csc):

@@ -32,11 +32,6 @@ CARD = make_card()
 LABELS = torch.tensor([0, 1, 2, 0])
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
-
-
 def draw_images(clip: Clip, n: int = 4) -> torch.Tensor:
     shape = n, 3, clip.image_size, clip.image_size
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))

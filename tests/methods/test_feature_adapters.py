@@ -45,16 +45,6 @@ OWN = {
 each = pytest.mark.parametrize(("kind", "options"), ALL, ids=lambda value: getattr(value, "__name__", None))
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 def fitted(clip: Clip, kind: type[nn.Module], options: dict, cache) -> nn.Module:
     method = kind(clip, CARD, **options)
     fit(method, TRAIN, VAL, RUN, cache_dir=cache, progress=False)

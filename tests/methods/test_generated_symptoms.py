@@ -3,20 +3,13 @@
 import pytest
 import torch
 
-from medvlp.backbone.clip import Clip, load_clip
 from medvlp.knowledge.symptoms.sets import SymptomSet
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
-from tests.backbone import small_clips
 from tests.methods.small import make_card
 
 CARD = make_card(2)
 PHRASES = dict(zip(CARD.classnames, (["dark dots", "a ragged edge"], ["an even tone"]), strict=True))
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
 
 
 @pytest.mark.parametrize("method", [ZeroShot, ViP])

@@ -3,27 +3,15 @@
 import pytest
 import torch
 
-from medvlp.backbone.clip import Clip, load_clip
 from medvlp.methods.ivlp import IVLP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
-from tests.backbone import small_clips
 from tests.methods import deep_oracle
 from tests.methods.small import make_card, make_set
 
 CARD = make_card()
 TEXTS = [f"a photo of a {name}." for name in CARD.classnames]
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def images(clip) -> torch.Tensor:
-    return torch.randn(4, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
 
 
 def shake(method: torch.nn.Module) -> torch.nn.Module:

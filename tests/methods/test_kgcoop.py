@@ -20,11 +20,6 @@ def clip(tmp_path_factory) -> Clip:
     return load_clip(small_clips.openai_kind(tmp_path_factory.mktemp("clip")), device="cpu")
 
 
-@pytest.fixture(scope="module")
-def f(clip) -> torch.Tensor:
-    return F.normalize(torch.randn(5, clip.embed_dim, generator=torch.Generator().manual_seed(0)), dim=-1)
-
-
 def test_penalty_and_gradient_are_those_of_the_formula(clip, f):
     method = KgCoOp(clip, CARD, weight=8.0)
     ctx = method.ctx.detach().clone().requires_grad_()

@@ -7,18 +7,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.features import image_features
 from medvlp.methods.linear_probe import C_GRID, LinearProbe
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
-from tests.backbone import small_clips
 from tests.methods.small import make_card, make_set
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
 
 
 def sets(n_cls: int, shuffled: bool = False):

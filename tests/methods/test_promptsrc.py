@@ -6,14 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.clip import Clip
 from medvlp.methods.ivlp import IVLP
 from medvlp.methods.parameters import own_tensors
 from medvlp.methods.promptsrc import PromptSRC
 from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
-from tests.backbone import small_clips
 from tests.methods import deep_oracle
 from tests.methods.small import make_card, make_set
 
@@ -21,16 +20,6 @@ CARD = make_card()
 TEXTS = [f"a photo of a {name}." for name in CARD.classnames]
 LABELS = torch.tensor([0, 1, 2, 0])
 OFF = {"text_weight": 0.0, "image_weight": 0.0, "logits_weight": 0.0}
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def images(clip) -> torch.Tensor:
-    return torch.randn(4, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
 
 
 class ImagesSeen:

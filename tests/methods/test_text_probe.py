@@ -6,28 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.methods.text_probe import TextProbe
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.training.config import TrainConfig, recipe
 from medvlp.study.training.fit import fit
-from tests.backbone import small_clips
 from tests.methods.small import SYMPTOMS, make_card, make_set
 
 CARD = make_card()
 TRAIN = make_set(CARD, [0, 1, 2, 1, 1, 0])
 RUN = TrainConfig(epochs=5, lr=0.5, weight_decay=0.0, views=0, keep="last", warmup_lr=None)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")

@@ -7,29 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.methods.tip_adapter import TipAdapter
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.training.config import TrainConfig, recipe
 from medvlp.study.training.fit import fit
-from tests.backbone import small_clips
 from tests.methods.small import make_card, make_set
 
 CARD = make_card()
 TRAIN = make_set(CARD, [0, 1, 2, 1, 1, 0])
 VAL = make_set(CARD, [0, 1, 2] * 5, "val", seed=1)
 TEST = make_set(CARD, [0, 1, 2] * 3, "test", seed=2)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")

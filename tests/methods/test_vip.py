@@ -19,16 +19,6 @@ THEIR_NAMES = {"ctx": "ctx", "g": "learnable_token", "Wq": "q_proj.weight", "Wk"
 KINDS = ["openai_kind", "siglip_kind", "eos_kind", "coca_kind", "biomedclip_kind"]
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def f(clip) -> torch.Tensor:
-    return F.normalize(torch.randn(5, clip.embed_dim, generator=torch.Generator().manual_seed(0)), dim=-1)
-
-
 def trained(vip: ViP) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in vip.named_parameters() if p.requires_grad}
 

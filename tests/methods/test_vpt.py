@@ -3,24 +3,13 @@
 import pytest
 import torch
 
-from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.clip import Clip
 from medvlp.methods.vpt import VPT
 from medvlp.methods.zero_shot import ZeroShot
-from tests.backbone import small_clips
 from tests.methods import deep_oracle
 from tests.methods.small import make_card
 
 CARD = make_card()
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def images(clip) -> torch.Tensor:
-    return torch.randn(4, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
 
 
 def shaken(clip: Clip, **switches) -> VPT:

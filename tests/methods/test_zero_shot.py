@@ -7,15 +7,9 @@ import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.methods.zero_shot import ZeroShot
-from tests.backbone import small_clips
 from tests.methods.small import SYMPTOMS, make_card
 
 CARD = make_card()
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
-    return load_clip(small_clips.open_clip_kind(tmp_path_factory.mktemp("clip")), device="cpu")
 
 
 @pytest.fixture(scope="module")

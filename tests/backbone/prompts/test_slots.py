@@ -15,17 +15,6 @@ KINDS = ["open_clip_kind", "openai_kind", "siglip_kind", "eos_kind", "coca_kind"
 TEXTS = [f"{SLOT} {SLOT} dark lesion.", f"{SLOT} {SLOT} irregular border of an X-ray, round."]
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> dict[str, Clip]:
-    folder = tmp_path_factory.mktemp("clips")
-    return {kind: load_clip(getattr(small_clips, kind)(folder / kind), device="cpu") for kind in KINDS}
-
-
-@pytest.fixture
-def clip(clips) -> Clip:
-    return clips["open_clip_kind"]
-
-
 def draw(clip: Clip, *shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, clip.text_width, generator=torch.Generator().manual_seed(seed))
 

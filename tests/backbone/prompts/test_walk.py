@@ -25,17 +25,6 @@ N_CTX, P, S = 2, 2, 1
 NAMES, ROWS = ["nevus", "seborrheic keratosis of skin", "dark lesion"], [5, 3, 7]
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> dict[str, Clip]:
-    folder = tmp_path_factory.mktemp("clips")
-    return {kind: load_clip(getattr(small_clips, kind)(folder / kind), device="cpu") for kind in KINDS}
-
-
-@pytest.fixture
-def clip(clips) -> Clip:
-    return clips["open_clip_kind"]
-
-
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 0.3
 
