@@ -49,7 +49,7 @@ class Method(nn.Module):
         ...         super().__init__(clip, card, locals())
         ...         texts = [template.replace("{}", name) for name in card.classnames]
         ...         self.constant("text_features", clip.encode_texts(texts))
-        >>> method = NamesOnly(medvlp.load_clip("tiny", "cpu"), medvlp.load_card("phantom-derm"))
+        >>> method = NamesOnly(medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm"))
         >>> method.config, method.keeps_image_tower
         ({'template': 'a photo of a {}.'}, True)
         >>> method(torch.zeros(2, 3, 64, 64)).shape

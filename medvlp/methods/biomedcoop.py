@@ -65,6 +65,13 @@ class BiomedCoOp(ContextPrompts):
 
     Raises:
         ValueError: a negative weight, tau below 1, a class without symptoms, and what `CoOp` raises.
+
+    Example:
+        >>> import medvlp
+        >>> clip, card = medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm")
+        >>> biomedcoop = medvlp.BiomedCoOp(clip, card)
+        >>> list(biomedcoop.prompts) == card.classnames
+        True
     """
 
     # HealthX-Lab/BiomedCoOp, configs/trainers/BiomedCoOp/few_shot (read in forks), and assets/RUN.md for

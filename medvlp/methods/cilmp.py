@@ -82,6 +82,13 @@ class CILMP(PromptedTower):
     Raises:
         ValueError: a class without representation, with fewer rows than P + S or more than its text has room
             for; an argument out of its range; an image tower without tokens unless image_depth is 0.
+
+    Example:
+        >>> import medvlp
+        >>> clip, card = medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm")
+        >>> cilmp = medvlp.CILMP(clip, card, depth=1, image_depth=0)
+        >>> len(cilmp.sites), cilmp.keeps_image_tower
+        (1, True)
     """
 
     conditional: ClassVar[bool] = True

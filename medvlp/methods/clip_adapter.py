@@ -47,6 +47,13 @@ class CLIPAdapter(Method):
 
     Raises:
         ValueError: a ratio outside 0 to 1, a reduction that leaves no bottleneck, unknown knowledge.
+
+    Example:
+        >>> import medvlp
+        >>> clip, card = medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm")
+        >>> adapter = medvlp.CLIPAdapter(clip, card, reduction=4)
+        >>> tuple(adapter.W1.shape) == (clip.embed_dim // 4, clip.embed_dim)
+        True
     """
 
     # The authors' code (github.com/gaopengcuhk/CLIP-Adapter) has no configuration: it asks for CoOp's command

@@ -45,6 +45,13 @@ class CoCoOp(ContextPrompts):
     Raises:
         ValueError: an unknown position; n_ctx below 1, or not the number of the words' tokens; a class name
             that is too long for the tower.
+
+    Example:
+        >>> import medvlp
+        >>> clip, card = medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm")
+        >>> cocoop = medvlp.CoCoOp(clip, card)
+        >>> tuple(cocoop.class_features(clip.encode_texts(["skin", "hair"])).shape) == (2, 2, clip.embed_dim)
+        True
     """
 
     conditional: ClassVar[bool] = True

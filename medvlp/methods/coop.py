@@ -37,6 +37,13 @@ class CoOp(ContextPrompts):
     Raises:
         ValueError: an unknown position; n_ctx below 1, or not the number of the words' tokens; a class name
             that is too long for the tower.
+
+    Example:
+        >>> import medvlp
+        >>> clip, card = medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm")
+        >>> coop = medvlp.CoOp(clip, card, ctx_init="a photo of a")
+        >>> len(coop.ctx)
+        4
     """
 
     # KaiyangZhou/CoOp, configs/trainers/CoOp/vit_b16.yaml, which the authors use with 8 and 16 shots;

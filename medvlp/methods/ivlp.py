@@ -50,6 +50,13 @@ class IVLP(PromptedTower):
     Raises:
         ValueError: a number out of its range, a text with too many tokens, an image tower without tokens
             unless image_depth is 0.
+
+    Example:
+        >>> import medvlp
+        >>> clip, card = medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm")
+        >>> ivlp = medvlp.IVLP(clip, card, depth=2, image_depth=0)
+        >>> ivlp.ctx.shape[:2], ivlp.keeps_image_tower
+        (torch.Size([2, 4]), True)
     """
 
     # configs/trainers/IVLP/vit_b16_c2_ep20_batch4_4+4ctx.yaml of muzairkhattak/PromptSRC

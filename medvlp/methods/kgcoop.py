@@ -46,6 +46,14 @@ class KgCoOp(ContextPrompts):
 
     Raises:
         ValueError: a negative weight, a template without `{}`, and what `CoOp` raises.
+
+    Example:
+        >>> import medvlp
+        >>> clip, card = medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm")
+        >>> kgcoop = medvlp.KgCoOp(clip, card, templates=["a photo of a {}."])
+        >>> logits, penalty = kgcoop.training_logits(clip.encode_texts(["skin", "hair"]))
+        >>> penalty.shape
+        torch.Size([2])
     """
 
     # htyao89/KgCoOp, configs/trainers/KgCoOp/vit_b16_ep100_ctxv1.yaml

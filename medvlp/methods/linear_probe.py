@@ -43,6 +43,14 @@ class LinearProbe(Method):
 
     `medvlp.fit(probe, train, val)` fits it, without steps. Then `chosen_C` is that C and `search` a DataFrame
     of what was tried.
+
+    Example:
+        >>> import medvlp
+        >>> clip, data = medvlp.load_clip("tiny"), medvlp.load_dataset("phantom-derm", num_shots=4)
+        >>> probe = medvlp.LinearProbe(clip, data.card)
+        >>> history = medvlp.fit(probe, data.train, data.val)
+        >>> history["epoch"].tolist(), probe.chosen_C in probe.search["C"].tolist()
+        ([0], True)
     """
 
     modality: ClassVar[str] = "weights"

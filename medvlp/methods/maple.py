@@ -47,6 +47,13 @@ class MaPLe(PromptedTower):
 
     Raises:
         ValueError: a number out of its range, a text with too many tokens, an image tower without tokens.
+
+    Example:
+        >>> import medvlp
+        >>> clip, card = medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm")
+        >>> maple = medvlp.MaPLe(clip, card, depth=2)
+        >>> maple.ctx.shape[:2] == maple.image_prompts.shape[:2]
+        True
     """
 
     # configs/trainers/MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml of muzairkhattak/multimodal-prompt-learning

@@ -57,7 +57,14 @@ def learned_parameters(method: Method) -> dict[str, nn.Parameter]:
 
 
 def trainable_parameters(method: Method) -> pd.DataFrame:
-    """`learned_parameters` as a table: index part, columns shape and count, and their total last."""
+    """`learned_parameters` as a table: index part, columns shape and count, and their total last.
+
+    Example:
+        >>> import medvlp
+        >>> coop = medvlp.CoOp(medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm"), n_ctx=4)
+        >>> medvlp.trainable_parameters(coop).index.tolist()
+        ['ctx', 'total']
+    """
     rows = {
         name: (" x ".join(map(str, parameter.shape)), parameter.numel())
         for name, parameter in learned_parameters(method).items()

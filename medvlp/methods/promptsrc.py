@@ -44,6 +44,13 @@ class PromptSRC(IVLP):
 
     Raises:
         ValueError: as `IVLP`, a weight below 0, no template or one without `{}`.
+
+    Example:
+        >>> import medvlp
+        >>> clip, card = medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm")
+        >>> src = medvlp.PromptSRC(clip, card, depth=2, image_depth=2)
+        >>> src.ctx.shape[:2], src.image_prompts.shape[:2]
+        (torch.Size([2, 4]), torch.Size([2, 4]))
     """
 
     # configs/trainers/PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx.yaml of muzairkhattak/PromptSRC: the recipe is

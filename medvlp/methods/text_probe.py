@@ -49,6 +49,13 @@ class TextProbe(Method):
 
     Raises:
         ValueError: fewer than 0 views, unknown knowledge.
+
+    Example:
+        >>> import medvlp
+        >>> clip, card = medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm")
+        >>> probe = medvlp.TextProbe(clip, card)
+        >>> tuple(probe.w.shape) == (len(card.classnames), clip.embed_dim)
+        True
     """
 
     # SGD_lr1e-1_B256_ep300.yaml of github.com/jusiro/CLAP, with Dassl's momentum. The authors too train on 20

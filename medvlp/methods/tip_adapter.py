@@ -64,6 +64,13 @@ class TipAdapter(Method):
 
     Raises:
         ValueError: a number that makes no sense, unknown knowledge.
+
+    Example:
+        >>> import medvlp
+        >>> clip, card = medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm")
+        >>> tip = medvlp.TipAdapter(clip, card, cache_views=0)
+        >>> len(tip.keys)  # medvlp.fit(tip, train, val) fills the cache
+        0
     """
 
     # configs/imagenet.yaml and main.py of github.com/gaopengcuhk/Tip-Adapter. Theirs is AdamW with torch's

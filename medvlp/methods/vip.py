@@ -87,6 +87,13 @@ class ViP(Method):
 
     Raises:
         ValueError: a class without symptoms, a symptom with too many tokens, an unknown switch.
+
+    Example:
+        >>> import medvlp
+        >>> clip, card = medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm")
+        >>> vip = medvlp.ViP(clip, card, n_ctx=4)
+        >>> list(vip.merge_weights().columns)
+        ['classname', 'symptom', 'weight']
     """
 
     def __init__(

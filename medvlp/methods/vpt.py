@@ -45,6 +45,13 @@ class VPT(PromptedTower):
 
     Raises:
         ValueError: a number out of its range, a template without `{}`, an image tower without tokens.
+
+    Example:
+        >>> import medvlp
+        >>> clip, card = medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm")
+        >>> vpt = medvlp.VPT(clip, card, n_ctx=8, depth=1)
+        >>> vpt.image_prompts.shape[:2], vpt.keeps_image_tower
+        (torch.Size([1, 8]), False)
     """
 
     # configs/trainers/VPT/vit_b16_c2_ep5_batch4_4.yaml of muzairkhattak/multimodal-prompt-learning

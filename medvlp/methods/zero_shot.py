@@ -62,6 +62,13 @@ class ZeroShot(Method):
 
     Raises:
         ValueError: unknown knowledge, a class missing or unknown in `symptoms`, a template without `{}`.
+
+    Example:
+        >>> import medvlp
+        >>> clip, card = medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm")
+        >>> zero = medvlp.ZeroShot(clip, card, knowledge="symptoms")
+        >>> tuple(zero.text_features.shape) == (len(card.classnames), clip.embed_dim)
+        True
     """
 
     text_features: Tensor  # (n_cls, D), t_c

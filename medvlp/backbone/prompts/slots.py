@@ -50,8 +50,8 @@ def in_templates(templates: Sequence[str], classnames: Sequence[str]) -> list[li
 def find_slots(clip: Clip, texts: Sequence[str], names: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
     """Token ids (N, L) of texts with `SLOT`s in them, and True where a slot stands, (N, L).
 
-    >>> find_slots(clip, [f"{SLOT} {SLOT} dark spots."])[1].int()
-    tensor([[0, 1, 1, 0, 0, 0, 0]])
+    >>> find_slots(clip, [f"{SLOT} {SLOT} dark spots."])[1].nonzero()[:, 1]
+    tensor([1, 2])
 
     Args:
         clip: Its tokenizer reads the texts.
