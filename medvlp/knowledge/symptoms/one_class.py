@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
@@ -14,7 +13,7 @@ from tqdm.auto import tqdm
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.knowledge.symptoms.contact_sheet import ContactSheet
-from medvlp.knowledge.symptoms.phrases import PhraseChecker, words_of
+from medvlp.knowledge.symptoms.phrases import PhraseChecker, phrase_features, words_of
 from medvlp.knowledge.symptoms.questions import JSON_KEY, SymptomPrompts
 from medvlp.knowledge.symptoms.replies import REPLY_KINDS, ReplyError, parse_reply
 from medvlp.knowledge.symptoms.server import RESUME, SHOWN, Server, SymptomError
@@ -29,7 +28,7 @@ def centred_cosines(clip: Clip, ours: list[str], theirs: list[str], centre: Tens
 
     Texts of a CLIP all lie close together: without it, unrelated phrases have cosines near 1, too.
     """
-    ours_, theirs_ = (normalize(_features(clip, texts) - centre, dim=-1) for texts in (ours, theirs))
+    ours_, theirs_ = (normalize(phrase_features(clip, texts) - centre, dim=-1) for texts in (ours, theirs))
     return ours_ @ theirs_.T
 
 
@@ -52,7 +51,7 @@ class Run:
     @cached_property
     def centre(self) -> Tensor:
         """The mean text feature of the known visual terms, (D,)."""
-        return _features(self.clip, self.checker.terms["visual"]).mean(dim=0)
+        return phrase_features(self.clip, self.checker.terms["visual"]).mean(dim=0)
 
     def count(self, call: Call) -> None:
         """Add an answer's cost and show the sum."""
@@ -249,8 +248,10 @@ class OneClass:
         )
         asked = [{"role": "user", "content": question}]
         answer = self._read(told) if told else self._ask("agree", attempt, asked)
-        known = {_key(phrase): phrase for phrase in texts}  # what is in neither list is none of them
-        agreed = list(dict.fromkeys(known[_key(phrase)] for phrase in answer if _key(phrase) in known))
+        known = {words_of(phrase): phrase for phrase in texts}  # what is in neither list is none of them
+        agreed = list(
+            dict.fromkeys(known[words_of(phrase)] for phrase in answer if words_of(phrase) in known)
+        )
         self.unconfirmed = {
             p: "not seen in the images, as the LLM compares the lists" for p in texts if p not in agreed
         }
@@ -301,11 +302,6 @@ class OneClass:
         )
 
 
-def _features(clip: Clip, phrases: list[str]) -> Tensor:
-    with torch.no_grad():
-        return clip.encode_texts([f"{phrase.rstrip('.')}." for phrase in phrases])  # (N, D)
-
-
 def _without_image(message: dict, sheet: ContactSheet | None) -> dict:
     """A message as it is kept: hash and size in place of the image."""
     if sheet is None or isinstance(message["content"], str):
@@ -325,7 +321,3 @@ def _text(message: dict) -> str:
 
 def _bullets(phrases: Iterable[str]) -> str:
     return "\n".join(f"- {phrase}" for phrase in phrases)
-
-
-def _key(phrase: str) -> str:
-    return " ".join(phrase.casefold().split()).strip(" .")

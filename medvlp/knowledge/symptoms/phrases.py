@@ -181,8 +181,7 @@ class PhraseChecker:
         """Whether most of the nearest known terms are not visual, for a phrase without a visual word."""
         if self.clip is None or self._visual_words.intersection(words.split()):
             return None
-        with torch.no_grad():
-            cosines = self.clip.encode_texts([_text(phrase)]) @ self._term_features.T  # (1, terms)
+        cosines = phrase_features(self.clip, [phrase]) @ self._term_features.T  # (1, terms)
         terms = [*self.terms["visual"], *self.terms["nonvisual"]]
         nearest = cosines[0].topk(min(self.n_neighbours, len(terms))).indices.tolist()
         not_visual = [i for i in nearest if i >= len(self.terms["visual"])]
@@ -194,9 +193,7 @@ class PhraseChecker:
     @cached_property
     def _term_features(self) -> Tensor:
         """Text features of the known terms, visual ones first, (terms, D)."""
-        texts = [_text(term) for term in (*self.terms["visual"], *self.terms["nonvisual"])]
-        with torch.no_grad():
-            return self.clip.encode_texts(texts)
+        return phrase_features(self.clip, [*self.terms["visual"], *self.terms["nonvisual"]])
 
 
 def _talk(phrase: str) -> str | None:
@@ -250,6 +247,12 @@ def _singular(word: str) -> str:
     if word.endswith(("ches", "shes", "sses", "xes")):
         return word[:-2]
     return f"{word[:-3]}y" if word.endswith("ies") else word.removesuffix("s")
+
+
+def phrase_features(clip: Clip, phrases: Sequence[str]) -> Tensor:
+    """Text features of phrases, (N, D), without gradients."""
+    with torch.no_grad():
+        return clip.encode_texts([_text(phrase) for phrase in phrases])  # (N, D)
 
 
 def _text(phrase: str) -> str:

@@ -1,7 +1,6 @@
 """SymptomSet: symptoms by class together with how they came about, kept as readable JSON."""
 
 import html
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -135,22 +134,13 @@ class SymptomSet(Mapping[str, list[str]]):
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path} with symptoms.")
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged, or no JSON: {error}. {REMAKE}") from None
-        if not isinstance(facts, dict) or facts.get("kind") != KIND:
-            raise ValueError(f"{path} holds no symptoms saved by medvlp. {REMAKE}")
-        if facts.get("version") != VERSION:
-            raise ValueError(
-                f"{path} is of version {facts.get('version')!r}, and this medvlp reads version {VERSION}. "
-                f"{REMAKE}"
-            )
-        try:
-            return cls(SymptomRecord.model_validate(facts))
+            return cls(SymptomRecord.model_validate_json(path.read_bytes()))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            place = ", ".join(map(str, first["loc"]))
-            raise ValueError(f"{path} is damaged: {place}: {first['msg']}. {REMAKE}") from None
+            place = "".join(f"{part}, " for part in first["loc"])
+            raise ValueError(
+                f"{path} is damaged, or holds no symptoms of this version: {place}{first['msg']}. {REMAKE}"
+            ) from None
 
     def save(self, path: str | Path) -> None:
         """Write readable JSON, whole or not at all."""

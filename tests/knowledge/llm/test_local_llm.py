@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from medvlp.knowledge.llm import llms
-from medvlp.knowledge.llm import local_llm as module
-from medvlp.knowledge.llm.local_llm import LocalLLM, local_llm
+from medvlp.knowledge.llm.local_llm import LocalLLM, _sampler, local_llm
 from medvlp.knowledge.symptoms.server import SAYS_WHICH
 from tests.knowledge.llm.small_llm import CONTEXT, save_llm
 
@@ -114,7 +113,7 @@ def test_a_seed_draws_the_same_words_and_torchs_own_seed_is_left_alone(running):
 
 def test_words_are_drawn_by_their_probability():
     scores = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
-    drawn = [module._sampler(0.7, seed)(None, scores).argmax().item() for seed in range(4000)]
+    drawn = [_sampler(0.7, seed)(None, scores).argmax().item() for seed in range(4000)]
     share = torch.bincount(torch.tensor(drawn), minlength=4) / len(drawn)  # (4,)
     torch.testing.assert_close(share, (scores[0] / 0.7).softmax(-1), atol=0.03, rtol=0)
 
@@ -261,28 +260,13 @@ def test_missing_packages_and_llms(monkeypatch, tmp_path):
         local_llm(tmp_path / "nowhere")
     folder = save_llm(tmp_path / "base")
     with pytest.raises(ValueError, match="'base' has no chat template, so it takes no messages"):
-        local_llm(folder)
+        local_llm(folder).start()
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name in ("openai", "gguf") else find(name)
     )
     with pytest.raises(ImportError, match=r'needs openai, gguf, not .*: pip install "medvlp\[llm\]"'):
         local_llm()
-
-
-def test_a_template_that_only_the_loaded_llm_can_lack_is_missed_at_the_start(folder, monkeypatch):
-    monkeypatch.setattr(module, "_has_chat_template", lambda folder: True)
-    server = local_llm(folder)
-    load = llms.LLM.load_writer
-
-    def without(self, device):
-        tokenizer, model = load(self, device)
-        tokenizer.chat_template = None
-        return tokenizer, model
-
-    monkeypatch.setattr(llms.LLM, "load_writer", without)
-    with pytest.raises(ValueError, match="has no chat template"):
-        server.start()
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])

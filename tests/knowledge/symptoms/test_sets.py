@@ -79,19 +79,19 @@ def test_text_of_any_language_and_control_characters_survive(tmp_path):
 
 
 DAMAGE = {
-    "cut": (lambda text: text[: len(text) // 2], "is damaged, or no JSON"),
-    "empty": (lambda text: "", "is damaged, or no JSON"),
-    "no object": (lambda text: "[1]", "holds no symptoms"),
-    "something else": (lambda text: '{"kind": "other"}', "holds no symptoms"),
-    "deep": (lambda text: "[" * 100_000, "is damaged, or no JSON"),
-    "newer": (lambda text: text.replace('"version": 1,', '"version": 9,', 1), "version 9.*reads version 1"),
+    "cut": (lambda text: text[: len(text) // 2], "Invalid JSON: EOF"),
+    "empty": (lambda text: "", "Invalid JSON: EOF"),
+    "no object": (lambda text: "[1]", "should be an object"),
+    "something else": (lambda text: '{"kind": "other"}', "kind, Input should be 'medvlp symptoms'"),
+    "deep": (lambda text: "[" * 100_000, "recursion limit exceeded"),
+    "newer": (lambda text: text.replace('"version": 1,', '"version": 9,', 1), "version, Input should be 1"),
     "field": (
         lambda text: text.replace('"finished": true', '"finished": "maybe"', 1),
         "classes, melanoma, fin",
     ),
     "more": (
         lambda text: text.replace('"review": null', '"reviews": null'),
-        "damaged: reviews: Extra inputs",
+        "reviews, Extra inputs",
     ),
 }
 
