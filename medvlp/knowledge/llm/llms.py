@@ -65,7 +65,7 @@ class LLM:
             "revision_asked": self.revision,
         }
 
-    def made(self, facts: dict[str, Any]) -> bool:
+    def matches(self, facts: dict[str, Any]) -> bool:
         """Whether `facts` are those of this LLM. Nothing is loaded, and the hub is not asked.
 
         Local files are compared by their hash. A hub name without a revision is any commit of that name.
@@ -156,7 +156,7 @@ class LLM:
         """
         tokenizer, model = self.load(device)
         ids = {name: _ids(self, tokenizer, model, name, text) for name, text in texts.items()}  # (T,) each
-        found: dict[str, Tensor] = {}
+        result: dict[str, Tensor] = {}
         with (
             torch.no_grad(),
             tqdm(total=len(ids), desc="hidden states", unit="text", delay=2, disable=not progress) as bar,
@@ -173,9 +173,9 @@ class LLM:
                 ).hidden_states  # layers + 1 of (B, T, d)
                 for i, (name, row) in enumerate(zip(names, batch, strict=True)):
                     picked = pick([state[i, : len(row)] for state in states])  # (rows, d)
-                    found[name] = picked.to("cpu", torch.float32).clone()
+                    result[name] = picked.to("cpu", torch.float32).clone()
                 bar.update(len(names))
-        return found
+        return result
 
 
 def find_llm(llm: str | Path | LLM, revision: str | None = None) -> LLM:
@@ -193,20 +193,20 @@ def find_llm(llm: str | Path | LLM, revision: str | None = None) -> LLM:
         ValueError: a file of another kind, no possible name, or a revision of something local.
     """
     if isinstance(llm, LLM):
-        found = llm
+        local = llm
     elif llm == "smollm2":
-        found = _smollm2()
+        local = _smollm2()
     elif Path(llm).expanduser().is_dir():
-        found = _folder(Path(llm).expanduser())
+        local = _folder(Path(llm).expanduser())
     elif Path(llm).expanduser().is_file():
-        found = _gguf(Path(llm).expanduser())
+        local = _gguf(Path(llm).expanduser())
     elif isinstance(llm, Path) or llm.endswith(".gguf") or not HUB_NAME.fullmatch(llm):
         raise FileNotFoundError(f"llm {str(llm)!r}: there is no such folder or file. {CHOICES}")
     else:
         return LLM(llm, llm, revision=revision)
-    if revision is not None and revision != found.revision:
-        raise ValueError(f"llm {found.name!r} has no revisions to choose from: leave revision out.")
-    return found
+    if revision is not None and revision != local.revision:
+        raise ValueError(f"llm {local.name!r} has no revisions to choose from: leave revision out.")
+    return local
 
 
 def find_device(device: str | torch.device) -> torch.device:

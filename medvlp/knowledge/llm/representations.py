@@ -194,7 +194,7 @@ def llm_representations(
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}.")
     prompt = PROMPTS[layout] if prompt is None else prompt
     texts = _texts(card, prompt)
-    found = find_llm(llm, revision)
+    source = find_llm(llm, revision)
     asked = {
         "card_hash": card.hash,
         "prompt": prompt,
@@ -205,7 +205,7 @@ def llm_representations(
     }
     if path is not None and Path(path).exists():
         kept = Representations.load(path)
-        if found.made(kept.provenance) and all(kept.provenance.get(key) == asked[key] for key in asked):
+        if source.matches(kept.provenance) and all(kept.provenance.get(key) == asked[key] for key in asked):
             return kept
 
     def pick(states: Sequence[Tensor]) -> Tensor:
@@ -214,21 +214,21 @@ def llm_representations(
             return torch.stack([state[-1] for state in states[1:]])  # (n_layers, d)
         if not -len(states) <= layer < len(states):
             raise ValueError(
-                f"llm {found.name!r} has no layer {layer}: there are 0 (embeddings) to {len(states) - 1}, or "
-                f"-1 (the last) to {-len(states)}."
+                f"llm {source.name!r} has no layer {layer}: there are 0 (embeddings) to {len(states) - 1}, "
+                f"or -1 (the last) to {-len(states)}."
             )
         return states[layer][-max_tokens:]  # (min(T, max_tokens), d)
 
     where = find_device(device)
-    states = found.hidden_states(texts, pick, where, batch_size, progress)  # (L_c, d) each
+    states = source.hidden_states(texts, pick, where, batch_size, progress)  # (L_c, d) each
     if half:
         states = {name: state.half().float() for name, state in states.items()}  # (L_c, d)
         if any(state.isinf().any() for state in states.values()):
-            raise ValueError(f"some states of llm {found.name!r} are too large for float16; use half=False.")
-    made = Representations(
+            raise ValueError(f"some states of llm {source.name!r} are too large for float16; use half=False.")
+    representations = Representations(
         states,
         {
-            **found.facts,
+            **source.facts,
             **asked,
             "texts": texts,
             "dtype": "bfloat16" if where.type == "cuda" else "float32",
@@ -237,8 +237,8 @@ def llm_representations(
         },
     )
     if path is not None:
-        made.save(path)
-    return made
+        representations.save(path)
+    return representations
 
 
 def shipped_representations(card: DataCard | str) -> Representations:
@@ -259,15 +259,16 @@ def shipped_representations(card: DataCard | str) -> Representations:
     there = sorted(path.stem for path in shipped_folder().glob("*.safetensors"))
     if name not in there:
         raise ValueError(f"{unknown_name('card', name, there, 'the shipped LLM representations')} {REMAKE}")
-    found = Representations.load(shipped_folder() / f"{name}.safetensors")
+    representations = Representations.load(shipped_folder() / f"{name}.safetensors")
     if not isinstance(card, str) and not (
-        _texts(card, found.provenance["prompt"]).items() <= found.provenance["texts"].items()
+        _texts(card, representations.provenance["prompt"]).items()
+        <= representations.provenance["texts"].items()
     ):
         raise ValueError(
             f"card {name!r} is not the packaged one: its classes or phrases differ from what the LLM read "
             f"for the shipped representations. {REMAKE}"
         )
-    return found
+    return representations
 
 
 def shipped_folder() -> Path:
@@ -286,8 +287,8 @@ def main(argv: list[str] | None = None) -> None:
     llm = find_llm(arguments.llm)
     for name in list_cards():
         path = arguments.out / f"{name}.safetensors"
-        made = llm_representations(load_card(name), llm, path=path, half=True, device="cpu")
-        print(f"{path.name}: {len(made.states)} classes, d = {made.dim}, {path.stat().st_size:,} bytes")
+        states = llm_representations(load_card(name), llm, path=path, half=True, device="cpu")
+        print(f"{path.name}: {len(states.states)} classes, d = {states.dim}, {path.stat().st_size:,} bytes")
 
 
 def _texts(card: DataCard, prompt: str) -> dict[str, str]:

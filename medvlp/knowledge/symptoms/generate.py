@@ -149,12 +149,12 @@ def generate_symptoms(
     path = folder.expanduser() / f"{card.name}-{key[:16]}.json"
     if path.exists():
         stored = _stored(path, key, card)
-        if all(_is_done(made, record) for made in stored.classes.values()):
+        if all(_is_done(entry, record) for entry in stored.classes.values()):
             return SymptomSet(stored, new_calls=0)
         record.created, record.classes = stored.created, stored.classes
     _check_writable(path.parent)
 
-    pending = [name for name, made in record.classes.items() if not _is_done(made, record)]
+    pending = [name for name, entry in record.classes.items() if not _is_done(entry, record)]
     if images is not None:
         listed = ", ".join(map(repr, pending))
         tqdm.write(
@@ -219,15 +219,15 @@ def _check_writable(folder: Path) -> None:
 
 def _stored(path: Path, key: str, card: DataCard) -> SymptomRecord:
     """The record of a stored set, whose inputs must be these."""
-    found = SymptomSet.load(path).record
-    if found.settings.get("inputs") != key or list(found.classes) != card.classnames:
+    stored = SymptomSet.load(path).record
+    if stored.settings.get("inputs") != key or list(stored.classes) != card.classnames:
         raise ValueError(f"{path} holds symptoms of other inputs; delete it and generate them again.")
-    return found
+    return stored
 
 
-def _is_done(made: ClassRecord, record: SymptomRecord) -> bool:
+def _is_done(entry: ClassRecord, record: SymptomRecord) -> bool:
     """Whether a class need not be asked about, or not again."""
-    if not made.finished or len(made.phrases) >= record.settings["n"]:
-        return made.finished
-    asks = max((call.attempt for call in made.calls), default=0)
+    if not entry.finished or len(entry.phrases) >= record.settings["n"]:
+        return entry.finished
+    asks = max((call.attempt for call in entry.calls), default=0)
     return record.settings["on_too_few"] == "skip" and asks >= record.settings["max_asks"]

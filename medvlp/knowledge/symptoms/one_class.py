@@ -122,7 +122,7 @@ class OneClass:
         answer = self._ask(stage, attempt, messages)
         if stage == "images":
             self._warn_if_unread()
-        others = {name: made.phrases for name, made in self.run.record.classes.items()}
+        others = {name: entry.phrases for name, entry in self.run.record.classes.items()}
         question = f" {words_of(self._question(stage))} "
         lines = {words_of(line) for line in _text(messages[-1]).splitlines()}
         for verdict in self.run.checker.check(self.name, answer, {**others, self.name: list(have)}):
@@ -237,7 +237,7 @@ class OneClass:
         return [texts[i] for i in order if texts[i] not in self.unconfirmed]
 
     def _agreed_by_llm(self, attempt: int) -> list[str]:
-        texts, seen, told = self.passed["text"], self.passed["images"], self._call("agree", attempt)
+        texts, seen = self.passed["text"], self.passed["images"]
         question = self.run.prompts.fill(
             "agree",
             classname=self.name,
@@ -247,7 +247,8 @@ class OneClass:
             from_images=_bullets(seen),
         )
         asked = [{"role": "user", "content": question}]
-        answer = self._read(told) if told else self._ask("agree", attempt, asked)
+        before = self._call("agree", attempt)
+        answer = self._read(before) if before else self._ask("agree", attempt, asked)
         known = {words_of(phrase): phrase for phrase in texts}  # what is in neither list is none of them
         agreed = list(
             dict.fromkeys(known[words_of(phrase)] for phrase in answer if words_of(phrase) in known)

@@ -268,12 +268,16 @@ class Server:
 
     def _secrets(self) -> set[str]:
         """Every secret that the client or the environment holds, in the forms that it could come back in."""
-        found = [self.client.api_key]
+        secrets = [self.client.api_key]
         named = [*self.client.default_headers.items(), *self.client.auth_headers.items()]
-        found += [str(value) for name, value in named if SECRET_NAME.search(name)]
-        found += [value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) > 11]
-        found += [part for value in found if value for part in value.split()]  # "Bearer" and the key apart
-        return {value for value in found if value and _is_secret(value)}
+        secrets += [str(value) for name, value in named if SECRET_NAME.search(name)]
+        secrets += [
+            value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) > 11
+        ]
+        secrets += [
+            part for value in secrets if value for part in value.split()
+        ]  # "Bearer" and the key apart
+        return {value for value in secrets if value and _is_secret(value)}
 
 
 def _parts(completion: Any) -> tuple[str, str, str | None, Any] | None:

@@ -122,9 +122,9 @@ class SymptomSet(Mapping[str, list[str]]):
             ValueError: a class missing, unknown or without a phrase.
         """
         phrases = _in_order(card.classnames, symptoms)
-        made = {name: ClassRecord(phrases=found, finished=True) for name, found in phrases.items()}
+        classes = {name: ClassRecord(phrases=some, finished=True) for name, some in phrases.items()}
         return cls(
-            SymptomRecord(card=card.name, card_hash=card.hash, origin=origin, created=now(), classes=made)
+            SymptomRecord(card=card.name, card_hash=card.hash, origin=origin, created=now(), classes=classes)
         )
 
     @classmethod
@@ -164,26 +164,23 @@ class SymptomSet(Mapping[str, list[str]]):
 
     def candidates(self) -> pd.DataFrame:
         """One row for each phrase that came back: what became of it and why."""
-        columns = ["classname", "phrase", "stage", "kept", "reason", "similarity", "attempt"]
-        rows = [
-            (name, one.text, one.stage, one.kept, one.reason, one.similarity, one.attempt)
-            for name, made in self.record.classes.items()
-            for one in made.candidates
-        ]
-        table = pd.DataFrame(rows, columns=columns)
-        return table.astype({"kept": bool, "similarity": float})
+        table = self._table("candidates", ["text", "stage", "kept", "reason", "similarity", "attempt"])
+        return table.rename(columns={"text": "phrase"}).astype({"kept": bool, "similarity": float})
 
     def calls(self) -> pd.DataFrame:
         """One row for each answer of the server: stage, tokens, seconds and the raw reply."""
-        columns = ["stage", "attempt", "problem", "finish_reason", "prompt_tokens", "completion_tokens"]
-        columns += ["seconds", "time", "reply"]
-        rows = [
-            (name, *(getattr(call, column) for column in columns))
-            for name, made in self.record.classes.items()
-            for call in made.calls
-        ]
-        table = pd.DataFrame(rows, columns=["classname", *columns])
+        fields = ["stage", "attempt", "problem", "finish_reason", "prompt_tokens", "completion_tokens"]
+        table = self._table("calls", [*fields, "seconds", "time", "reply"])
         return table.astype({"prompt_tokens": "Int64", "completion_tokens": "Int64"})
+
+    def _table(self, part: str, fields: list[str]) -> pd.DataFrame:
+        """These fields of every candidate or call of every class."""
+        rows = [
+            (name, *(getattr(one, field) for field in fields))
+            for name, entry in self.record.classes.items()
+            for one in getattr(entry, part)
+        ]
+        return pd.DataFrame(rows, columns=["classname", *fields])
 
     def reviewed(
         self,
@@ -233,16 +230,16 @@ class SymptomSet(Mapping[str, list[str]]):
 
     def __repr__(self) -> str:
         lines = [f"SymptomSet for card {self.record.card!r}: {_plain(self.origin)}"]
-        for name, made in self.record.classes.items():
-            note = "" if made.finished else " (not finished)"
-            lines += [f"  {_plain(name)}{note}", *(f"    - {_plain(phrase)}" for phrase in made.phrases)]
+        for name, entry in self.record.classes.items():
+            note = "" if entry.finished else " (not finished)"
+            lines += [f"  {_plain(name)}{note}", *(f"    - {_plain(phrase)}" for phrase in entry.phrases)]
         return "\n".join([*lines, f"  {_plain(self._cost())}"])
 
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><th style='text-align:left'>{_escaped(name)}</th><td style='text-align:left'>"
-            f"{'<br>'.join(map(_escaped, made.phrases))}</td></tr>"
-            for name, made in self.record.classes.items()
+            f"{'<br>'.join(map(_escaped, entry.phrases))}</td></tr>"
+            for name, entry in self.record.classes.items()
         )
         return (
             f"{LITERAL}<p>Symptoms for card <b>{_escaped(self.record.card)}</b>: {_escaped(self.origin)}.<br>"
@@ -250,9 +247,9 @@ class SymptomSet(Mapping[str, list[str]]):
         )
 
     def _cost(self) -> str:
-        calls = [call for made in self.record.classes.values() for call in made.calls]
+        calls = [call for entry in self.record.classes.values() for call in entry.calls]
         tokens = sum((call.prompt_tokens or 0) + (call.completion_tokens or 0) for call in calls)
-        rejected = sum(not one.kept for made in self.record.classes.values() for one in made.candidates)
+        rejected = sum(not one.kept for entry in self.record.classes.values() for one in entry.candidates)
         seconds = sum(call.seconds for call in calls)
         counted = tokens if any(call.prompt_tokens for call in calls) else "uncounted"
         replayed = " (replayed, none made now)" if self.new_calls == 0 and calls else ""
@@ -271,26 +268,26 @@ def _in_order(classnames: Sequence[str], symptoms: Mapping[str, Sequence[str]]) 
     for name in symptoms:
         if name not in classnames:
             raise ValueError(unknown_name("class", name, classnames, "the symptoms"))
-    found = {}
+    ordered = {}
     for name in classnames:
         phrases = symptoms.get(name, [])
         if isinstance(phrases, str) or not all(isinstance(one, str) and one.strip() for one in phrases):
             raise ValueError(f"the symptoms of {name!r} must be a list of phrases, not {phrases!r}.")
         if not phrases:
             raise ValueError(f"class {name!r} has no symptoms; give it at least one.")
-        found[name] = [phrase.strip() for phrase in phrases]
-    return found
+        ordered[name] = [phrase.strip() for phrase in phrases]
+    return ordered
 
 
-def _reviewed(made: ClassRecord, phrases: list[str], reviewer: str) -> ClassRecord:
+def _reviewed(entry: ClassRecord, phrases: list[str], reviewer: str) -> ClassRecord:
     candidates = []
-    for one in made.candidates:
+    for one in entry.candidates:
         dropped = one.kept and one.text not in phrases
         update = {"kept": False, "reason": f"dropped in review by {reviewer}"} if dropped else {}
         candidates.append(one.model_copy(update=update))
     known = {one.text for one in candidates if one.kept}
     new = [Candidate(text=p, stage="review", attempt=1, kept=True) for p in phrases if p not in known]
-    return made.model_copy(update={"phrases": phrases, "candidates": candidates + new, "finished": True})
+    return entry.model_copy(update={"phrases": phrases, "candidates": candidates + new, "finished": True})
 
 
 def _plain(text: str) -> str:
