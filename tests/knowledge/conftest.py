@@ -2,11 +2,18 @@
 
 import pytest
 
+from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.cards import DataCard
 from medvlp.knowledge.symptoms.generate import generate_symptoms
 from medvlp.knowledge.symptoms.sets import SymptomSet
 from tests.knowledge.symptoms.fake_server import FakeServer
 from tests.knowledge.symptoms.lesions import CARD
+
+
+@pytest.fixture(scope="session")
+def clip() -> Clip:
+    """The embedded CLIP, which knows words. Tests leave it as it is."""
+    return load_clip("tiny", device="cpu")
 
 
 @pytest.fixture

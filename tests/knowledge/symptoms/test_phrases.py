@@ -9,15 +9,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard, list_cards, load_card
 from medvlp.knowledge.symptoms.phrases import PhraseChecker, Verdict, words_of
-
-
-@pytest.fixture(scope="module")
-def clip() -> Clip:
-    return load_clip("tiny", device="cpu")
-
 
 LESIONS = [
     {"name": "melanoma", "aliases": ["mel", "MM", "0"]},
