@@ -74,28 +74,34 @@ class ReviewWidget:
     def __init__(self, review: "SymptomReview") -> None:
         self.review, self.widgets = review, import_widgets()
         w = self.widgets
-        wide = w.Layout(width="36em", max_width="85%")
+
+        def text(description: str, tooltip: str, width: str) -> Any:
+            layout = w.Layout(width=width, max_width="85%")
+            return w.Text(description=description, tooltip=tooltip, layout=layout, continuous_update=False)
+
+        def button(description: str, action: Callable[[], str], tooltip: str) -> Any:
+            one = w.Button(description=description, tooltip=tooltip)
+            one.on_click(lambda _: self._do(action))
+            return one
+
         self.overview, self.message = w.HTML(), w.HTML()
         self.classname = w.Dropdown(
             options=list(review.phrases), description="class", tooltip="the class whose phrases are shown"
         )
+        self.classname.observe(self._on_class, names="value")
         self.rows: list[_Row] = []
         self.list = w.VBox()
-        self.new = w.Text(
-            description="new phrase", tooltip="a phrase to add", continuous_update=False, layout=wide
-        )
-        self.add = w.Button(description="Add", tooltip="add the new phrase to this class")
+        self.new = text("new phrase", "a phrase to add", "36em")
+        self.add = button("Add", self._add, "add the new phrase to this class")
         self.flagged = w.Checkbox(
             description="approve flagged phrases, too",
             tooltip="approve phrases that fail a check as well; the saved set says so",
             indent=False,
         )
-        self.approve = w.Button(description="Approve", tooltip="approve this class's phrases as they are now")
-        self.undo = w.Button(description="Undo", tooltip="take the last change back")
-        self.initials = w.Text(
-            description="initials", tooltip="your initials, 1 to 8 letters", continuous_update=False
-        )
-        self.save = w.Button(description="Save", tooltip="write the reviewed phrases, all classes approved")
+        self.approve = button("Approve", self._approve, "approve this class's phrases as they are now")
+        self.undo = button("Undo", self._undo, "take the last change back")
+        self.initials = text("initials", "your initials, 1 to 8 letters", "22em")
+        self.save = button("Save", self._save, "write the reviewed phrases, all classes approved")
         self.box = w.VBox(
             [
                 w.HTML(f"<p>{escape(HELP)}</p>"),
@@ -108,11 +114,6 @@ class ReviewWidget:
                 self.message,
             ]
         )
-        self.classname.observe(self._on_class, names="value")
-        self.add.on_click(lambda _: self._do(self._add))
-        self.approve.on_click(lambda _: self._do(self._approve))
-        self.undo.on_click(lambda _: self._do(self._undo))
-        self.save.on_click(lambda _: self._do(self._save))
         self.show()
 
     def show(self) -> None:
@@ -132,18 +133,14 @@ class ReviewWidget:
         ]
         self.overview.value = f"<p>{'; '.join(states)}</p>"
 
-    def say(self, text: str, role: str = "status") -> None:
-        """Show a message; role "alert" for one that a screen reader should interrupt with."""
-        mark = "&#10007; " if role == "alert" else ""
-        self.message.value = f'<div role="{role}">{mark}{escape(text)}</div>'
-
     def _do(self, action: Callable[[], str]) -> None:
+        """Act, and say what it says; an error as an alert, with which a screen reader interrupts."""
         try:
-            text, role = action(), "status"
+            message = f'<div role="status">{escape(action())}</div>'
         except (ValueError, OSError) as error:
-            text, role = str(error), "alert"
+            message = f'<div role="alert">&#10007; {escape(str(error))}</div>'
         self.show()
-        self.say(text, role)
+        self.message.value = message
 
     def _on_class(self, _: dict) -> None:
         self.flagged.value = False
