@@ -19,10 +19,13 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    part.touch()
+    mode = part.stat().st_mode  # as any new file: safetensors alone lets only the owner read its files
     try:
         yield part
         with open(part, "rb") as written:
             os.fsync(written.fileno())
+        os.chmod(part, mode)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
