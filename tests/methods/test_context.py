@@ -1,7 +1,5 @@
 """What CoOp, CoCoOp, KgCoOp and BiomedCoOp share: texts, starts, configurations, training."""
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,11 +14,10 @@ from medvlp.methods.coop import CoOp
 from medvlp.methods.kgcoop import KgCoOp
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.evaluation import evaluate, predict_logits
-from medvlp.study.saving import load, save
 from medvlp.study.training.config import TrainConfig, recipe
 from medvlp.study.training.fit import fit
 from tests.backbone import small_clips
-from tests.methods.small import SYMPTOMS, make_card, make_set
+from tests.methods.small import make_card, make_set
 
 CARD = make_card()
 ALL = [CoOp, CoCoOp, KgCoOp, BiomedCoOp]
@@ -78,28 +75,6 @@ def test_an_underscore_in_a_name_is_a_space(clip, f):
 # --- starts and configurations ---
 
 
-@pytest.mark.parametrize("kind", ALL)
-def test_only_its_own_tensors_learn(clip, f, kind):
-    method = kind(clip, CARD).train()
-    names = {"ctx", *(f"meta_net.{i}.{part}" for i in (0, 2) for part in ("weight", "bias"))}
-    assert set(trained(method)) == (names if kind is CoCoOp else {"ctx"})
-    F.cross_entropy(method.logits_from_features(f), LABELS).backward()
-    assert all(p.grad.norm() > 0 for p in trained(method).values())
-    assert all(p.grad is None for p in clip.parameters())
-
-
-@pytest.mark.parametrize("kind", ALL)
-def test_the_seed_decides_the_start_and_leaves_other_random_numbers_alone(clip, kind):
-    torch.manual_seed(3)
-    expected = torch.rand(1)
-    torch.manual_seed(3)
-    a, b, c = (kind(clip, CARD, ctx_init="", seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(torch.rand(1), expected)
-    for name, p in trained(a).items():
-        assert torch.equal(p, b.get_parameter(name))
-        assert not torch.equal(p, c.get_parameter(name))
-
-
 def test_the_start_is_drawn_or_the_words(clip):
     drawn = CoOp(clip, CARD)
     assert drawn.ctx.shape == (16, clip.text_width)
@@ -109,36 +84,6 @@ def test_the_start_is_drawn_or_the_words(clip):
     assert torch.equal(CoOp(clip, CARD, n_ctx=4, ctx_init="a photo of a").ctx, words)
     each = CoOp(clip, CARD, ctx_init="a photo of a", csc=True).ctx
     assert torch.equal(each, words.expand(3, -1, -1))
-
-
-@pytest.mark.parametrize(
-    ("kind", "config"),
-    [
-        (CoOp, {"n_ctx": 2, "csc": True, "position": "middle", "seed": 5}),
-        (CoCoOp, {"n_ctx": 2, "ctx_init": "", "position": "front", "logit_scale": 7.0, "seed": 5}),
-        (KgCoOp, {"weight": 2.0, "templates": ["skin with {}."], "csc": True}),
-        (BiomedCoOp, {"sccm_weight": 0.5, "symptoms": SYMPTOMS, "tau": 2.0, "n_ctx": 4}),
-        (BiomedCoOp, {"knowledge": "useless", "ctx_init": "skin with"}),
-    ],
-)
-def test_the_configuration_builds_the_same_again(clip, f, tmp_path, kind, config):
-    a = kind(clip, CARD, **config)
-    assert {key: a.config[key] for key in config} == config
-    again = kind(clip, CARD, **json.loads(json.dumps(a.config)))
-    assert again.config == a.config
-    assert torch.equal(again.logits_from_features(f), a.logits_from_features(f))
-    with torch.no_grad():
-        a.ctx.add_(0.1)
-    save(a, tmp_path / "a.safetensors")
-    loaded = load(tmp_path / "a.safetensors", clip, CARD, method=kind)
-    assert torch.equal(loaded.logits_from_features(f), a.logits_from_features(f))
-
-
-@pytest.mark.parametrize("kind", ALL)
-def test_a_logit_scale_of_ones_own_changes_the_logits_only(clip, f, kind):
-    plain, scaled = kind(clip, CARD), kind(clip, CARD, logit_scale=7.0)
-    ratio = 7 / clip.logit_scale
-    assert torch.allclose(scaled.logits_from_features(f), ratio * plain.logits_from_features(f), rtol=1e-4)
 
 
 # --- training ---

@@ -1,6 +1,5 @@
 """VPT, IVLP, MaPLe, PromptSRC: what holds for all of them, and the texts that they share."""
 
-import json
 from dataclasses import replace
 
 import open_clip
@@ -15,11 +14,10 @@ from medvlp.data.image_sets import ImageSet
 from medvlp.methods.deep_prompts import ClassTexts
 from medvlp.methods.ivlp import IVLP
 from medvlp.methods.maple import MaPLe
-from medvlp.methods.parameters import own_tensors, trainable_parameters
+from medvlp.methods.parameters import trainable_parameters
 from medvlp.methods.promptsrc import PromptSRC
 from medvlp.methods.vpt import VPT
 from medvlp.study.evaluation import predict_logits
-from medvlp.study.saving import load, save
 from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import recipe
 from medvlp.study.training.fit import fit
@@ -70,57 +68,6 @@ def vit_b_16() -> Clip:
 def test_vit_b_16_has_as_many_learned_numbers_as_the_authors_have(vit_b_16, kind, switches, count):
     table = trainable_parameters(kind(vit_b_16, CARD, **switches))
     assert table.loc["total", "count"] == count
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_only_the_methods_own_tensors_learn(clip, kind):
-    method = kind(clip, CARD).train()
-    assert set(own_tensors(method)) == set(trained(method)) != set()
-    F.cross_entropy(method(draw_images(clip)), LABELS).backward()
-    assert all(p.grad.norm() > 0 for p in trained(method).values())
-    assert all(p.grad is None for p in clip.parameters())
-    assert not method.keeps_image_tower  # its image tower is prompted
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_seed_decides_the_start_and_leaves_other_random_numbers_alone(clip, kind):
-    torch.manual_seed(3)
-    expected = torch.rand(1)
-    torch.manual_seed(3)
-    a, b, c = (trained(kind(clip, CARD, seed=seed)) for seed in (1, 1, 2))
-    assert torch.equal(torch.rand(1), expected)
-    for name in a:
-        assert torch.equal(a[name], b[name])
-        assert not torch.equal(a[name], c[name])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_configuration_and_the_file_build_the_same_again(clip, kind, tmp_path):
-    method = kind(clip, CARD, n_ctx=3, depth=1, logit_scale=20.0, seed=5)
-    images = draw_images(clip)
-    again = kind(clip, CARD, **json.loads(json.dumps(method.config)))
-    assert again.config == method.config
-    assert torch.equal(again(images), method(images))
-    with torch.no_grad():
-        for p in trained(method).values():
-            p.add_(0.1)
-    assert not torch.equal(again(images), method(images))
-    save(method, tmp_path / "method.safetensors")
-    loaded = load(tmp_path / "method.safetensors", clip, CARD, method=kind)
-    assert torch.equal(loaded(images), method.eval()(images))
-    assert "depth=1" in repr(method)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_logits_are_scaled_cosines(clip, kind):
-    images = draw_images(clip)
-    plain, scaled = kind(clip, CARD), kind(clip, CARD, logit_scale=7.0)
-    assert torch.allclose(scaled(images), 7 / clip.logit_scale * plain(images), rtol=1e-4)
-    assert scaled(images).abs().max() <= 7
-    f = plain.image_features(images)
-    assert torch.allclose(f.norm(dim=1), torch.ones(4))
-    with pytest.raises(ValueError, match="logit_scale must be above 0, got -1"):
-        kind(clip, CARD, logit_scale=-1)
 
 
 @pytest.mark.parametrize("tower", TOWERS)

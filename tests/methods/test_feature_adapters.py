@@ -83,14 +83,6 @@ def test_images_and_their_cached_features_have_the_same_logits(clip, cache, kind
 
 
 @each
-def test_the_clip_is_frozen_and_what_is_built_has_a_recipe(clip, kind, options):
-    method = kind(clip, CARD, **options)
-    assert not any(p.requires_grad for p in clip.parameters())
-    assert kind(clip, CARD, **method.config).config == method.config
-    assert isinstance(recipe(kind), TrainConfig)
-
-
-@each
 def test_the_training_images_are_learned(clip, cache, kind, options):
     """Coloured squares are told apart; the random clip's zero-shot is near chance."""
     method = kind(clip, CARD, **options)

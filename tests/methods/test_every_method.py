@@ -1,0 +1,173 @@
+"""What every method must do, asked of all of them in the registry."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from medvlp.knowledge.llm.representations import Representations
+from medvlp.methods.base import Method
+from medvlp.methods.parameters import own_tensors
+from medvlp.methods.registry import METHODS
+from medvlp.study.evaluation import evaluate
+from medvlp.study.prediction import predict
+from medvlp.study.saving import load, save
+from medvlp.study.training.config import TrainConfig, recipe
+from medvlp.study.training.fit import fit
+from tests.methods.small import SYMPTOMS, make_card, make_set
+
+CARD = make_card()
+LABELS = torch.tensor([0, 1, 2, 0])
+ROWS = Representations({name: torch.randn(9, 12) for name in CARD.classnames})
+CASES = [  # method, options, the first parts of its own tensors' names
+    ("ZeroShot", {"knowledge": "symptoms", "symptoms": SYMPTOMS}, set()),
+    ("ZeroShot", {"knowledge": "templates", "templates": ["skin with {}."]}, set()),
+    ("LinearProbe", {"class_weight": "balanced"}, {"linear", "fitted"}),
+    ("TextProbe", {"constraint": False, "knowledge": "templates"}, {"w", "multipliers"}),
+    ("TipAdapter", {"n_cache": 4, "trained": True}, {"keys", "values", "alpha", "beta"}),
+    ("TipAdapter", {"n_cache": 4, "alpha": 0.5}, {"keys", "values", "alpha", "beta"}),
+    ("CLIPAdapter", {"ratio": 0.5, "reduction": 8}, {"W1", "W2"}),
+    ("CoOp", {"n_ctx": 2, "csc": True, "position": "middle"}, {"ctx"}),
+    ("CoCoOp", {"n_ctx": 2, "ctx_init": "", "position": "front"}, {"ctx", "meta_net"}),
+    ("KgCoOp", {"weight": 2.0, "templates": ["skin with {}."]}, {"ctx"}),
+    ("BiomedCoOp", {"tau": 2.0, "symptoms": SYMPTOMS, "ctx_init": "skin with"}, {"ctx"}),
+    ("VPT", {"n_ctx": 3, "depth": 1}, {"image_prompts"}),
+    ("IVLP", {"n_ctx": 3, "depth": 1}, {"ctx", "image_prompts"}),
+    ("IVLP", {"image_depth": 0}, {"ctx"}),
+    ("MaPLe", {"n_ctx": 3, "depth": 1}, {"ctx", "A", "b"}),
+    ("PromptSRC", {"n_ctx": 3, "templates": ["skin with {}."]}, {"ctx", "image_prompts"}),
+    ("ViP", {"n_ctx": 2, "csc": True, "symptoms": SYMPTOMS}, {"ctx", "g", "Wq", "Wk"}),
+    ("ViP", {"context": False, "position": "front"}, {"g", "Wq", "Wk"}),
+    ("CILMP", {"representations": ROWS, "rank": 2}, {"ctx", "image_prompts", "sites"}),
+    ("CILMP", {"representations": ROWS, "image_depth": 0, "dropout": 0.0}, {"ctx", "sites"}),
+]
+every = pytest.mark.parametrize(
+    ("name", "options", "own"), CASES, ids=[f"{name}-{'-'.join(options)}" for name, options, _ in CASES]
+)
+
+
+@pytest.fixture(scope="module")
+def images(clip):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(4, 3, clip.image_size, clip.image_size, generator=generator)
+
+
+def shaken(method: Method) -> Method:
+    """The method, in evaluation mode, with learned tensors that are no longer those of the start."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in own_tensors(method).values():
+            if tensor.is_floating_point():
+                tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
+            else:
+                tensor.fill_(True)  # a linear probe is fitted
+    return method.eval()
+
+
+def test_no_method_is_left_out():
+    assert {name for name, _, _ in CASES} == set(METHODS)
+
+
+@every
+def test_only_its_own_tensors_learn(clip, images, name, options, own):
+    method = METHODS[name](clip, CARD, **options)
+    if name != "CoCoOp":  # of whose few ReLUs none is left alive
+        shaken(method)
+    method.train()
+    assert {tensor.split(".")[0] for tensor in own_tensors(method)} == own
+    learned = {key: p for key, p in method.named_parameters() if p.requires_grad}
+    trains_nothing = name in ("ZeroShot", "LinearProbe") or (
+        name == "TipAdapter" and "trained" not in options
+    )
+    assert bool(learned) != trains_nothing
+    inputs = clip.encode_images(images) if method.keeps_image_tower else images
+    logits, penalty = method.training_logits(inputs)
+    assert logits.shape == (4, 3) and penalty.shape == (4,) and (penalty >= 0).all()
+    if learned:
+        (F.cross_entropy(logits, LABELS) + penalty.mean()).backward()
+        assert all(p.grad.norm() > 0 for p in learned.values())
+    assert not any(p.requires_grad or p.grad is not None for p in clip.parameters())
+
+
+@every
+def test_logits_are_those_of_its_features(clip, images, name, options, own):
+    method = shaken(METHODS[name](clip, CARD, **options))
+    logits, f = method(images), method.image_features(images)
+    assert logits.shape == (4, 3) and torch.equal(method.logits_from_features(f), logits)
+    assert torch.allclose(f.norm(dim=1), torch.ones(4))
+    assert torch.equal(f, clip.encode_images(images)) == method.keeps_image_tower
+    t = method.class_features(f) if method.conditional else method.class_features()
+    assert t.shape == ((4,) if method.conditional else ()) + (3, clip.embed_dim)
+    assert torch.allclose(t.norm(dim=-1), torch.ones(t.shape[:-1]), atol=1e-5)
+    adapted = method.adapted(f)
+    if name not in ("LinearProbe", "TipAdapter") and options.get("knowledge") != "symptoms":
+        by_hand = method.logit_scale * (adapted[:, None] * t).sum(dim=-1)
+        assert torch.allclose(logits, by_hand, atol=1e-3)
+
+
+@every
+def test_a_logit_scale_of_ones_own_changes_the_logits_only(clip, images, name, options, own):
+    if "logit_scale" not in METHODS[name](clip, CARD, **options).config:
+        return
+    plain, scaled = (shaken(METHODS[name](clip, CARD, **options, **s)) for s in ({}, {"logit_scale": 7.0}))
+    if name != "TipAdapter":  # whose votes have a factor of their own
+        assert torch.allclose(scaled(images), 7 / clip.logit_scale * plain(images), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="logit_scale must be above 0, got -1"):
+        METHODS[name](clip, CARD, **options, logit_scale=-1.0)
+
+
+@every
+def test_the_seed_decides_the_start_and_leaves_other_random_numbers_alone(clip, name, options, own):
+    config = METHODS[name](clip, CARD, **options).config
+    if "seed" not in config:
+        return
+    drawn = {"ctx_init": ""} if "ctx_init" in config else {}  # words would be the same for any seed
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    a, b, c = (own_tensors(METHODS[name](clip, CARD, **options | drawn, seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(1), expected)
+    for key in a:
+        assert torch.equal(a[key], b[key]) and not torch.equal(a[key], c[key])
+
+
+@every
+def test_the_configuration_and_the_file_build_the_same_again(clip, images, tmp_path, name, options, own):
+    method = METHODS[name](clip, CARD, **options)
+    given = {"representations": ROWS} if name == "CILMP" else {}
+    assert {key: method.config[key] for key in options if key not in given} == {
+        key: value for key, value in options.items() if key not in given
+    }
+    again = METHODS[name](clip, CARD, **json.loads(json.dumps(method.config)) | given)
+    assert again.config == method.config and repr(again) == repr(method)
+    assert f"card={CARD.name!r}" in repr(method)
+    if name != "LinearProbe":  # which has no weights before it is fitted
+        assert torch.equal(again.eval()(images), method.eval()(images))
+    save(shaken(method), tmp_path / "method.safetensors")
+    loaded = load(tmp_path / "method.safetensors", clip, CARD, **given)
+    assert type(loaded) is METHODS[name] and loaded.config == method.config
+    assert torch.allclose(loaded(images), method(images), atol=1e-5)
+
+
+@every
+def test_images_of_other_classes_are_refused(clip, name, options, own):
+    method = shaken(METHODS[name](clip, CARD, **options))
+    other = CARD.with_classes(CARD.classnames[::-1])
+    train, val = make_set(other, [0, 1, 2]), make_set(other, [0, 1, 2], "val")
+    for call in (lambda: fit(method, train, val), lambda: evaluate(method, val)):
+        with pytest.raises(ValueError, match="same order"):
+            call()
+    assert isinstance(recipe(method), TrainConfig)
+
+
+def test_a_module_that_is_no_method_is_refused(clip, tmp_path):
+    module, images = torch.nn.Linear(2, 2), make_set(CARD, [0, 1, 2])
+    for call in (
+        lambda: fit(module, images, None, TrainConfig(keep="last")),
+        lambda: evaluate(module, images),
+        lambda: predict(module, images.image(0)),
+        lambda: save(module, tmp_path / "file"),
+    ):
+        with pytest.raises(TypeError, match="Linear is not a medvlp.Method; derive"):
+            call()
