@@ -1,6 +1,6 @@
 """A training step of CILMP against the same function done plainly.
 
-    python tests/benchmarks/bench_cilmp.py            # about eight minutes
+    python -m tests.benchmarks.bench_cilmp            # about eight minutes
 
 Both train the same parameters of one `CILMP` on the same images with the same dropout masks: ViT-B/16 with
 random weights, 7 classes with representations of 37 to 43 rows, 4096 wide, forward, backward and SGD.
@@ -37,12 +37,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from parts import options
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.cards import DataCard
 from medvlp.methods.cilmp import CILMP
+from tests.benchmarks.timing import Clock, n_learned, options, sgd_of
 
 ALLOCATOR = {  # glibc: keep freed memory, as other allocators do
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
@@ -168,23 +168,6 @@ SIDES: dict[str, Parts] = {
 }
 
 
-class Clock:
-    """Seconds since the last look, once all that was launched is done."""
-
-    now = time.perf_counter
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.last = device, 0.0
-        self.look()
-
-    def look(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = Clock.now()
-        past, self.last = now - self.last, now
-        return past
-
-
 class Trainer:
     """Steps of either side on the same method and images."""
 
@@ -195,11 +178,10 @@ class Trainer:
         size = (args.batch_size, 3, clip.image_size, clip.image_size)
         self.images = torch.randn(size, generator=random).to(clip.device, clip.dtype)
         self.labels = (torch.arange(args.batch_size) % len(NAMES)).to(clip.device)
-        learned = [p for p in self.cilmp.parameters() if p.requires_grad]
-        self.sgd = torch.optim.SGD(learned, lr=0.0025, momentum=0.9, weight_decay=5e-4)
+        self.sgd = sgd_of(self.cilmp, lr=0.0025)
 
     def logits(self, side: str, seconds: dict[str, float] | None = None) -> Tensor:
-        seconds, clock = {} if seconds is None else seconds, Clock(self.cilmp.clip.device)
+        seconds, clock = {} if seconds is None else seconds, Clock()
         image, rows, text = SIDES[side]
         f = image(self.cilmp, self.images)
         seconds["image"] = clock.look()
@@ -211,14 +193,14 @@ class Trainer:
 
     def step(self, side: str) -> dict[str, float]:
         """Seconds of each part of a step, and of all."""
-        seconds, all_of_it = {}, Clock(self.cilmp.clip.device)
+        seconds, whole_step = {}, Clock()
         loss = F.cross_entropy(self.logits(side, seconds), self.labels)
-        clock = Clock(self.cilmp.clip.device)
+        clock = Clock()
         self.sgd.zero_grad()
         loss.backward()
         seconds["backward"] = clock.look()
         self.sgd.step()
-        return seconds | {"step": all_of_it.look()}
+        return seconds | {"step": whole_step.look()}
 
 
 def needed(cilmp: CILMP, B: int) -> float:
@@ -264,7 +246,7 @@ def rate(cilmp: CILMP, B: int) -> float:
     b = torch.randn(w, 4 * w, device=clip.device, dtype=clip.dtype)
     times = 4 if clip.device.type == "cpu" else 200
     a @ b
-    clock = Clock(clip.device)
+    clock = Clock()
     for _ in range(times):
         a @ b
     return times * a.numel() * b.shape[1] / clock.look()
@@ -302,13 +284,12 @@ def time_steps(args: argparse.Namespace) -> dict:
         side: {part: statistics.median(s[part] for s in steps[1:]) for part in steps[0]}
         for side, steps in rounds.items()
     }
-    learned = sum(p.numel() for p in trainer.cilmp.parameters() if p.requires_grad)
     return {
         "medians": medians,
         "rate": statistics.median(rates[2:]),
         "needed": needed(trainer.cilmp, args.batch_size),
         "error": error,
-        "learned": learned,
+        "learned": n_learned(trainer.cilmp),
     }
 
 
@@ -355,7 +336,7 @@ def child(task: str, args: argparse.Namespace, **changes: object) -> dict:
     """Run a task in a process of its own."""
     given = vars(args) | changes | {"task": task}
     process = subprocess.run(
-        [sys.executable, __file__, "--child", json.dumps(given)],
+        [sys.executable, "-m", "tests.benchmarks.bench_cilmp", "--child", json.dumps(given)],
         env=os.environ | ALLOCATOR,
         stdout=subprocess.PIPE,
         check=True,
