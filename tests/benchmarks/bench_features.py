@@ -18,28 +18,9 @@ from PIL import Image
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.features import image_features
-from medvlp.data.files import sha256
+from medvlp.data.cards import load_card
+from medvlp.data.image_sets import Files, ImageSet
 from tests.benchmarks.timing import options, timed
-
-
-class Pictures(torch.utils.data.Dataset):
-    """Image files, in the shape that `image_features` takes."""
-
-    def __init__(self, paths, transform=None):
-        self.paths, self.transform = paths, transform
-        self.ids = [str(path) for path in paths]
-        self.labels = torch.zeros(len(paths), dtype=torch.long)
-        self.fingerprint = sha256(*self.ids)
-
-    def with_transform(self, transform):
-        return Pictures(self.paths, transform)
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, i):
-        image = Image.open(self.paths[i]).convert("RGB")
-        return (self.transform(image) if self.transform else image), 0
 
 
 def find_pictures(n: int, folder: Path) -> tuple[list[Path], str]:
@@ -61,7 +42,7 @@ def encode_bare(clip: Clip, images: torch.Tensor, batch_size: int) -> None:
         clip.model.encode_image(batch.to(clip.device)).cpu()
 
 
-def encode_cached(clip: Clip, pictures: Pictures, batch_size: int) -> None:
+def encode_cached(clip: Clip, pictures: ImageSet, batch_size: int) -> None:
     with tempfile.TemporaryDirectory() as cache:
         image_features(clip, pictures, cache_dir=cache, batch_size=batch_size, progress=False)
 
@@ -74,7 +55,8 @@ def main() -> None:
     clip.fingerprint  # noqa: B018  (computed once a process, not once a data set)
     with tempfile.TemporaryDirectory() as folder:
         paths, kind = find_pictures(args.images, Path(folder))
-        pictures = Pictures(paths)
+        ids, labels = list(map(str, paths)), torch.zeros(len(paths), dtype=torch.long)
+        pictures = ImageSet(load_card("pneumonia"), "test", ids, labels, ids, Files(paths))
         images = torch.stack([clip.preprocess(image) for image, _ in pictures])  # (N, 3, S, S)
         encode_bare(clip, images[: args.batch_size], args.batch_size)  # warm up
         sides = {
