@@ -16,22 +16,22 @@ from .knowledge.llm.representations import (
 )
 from .knowledge.symptoms.generate import generate_symptoms
 from .knowledge.symptoms.sets import SymptomSet
+from .methods.adapters.clip_adapter import CLIPAdapter
+from .methods.adapters.linear_probe import LinearProbe
+from .methods.adapters.text_probe import TextProbe
+from .methods.adapters.tip_adapter import TipAdapter
 from .methods.base import Method
-from .methods.biomedcoop import BiomedCoOp
 from .methods.cilmp import CILMP
-from .methods.clip_adapter import CLIPAdapter
-from .methods.cocoop import CoCoOp
-from .methods.coop import CoOp
-from .methods.ivlp import IVLP
-from .methods.kgcoop import KgCoOp
-from .methods.linear_probe import LinearProbe
-from .methods.maple import MaPLe
 from .methods.parameters import trainable_parameters
-from .methods.promptsrc import PromptSRC
-from .methods.text_probe import TextProbe
-from .methods.tip_adapter import TipAdapter
+from .methods.prompt_tuning.biomedcoop import BiomedCoOp
+from .methods.prompt_tuning.cocoop import CoCoOp
+from .methods.prompt_tuning.coop import CoOp
+from .methods.prompt_tuning.ivlp import IVLP
+from .methods.prompt_tuning.kgcoop import KgCoOp
+from .methods.prompt_tuning.maple import MaPLe
+from .methods.prompt_tuning.promptsrc import PromptSRC
+from .methods.prompt_tuning.vpt import VPT
 from .methods.vip import ViP
-from .methods.vpt import VPT
 from .methods.zero_shot import ZeroShot
 from .show.widgets.review import SymptomReview, review_table
 from .study.ablation.grid import Named

@@ -16,8 +16,8 @@ from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
 from medvlp.knowledge.llm.representations import Representations, shipped_representations
 from medvlp.methods.base import check_at_least
-from medvlp.methods.deep_prompts import PromptedTower, depth_in
 from medvlp.methods.interventions import ConditionalLoReFT, EditedRows, LoReFT
+from medvlp.methods.prompt_tuning.deep_prompts import PromptedTower, depth_in
 
 INTERVENTIONS = ("conditional", "unconditional", "none")
 

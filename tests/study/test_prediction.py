@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from medvlp.methods.base import Method
-from medvlp.methods.biomedcoop import BiomedCoOp
+from medvlp.methods.prompt_tuning.biomedcoop import BiomedCoOp
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.prediction import predict
 from tests.methods.small import SYMPTOMS, make_card

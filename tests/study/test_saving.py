@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import medvlp.study.saving as saving
 from medvlp.backbone.clip import load_clip
 from medvlp.data.cards import DataCard
-from medvlp.methods.linear_probe import LinearProbe
+from medvlp.methods.adapters.linear_probe import LinearProbe
 from medvlp.methods.parameters import own_tensors
 from medvlp.methods.registry import METHODS
 from medvlp.methods.vip import ViP

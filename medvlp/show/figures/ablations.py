@@ -252,7 +252,7 @@ def intervention_figure(runs: pd.DataFrame, metric: str = "accuracy") -> Figure:
 
     Example:
         >>> from medvlp.show import intervention_figure
-        >>> from medvlp.study.ablation.papers import shipped_study
+        >>> from medvlp import shipped_study
         >>> figure = intervention_figure(shipped_study("interventions").with_intervals("accuracy"))
         >>> figure.axes[0].get_title()
         'phantom-derm'

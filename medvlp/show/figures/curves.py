@@ -144,7 +144,7 @@ def name_rate_figure(runs: pd.DataFrame, bayes: float, chance: float) -> Figure:
 
     Example:
         >>> from medvlp.show import name_rate_figure
-        >>> from medvlp.study.ablation.papers import shipped_study
+        >>> from medvlp import shipped_study
         >>> figure = name_rate_figure(shipped_study("name_rate").runs, bayes=0.93, chance=0.5)
         >>> figure.axes[0].get_ylabel()
         'zero-shot accuracy'

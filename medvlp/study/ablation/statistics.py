@@ -80,7 +80,8 @@ def holm(p: Sequence[float]) -> np.ndarray:
     """P values corrected for their number by Holm's method; NaN stays, and is not counted.
 
     Example:
-        >>> holm([0.01, 0.04, 0.03]).round(2).tolist()
+        >>> import medvlp
+        >>> medvlp.holm([0.01, 0.04, 0.03]).round(2).tolist()
         [0.03, 0.06, 0.06]
     """
     p = np.asarray(p, dtype=float)

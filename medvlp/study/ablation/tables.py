@@ -47,8 +47,8 @@ def in_words(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
     """The table as text: values by `as_text`, the columns low and high as one, a named index as a column.
 
     Example:
-        >>> import pandas as pd
-        >>> in_words(pd.DataFrame({"mean": [0.5], "low": [0.41239], "high": [0.6]}))
+        >>> import medvlp, pandas as pd
+        >>> medvlp.in_words(pd.DataFrame({"mean": [0.5], "low": [0.41239], "high": [0.6]}))
             mean 95 % interval
         0  0.500  0.412 to 0.600
     """
@@ -113,8 +113,8 @@ def to_markdown(table: pd.DataFrame, digits: int = 3) -> str:
     """A Markdown table as GitHub and notebooks show it.
 
     Example:
-        >>> import pandas as pd
-        >>> print(to_markdown(pd.DataFrame({"method": ["ViP"], "mean": [0.5]})))
+        >>> import medvlp, pandas as pd
+        >>> print(medvlp.to_markdown(pd.DataFrame({"method": ["ViP"], "mean": [0.5]})))
         | method   | mean   |
         |:---------|:-------|
         | ViP      | 0.500  |

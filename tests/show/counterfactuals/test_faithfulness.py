@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from medvlp.data.datasets import load_dataset
 from medvlp.data.phantoms.worlds import DRAWINGS, get_world
-from medvlp.methods.coop import CoOp
+from medvlp.methods.prompt_tuning.coop import CoOp
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.show.counterfactuals.controls import SAME_SIGN, faithfulness_controls, gibberish, shuffled_claims

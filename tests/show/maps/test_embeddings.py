@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 
 from medvlp.backbone.features import image_features
+from medvlp.methods.adapters.clip_adapter import CLIPAdapter
+from medvlp.methods.adapters.linear_probe import LinearProbe
+from medvlp.methods.adapters.tip_adapter import TipAdapter
 from medvlp.methods.base import Method
 from medvlp.methods.cilmp import CILMP
-from medvlp.methods.clip_adapter import CLIPAdapter
-from medvlp.methods.cocoop import CoCoOp
-from medvlp.methods.coop import CoOp
-from medvlp.methods.ivlp import IVLP
-from medvlp.methods.linear_probe import LinearProbe
+from medvlp.methods.prompt_tuning.cocoop import CoCoOp
+from medvlp.methods.prompt_tuning.coop import CoOp
+from medvlp.methods.prompt_tuning.ivlp import IVLP
 from medvlp.methods.registry import METHODS
-from medvlp.methods.tip_adapter import TipAdapter
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.show.maps.embeddings import (

@@ -15,7 +15,7 @@ from medvlp.data.cards import ClassInfo
 from medvlp.data.datasets import load_dataset
 from medvlp.data.phantoms.worlds import get_world
 from medvlp.methods.cilmp import CILMP
-from medvlp.methods.coop import CoOp
+from medvlp.methods.prompt_tuning.coop import CoOp
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.show import InterventionExplorer, PhantomLab, SymptomExplorer, TrainingMonitor

@@ -6,7 +6,7 @@ import torch
 
 from medvlp.knowledge.llm.representations import Representations
 from medvlp.knowledge.symptoms.sets import SymptomSet
-from medvlp.methods.linear_probe import LinearProbe
+from medvlp.methods.adapters.linear_probe import LinearProbe
 from medvlp.methods.vip import ViP
 from medvlp.study.ablation.grid import Named, combinations, content, label, sort_keys
 from tests.methods.small import SYMPTOMS, make_card

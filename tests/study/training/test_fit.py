@@ -17,10 +17,10 @@ from accelerate.state import is_initialized
 from safetensors.torch import load_file
 from torch import nn
 
-from medvlp.methods.linear_probe import LinearProbe
+from medvlp.methods.adapters.linear_probe import LinearProbe
+from medvlp.methods.adapters.text_probe import TextProbe
+from medvlp.methods.adapters.tip_adapter import TipAdapter
 from medvlp.methods.parameters import own_tensors, trainable_parameters
-from medvlp.methods.text_probe import TextProbe
-from medvlp.methods.tip_adapter import TipAdapter
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.evaluation import evaluate, predict_logits

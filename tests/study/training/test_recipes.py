@@ -13,12 +13,12 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
+from medvlp.methods.adapters.linear_probe import LinearProbe
+from medvlp.methods.adapters.text_probe import TextProbe
+from medvlp.methods.adapters.tip_adapter import TipAdapter
 from medvlp.methods.base import Method
 from medvlp.methods.cilmp import CILMP
-from medvlp.methods.linear_probe import LinearProbe
 from medvlp.methods.parameters import own_tensors
-from medvlp.methods.text_probe import TextProbe
-from medvlp.methods.tip_adapter import TipAdapter
 from medvlp.methods.vip import ViP
 from medvlp.study.evaluation import evaluate
 from medvlp.study.training.batches import epoch_order

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
-from medvlp.methods.tip_adapter import TipAdapter
+from medvlp.methods.adapters.tip_adapter import TipAdapter
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.training.config import TrainConfig, recipe
 from medvlp.study.training.fit import fit

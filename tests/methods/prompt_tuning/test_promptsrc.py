@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip
-from medvlp.methods.ivlp import IVLP
 from medvlp.methods.parameters import own_tensors
-from medvlp.methods.promptsrc import PromptSRC
+from medvlp.methods.prompt_tuning.ivlp import IVLP
+from medvlp.methods.prompt_tuning.promptsrc import PromptSRC
 from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit

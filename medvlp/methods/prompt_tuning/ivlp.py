@@ -9,8 +9,8 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import image_blocks, image_width, text_blocks
 from medvlp.backbone.prompts.slots import FIRST_CTX
 from medvlp.data.cards import DataCard
-from medvlp.methods.context import TRAINER
-from medvlp.methods.deep_prompts import DEPTH, ClassTexts, PromptedTower, depth_in, drawn
+from medvlp.methods.prompt_tuning.context import TRAINER
+from medvlp.methods.prompt_tuning.deep_prompts import DEPTH, ClassTexts, PromptedTower, depth_in, drawn
 
 
 class IVLP(PromptedTower):

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
-from medvlp.methods.context import TRAINER, ContextPrompts
+from medvlp.methods.prompt_tuning.context import TRAINER, ContextPrompts
 
 
 class CoOp(ContextPrompts):

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from medvlp.backbone.clip import load_clip
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import load_dataset
-from medvlp.methods.biomedcoop import BiomedCoOp
-from medvlp.methods.cocoop import CoCoOp
-from medvlp.methods.context import ContextPrompts
-from medvlp.methods.coop import CoOp
-from medvlp.methods.kgcoop import KgCoOp
+from medvlp.methods.prompt_tuning.biomedcoop import BiomedCoOp
+from medvlp.methods.prompt_tuning.cocoop import CoCoOp
+from medvlp.methods.prompt_tuning.context import ContextPrompts
+from medvlp.methods.prompt_tuning.coop import CoOp
+from medvlp.methods.prompt_tuning.kgcoop import KgCoOp
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.evaluation import evaluate, predict_logits
 from medvlp.study.training.config import TrainConfig, recipe

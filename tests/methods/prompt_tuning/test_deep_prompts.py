@@ -11,12 +11,12 @@ from torch import nn
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.datasets import load_dataset
 from medvlp.data.image_sets import ImageSet
-from medvlp.methods.deep_prompts import ClassTexts
-from medvlp.methods.ivlp import IVLP
-from medvlp.methods.maple import MaPLe
 from medvlp.methods.parameters import trainable_parameters
-from medvlp.methods.promptsrc import PromptSRC
-from medvlp.methods.vpt import VPT
+from medvlp.methods.prompt_tuning.deep_prompts import ClassTexts
+from medvlp.methods.prompt_tuning.ivlp import IVLP
+from medvlp.methods.prompt_tuning.maple import MaPLe
+from medvlp.methods.prompt_tuning.promptsrc import PromptSRC
+from medvlp.methods.prompt_tuning.vpt import VPT
 from medvlp.study.evaluation import predict_logits
 from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import recipe

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip, load_clip
-from medvlp.methods.cocoop import CoCoOp
-from medvlp.methods.coop import CoOp
+from medvlp.methods.prompt_tuning.cocoop import CoCoOp
+from medvlp.methods.prompt_tuning.coop import CoOp
 from tests.backbone import small_clips
 from tests.methods import coop_oracle
 from tests.methods.small import make_card

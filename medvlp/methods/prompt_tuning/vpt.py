@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import image_blocks, image_width
 from medvlp.data.cards import DataCard
-from medvlp.methods.context import TRAINER
-from medvlp.methods.deep_prompts import PromptedTower, depth_in, drawn
+from medvlp.methods.prompt_tuning.context import TRAINER
+from medvlp.methods.prompt_tuning.deep_prompts import PromptedTower, depth_in, drawn
 from medvlp.methods.zero_shot import template_features
 
 

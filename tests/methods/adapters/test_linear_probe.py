@@ -8,7 +8,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from medvlp.backbone.features import image_features
-from medvlp.methods.linear_probe import C_GRID, LinearProbe
+from medvlp.methods.adapters.linear_probe import C_GRID, LinearProbe
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 from tests.methods.small import make_card, make_set

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medvlp.backbone.clip import Clip
-from medvlp.methods.vpt import VPT
+from medvlp.methods.prompt_tuning.vpt import VPT
 from medvlp.methods.zero_shot import ZeroShot
 from tests.methods import deep_oracle
 from tests.methods.small import make_card

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
-from medvlp.methods.text_probe import TextProbe
+from medvlp.methods.adapters.text_probe import TextProbe
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.training.config import TrainConfig, recipe
 from medvlp.study.training.fit import fit

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medvlp.methods.ivlp import IVLP
+from medvlp.methods.prompt_tuning.ivlp import IVLP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit

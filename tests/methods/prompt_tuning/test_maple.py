@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from medvlp.backbone.clip import load_clip
-from medvlp.methods.ivlp import IVLP
-from medvlp.methods.maple import MaPLe
+from medvlp.methods.prompt_tuning.ivlp import IVLP
+from medvlp.methods.prompt_tuning.maple import MaPLe
 from tests.backbone import small_clips
 from tests.methods import deep_oracle
 from tests.methods.small import make_card

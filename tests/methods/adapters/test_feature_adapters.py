@@ -9,11 +9,11 @@ from torch import nn
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.datasets import load_dataset
-from medvlp.methods.clip_adapter import CLIPAdapter
-from medvlp.methods.linear_probe import LinearProbe
+from medvlp.methods.adapters.clip_adapter import CLIPAdapter
+from medvlp.methods.adapters.linear_probe import LinearProbe
+from medvlp.methods.adapters.text_probe import TextProbe
+from medvlp.methods.adapters.tip_adapter import TipAdapter
 from medvlp.methods.parameters import own_tensors, trainable_parameters
-from medvlp.methods.text_probe import TextProbe
-from medvlp.methods.tip_adapter import TipAdapter
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.evaluation import predict_logits
 from medvlp.study.saving import load, save

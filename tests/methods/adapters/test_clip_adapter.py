@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
-from medvlp.methods.clip_adapter import CLIPAdapter
+from medvlp.methods.adapters.clip_adapter import CLIPAdapter
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.training.config import TrainConfig, recipe
 from medvlp.study.training.fit import fit

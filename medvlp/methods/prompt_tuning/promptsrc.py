@@ -10,7 +10,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.slots import FIRST_CTX, in_templates
 from medvlp.data.cards import DataCard
 from medvlp.methods.base import check_at_least
-from medvlp.methods.ivlp import IVLP
+from medvlp.methods.prompt_tuning.ivlp import IVLP
 
 
 class PromptSRC(IVLP):

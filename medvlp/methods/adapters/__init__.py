@@ -1,0 +1,1 @@
+"""Methods on frozen image features: probes, caches and small networks."""
