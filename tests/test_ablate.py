@@ -17,6 +17,12 @@ def medvlp(*arguments) -> int:
     return stop.value.code
 
 
+def ablate(name, store, *more, num_shots=(1,)) -> int:
+    """Run an ablation with one epoch; its exit status."""
+    few = ["--num-shots", *num_shots, "-c", "epochs=1"]
+    return medvlp("ablate", name, *few, "--store", store, *more)
+
+
 def test_an_option_may_have_several_values_and_settings_are_yaml():
     words = ["ablate", "--seeds", "-1", "2", "--cards", "a", "x", "-c", "lr=1"]
     expected = ["ablate", "--seeds", "-1", "--seeds", "2", "--cards", "a", "--cards", "x", "-c", "lr=1"]
@@ -71,50 +77,46 @@ def test_wrong_arguments_end_with_a_sentence_before_any_run(arguments, message, 
 )
 def test_a_place_that_cannot_be_written_is_named_before_any_run(option, place, message, capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    command = ["ablate", "vip_parts", "--num-shots", "1", "--seeds", "1", "-c", "epochs=1"]
-    assert medvlp(*command, "--store", tmp_path / "runs", option, tmp_path / place) == 2
+    assert ablate("vip_parts", tmp_path / "runs", "--seeds", 1, option, tmp_path / place) == 2
     assert message.format(tmp_path) in capsys.readouterr().err
     assert not list((tmp_path / "runs").glob("*.json"))
 
 
-def test_one_command_runs_and_shows_and_the_next_runs_nothing(tmp_path, capsys, monkeypatch):
-    command = ["ablate", "vip_aggregation", "--num-shots", "1", "--seeds", "1", "2", "-c", "epochs=1"]
-    command += ["-c", "views=0", "-c", "lr=1e-3", "--store", str(tmp_path / "runs")]
-    assert medvlp(*command) == 0
+def test_one_command_runs_and_shows_and_the_next_runs_nothing(tmp_path, capsys):
+    command = ["vip_aggregation", tmp_path / "runs", "--seeds", 1, 2, "-c", "views=0", "-c", "lr=1e-3"]
+    assert ablate(*command) == 0
     first = capsys.readouterr().out
     assert "Does a learned merge" in first and "6 runs" in first and "p Holm" in first
     records = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
     assert len(records) == 6
-    assert medvlp(*command) == 0
+    assert ablate(*command) == 0
     assert capsys.readouterr().out == first
     assert records == {path: path.stat().st_mtime_ns for path in records}
 
 
 def test_a_tuned_ablation_is_shown_written_and_exported_with_the_chosen_runs(tmp_path, capsys):
-    command = ["ablate", "few_shot", "--num-shots", "1", "2", "--seeds", "1", "2", "-c", "epochs=1"]
-    command += ["--store", str(tmp_path / "runs"), "--out", str(tmp_path / "table.csv")]
-    assert medvlp(*command, "--export", tmp_path / "chosen") == 0
+    where = ["--out", tmp_path / "table.csv", "--export", tmp_path / "chosen"]
+    assert ablate("few_shot", tmp_path / "runs", "--seeds", 1, 2, *where, num_shots=(1, 2)) == 0
     shown, table = capsys.readouterr().out, pd.read_csv(tmp_path / "table.csv")
     methods = ["ZeroShot", "Linear probe", "Tip-Adapter-F", "CLIP-Adapter", "CoOp", "ViP"]
     assert list(dict.fromkeys(table["method"])) == methods and set(table["num_shots"]) == {1, 2}
     assert (table["seeds"] == 2).all()
     for shots, part in table.groupby("num_shots"):
         assert f"shots {shots}: mean" in shown and to_markdown(wide(part, "method", "data")) in shown
-    made, chosen = Study(tmp_path / "runs"), Study(tmp_path / "chosen")
-    assert len(made) == 2 * (2 + 4 * 3 + 6) and len(chosen) == 24  # rates are tried with the first seed
-    coop = made.runs[made.runs["method"].eq("CoOp") & made.runs["num_shots"].eq(2)]
+    study, chosen = Study(tmp_path / "runs"), Study(tmp_path / "chosen")
+    assert len(study) == 2 * (2 + 4 * 3 + 6) and len(chosen) == 24  # rates are tried with the first seed
+    coop = study.runs[study.runs["method"].eq("CoOp") & study.runs["num_shots"].eq(2)]
     first = coop[coop["seed"] == 1]
     kept = set(chosen.runs["run"]) & set(coop["run"])
     best = first.loc[first["val loss"].idxmin(), "lr"]
     assert set(coop.loc[coop["run"].isin(kept), "lr"]) == {best} and len(kept) == 2
-    found = chosen.summary(by=["method", "num_shots"])
-    found = table[["method", "num_shots"]].merge(found)[[c for c in table.columns if c != "data"]]
-    pd.testing.assert_frame_equal(found, table.drop(columns="data"), check_dtype=False, atol=1e-6)
+    table = table.drop(columns="data")
+    again = table[["method", "num_shots"]].merge(chosen.summary(by=["method", "num_shots"]))[table.columns]
+    pd.testing.assert_frame_equal(again, table, check_dtype=False, atol=1e-6)
 
 
 def test_a_rate_that_is_given_is_not_chosen(tmp_path):
-    command = ["ablate", "few_shot", "--num-shots", "1", "--seeds", "1", "-c", "epochs=1", "-c", "lr=0.01"]
-    assert medvlp(*command, "--store", tmp_path / "runs") == 0
-    made = Study(tmp_path / "runs")
-    assert len(made) == 6
-    assert {record["inputs"]["config"]["lr"] for record in map(made.store.read, made.runs["run"])} == {0.01}
+    assert ablate("few_shot", tmp_path / "runs", "--seeds", 1, "-c", "lr=0.01") == 0
+    study = Study(tmp_path / "runs")
+    assert len(study) == 6
+    assert {record["inputs"]["config"]["lr"] for record in map(study.store.read, study.runs["run"])} == {0.01}

@@ -37,12 +37,8 @@ def test_names_a_maker_that_exists_and_draws_it(figure):
 
 
 def test_every_figure_that_a_notebook_saves_is_here_and_no_two_save_the_same():
-    saved = [
-        (name, path.name)
-        for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-        for name in saved_by(path)
-    ]
-    names = [name for name, _ in saved]
+    notebooks = (ROOT / "notebooks").glob("[0-9]*.ipynb")
+    names = [name for path in notebooks for name in saved_by(path)]
     assert len(names) == len(set(names)) > 0
     assert set(names) <= {figure.stem for figure in FIGURES}
 
@@ -53,14 +49,3 @@ def test_the_list_of_figures_has_each_once_with_its_maker():
     for name, file, notebook, command in rows:
         assert file == f"{name}.png"
         assert source(ROOT / "figures" / file) == (notebook or command)
-
-
-@pytest.mark.parametrize("page", ["README.md", "figures/README.md", "CONTRIBUTING.md"])
-def test_pictures_and_links_of_a_page_exist(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    targets = [
-        t for t in re.findall(r"\]\(([^)#\s]+)", text) if not t.startswith(("http:", "https:", "mailto:"))
-    ]
-    assert targets or page == "CONTRIBUTING.md"
-    missing = [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()]
-    assert not missing

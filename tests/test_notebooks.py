@@ -5,10 +5,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from tour import find_notebooks, run_notebook
+from tour import run_notebook
 
-FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-NOTEBOOKS = find_notebooks(FOLDER) if list(FOLDER.glob("[0-9]*.ipynb")) else []
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+PAGES = ("README.md", "figures/README.md", "CONTRIBUTING.md", "notebooks/glossary.md")
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w.:/])/(?:home|root|work|tmp|Users|mnt|opt|usr|private|content)/|\b[A-Z]:\\\\?\w"
 )
@@ -28,14 +29,11 @@ def code_lines(cell) -> list[str]:
     return [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 
-def output_text(cell) -> str:
-    texts = []
-    for output in cell.outputs:
-        texts.append(output.get("text", ""))
-        texts += [
-            str(value) for mime, value in output.get("data", {}).items() if not mime.startswith("image/")
-        ]
-    return "\n".join(texts)
+def texts(cell) -> list[str]:
+    """Its source and its outputs, without pictures."""
+    printed = [output.get("text", "") for output in cell.outputs]
+    data = [item for output in cell.outputs for item in output.get("data", {}).items()]
+    return [cell.source, *printed, *(str(value) for mime, value in data if not mime.startswith("image/"))]
 
 
 @each_notebook
@@ -46,11 +44,8 @@ def test_is_a_valid_notebook_with_a_title_and_the_usual_sections(path):
     found = headings(path)
     assert "What you will learn" in found and "Cost" in found
     assert found.index("Cost") < 4, "what it teaches and what it costs belong at the start"
-    assert [heading for heading in found if heading in ("Summary", "Exercises", "References")] == [
-        "Summary",
-        "Exercises",
-        "References",
-    ]
+    last = ["Summary", "Exercises", "References"]
+    assert [heading for heading in found if heading in last] == last
     assert found[-1] == "References"
 
 
@@ -74,7 +69,7 @@ def test_was_committed_executed_from_top_to_bottom_without_errors_or_warnings(pa
 @each_notebook
 def test_names_no_absolute_path_and_is_small(path):
     for cell in cells(path, "code"):
-        for text in (cell.source, output_text(cell)):
+        for text in texts(cell):
             assert not ABSOLUTE_PATH.search(text), ABSOLUTE_PATH.search(text)
     size = path.stat().st_size
     assert size <= 300_000, f"{size:,} bytes: draw fewer or smaller figures"
@@ -101,10 +96,18 @@ def links(path: Path) -> list[str]:
     return [link.split("#")[0] for link in found if not re.match(r"[a-z]+:|#", link)]
 
 
-@pytest.mark.parametrize("path", [*NOTEBOOKS, FOLDER / "glossary.md"], ids=lambda path: path.stem)
-def test_links_to_files_that_exist(path):
+PAGES = [
+    ROOT / name for name in ("README.md", "figures/README.md", "CONTRIBUTING.md", "notebooks/glossary.md")
+]
+
+
+@pytest.mark.parametrize(
+    "path", [*NOTEBOOKS, *map(ROOT.joinpath, PAGES)], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_pictures_and_links_exist(path):
     missing = [link for link in links(path) if not (path.parent / link).exists()]
     assert not missing, missing
+    assert links(path) or path.name == "CONTRIBUTING.md"
 
 
 @each_notebook

@@ -31,16 +31,9 @@ def test_the_table_has_every_method_on_every_card_with_three_seeds():
 
 def test_each_mean_lies_in_its_interval_and_learning_helps():
     assert (TABLE["images low"] <= TABLE["mean"]).all() and (TABLE["mean"] <= TABLE["images high"]).all()
-    means = TABLE.pivot(index="method", columns=["data", "num_shots"], values="mean")
     chance = {"phantom-derm": 0.5, "phantom-cxr": 0.5, "phantom-fundus": 0.2, "pneumonia": 0.5}
     for card, level in chance.items():
-        learned = TABLE[
-            (TABLE["data"] == card) & (TABLE["num_shots"] == "all") & TABLE["method"].isin(TRAINED)
-        ]
-        assert (learned["images low"] > level).mean() > 0.8, f"methods at chance on {card}"
-    assert (
-        means.loc["Linear probe"]
-        .xs("all", level="num_shots")
-        .gt(means.loc["ZeroShot, classnames"].xs("all", level="num_shots"))
-        .all()
-    )
+        part = TABLE[(TABLE["data"] == card) & (TABLE["num_shots"] == "all")].set_index("method")
+        learned = part.loc[part.index.isin(TRAINED), "images low"]
+        assert (learned > level).mean() > 0.8, f"methods at chance on {card}"
+        assert part.loc["Linear probe", "mean"] > part.loc["ZeroShot, classnames", "mean"]

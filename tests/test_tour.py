@@ -31,17 +31,13 @@ def code(source, *tags):
 
 @pytest.fixture
 def folder(tmp_path):
-    write(
-        tmp_path / "notebooks" / "03_count.ipynb",
+    cells = [
         code("n = 2\ncolour = 'red'", "parameters"),
         code(NOISE),
         code("import pathlib\npathlib.Path('../figures/n.txt').write_text(str(n));"),
-        code(
-            "import pandas as pd\npd.DataFrame({'value': [n * 21]}, index=pd.Index([colour], name='metric'))",
-            "results",
-        ),
-    )
-    return tmp_path / "notebooks"
+        code("import pandas as pd\npd.DataFrame({'value': [n * 21]}, index=[colour])", "results"),
+    ]
+    return write(tmp_path / "notebooks" / "03_count.ipynb", *cells).parent
 
 
 def test_tour_writes_tidy_notebooks_and_prints_their_results(folder, capsys):
@@ -59,12 +55,9 @@ def test_tour_writes_tidy_notebooks_and_prints_their_results(folder, capsys):
     printed = capsys.readouterr().out
     assert "03 Counting" in printed and "42" in printed and "make lab" in printed
 
-
-def test_second_tour_changes_no_byte(folder):
-    tour("--folder", folder)
     first = (folder / "03_count.ipynb").read_bytes()
-    tour("--folder", folder)
-    assert (folder / "03_count.ipynb").read_bytes() == first
+    assert tour("--folder", folder) == 0
+    assert (folder / "03_count.ipynb").read_bytes() == first, "a second tour changes no byte"
 
 
 def test_parameters_and_out_leave_the_original_alone(folder, tmp_path):
@@ -108,9 +101,8 @@ assert int(os.environ["OMP_NUM_THREADS"]) == max(os.cpu_count() // 2, 1)
 
 def test_two_notebooks_run_at_a_time_each_with_its_share_of_the_cores(folder, capsys):
     for name, mine, other in (("05_meet", "a", "b"), ("06_meet", "b", "a")):
-        write(
-            folder / f"{name}.ipynb", code("n = 1", "parameters"), code(MEET.format(mine=mine, other=other))
-        )
+        meet = code(MEET.format(mine=mine, other=other))
+        write(folder / f"{name}.ipynb", code("n = 1", "parameters"), meet)
 
     assert tour("--folder", folder, "--only", "05", "06") == 0
 

@@ -1,6 +1,6 @@
 """A grid of 100 runs on cached features, against its training steps alone.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_ablation.py
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_ablation
 
 The grid is ViP on a phantom card: 5 learning rates, 2 numbers of context vectors, 10 seeds; --runs says
 how many of these 100 are made, in tens. One side is `run_ablation` in this process as a user calls it,
@@ -12,13 +12,10 @@ the sums of both sides. With few shots an epoch has few steps, and its validatio
 """
 
 import tempfile
-import time
 from itertools import product
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from parts import options
 
 from medvlp.backbone.clip import load_clip
 from medvlp.backbone.features import image_features
@@ -26,35 +23,30 @@ from medvlp.methods.vip import ViP
 from medvlp.study.ablation.sources import ALL, load_parts
 from medvlp.study.ablation.study import run_ablation
 from medvlp.study.training.config import TrainConfig
+from tests.benchmarks.timing import Clock, learn, options, sgd_of
 
 LRS, CONTEXTS, SEEDS = (0.0005, 0.001, 0.002, 0.004, 0.008), (2, 4), range(1, 11)
 
 
 def steps_alone(vip: ViP, features: torch.Tensor, labels: torch.Tensor, config: TrainConfig) -> float:
     """Seconds of a run's steps: features (N, D), labels (N,)."""
-    learned = [p for p in vip.parameters() if p.requires_grad]
-    sgd = torch.optim.SGD(learned, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    vip.train()
-    start = time.perf_counter()
+    sgd, clock = sgd_of(vip.train(), config.lr), Clock()
     for _ in range(config.epochs):
         order, full = torch.randperm(len(labels)), len(labels) // config.batch_size * config.batch_size
         for rows in order[: full or None].split(config.batch_size):
-            loss = F.cross_entropy(vip.logits_from_features(features[rows]), labels[rows])
-            sgd.zero_grad()
-            loss.backward()
-            sgd.step()
-    return time.perf_counter() - start
+            learn(sgd, vip.logits_from_features(features[rows]), labels[rows])
+    return clock.look()
 
 
 def main() -> None:
     args = options(__doc__, card="phantom-derm", clip="tiny", epochs=2, num_shots=ALL, runs=100).parse_args()
 
     clip, parts = load_clip(args.clip, device="cpu"), load_parts(args.card, None)
-    num_shots = args.num_shots if args.num_shots == ALL else int(args.num_shots)
+    num_shots = ALL if args.num_shots == ALL else int(args.num_shots)
     config = {"epochs": args.epochs}
     with tempfile.TemporaryDirectory() as folder:
         cache, store = Path(folder) / "cache", Path(folder) / "store"
-        start, features, labels = time.perf_counter(), {}, {}
+        clock, features, labels = Clock(), {}, {}
         for seed in SEEDS if num_shots != ALL else SEEDS[:1]:
             train, val = parts.cut(num_shots, seed)
             for view in range(TrainConfig.views):
@@ -62,16 +54,15 @@ def main() -> None:
             labels[seed] = train.labels  # (N,)
             image_features(clip, val, cache_dir=cache)
         image_features(clip, parts.data.test, cache_dir=cache)
-        print(f"image features: {time.perf_counter() - start:.1f} s, once")
+        print(f"image features: {clock.look():.1f} s, once")
 
         whole = steps = 0.0
         for i, (lr, n_ctx) in enumerate(product(LRS, CONTEXTS), start=1):
             for seed in SEEDS:
                 vip = ViP(clip, parts.data.card, n_ctx=n_ctx, seed=seed)
-                own = seed if seed in features else SEEDS[0]
-                recipe = TrainConfig(lr=lr, **config)
-                steps += steps_alone(vip, features[own], labels[own], recipe)
-            start = time.perf_counter()
+                cut, recipe = seed if seed in features else SEEDS[0], TrainConfig(lr=lr, **config)
+                steps += steps_alone(vip, features[cut], labels[cut], recipe)
+            clock.look()
             study = run_ablation(
                 {"method": "ViP", "num_shots": num_shots, "lr": lr, "n_ctx": n_ctx, "seed": SEEDS},
                 store=store,
@@ -81,7 +72,7 @@ def main() -> None:
                 cache_dir=cache,
                 progress=False,
             )
-            whole += time.perf_counter() - start
+            whole += clock.look()
             if len(study.failures()):
                 raise SystemExit(study.failures()["traceback"][0])
             print(f"{10 * i} runs: whole {whole:.1f} s, steps {steps:.1f} s", flush=True)

@@ -1,6 +1,6 @@
 """A training step of CILMP against the same function done plainly.
 
-    python tests/benchmarks/bench_cilmp.py            # about eight minutes
+    python -m tests.benchmarks.bench_cilmp            # about eight minutes
 
 Both train the same parameters of one `CILMP` on the same images with the same dropout masks: ViT-B/16 with
 random weights, 7 classes with representations of 37 to 43 rows, 4096 wide, forward, backward and SGD.
@@ -24,25 +24,26 @@ computed, and not those that it waited for others.
 import argparse
 import ctypes
 import itertools
-import json
 import logging
 import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import torch
 import torch.nn.functional as F
-from parts import options
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.cards import DataCard
 from medvlp.methods.cilmp import CILMP
+from tests.benchmarks.timing import Clock, n_learned, options, sgd_of
 
 ALLOCATOR = {  # glibc: keep freed memory, as other allocators do
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
@@ -84,7 +85,7 @@ def plain_image(cilmp: CILMP, images: Tensor) -> Tensor:
 
 def row_by_row(cilmp: CILMP, f: Tensor) -> list[list[Tensor]]:
     """Of each block and class the rows (B, L_c, w)."""
-    found = []
+    of_block = []
     for site in cilmp.sites:
         masks = [site.dropout_prefix(cilmp.h_first, len(f)), site.dropout_suffix(cilmp.h_last, len(f))]
         of_class = []
@@ -102,21 +103,21 @@ def row_by_row(cilmp: CILMP, f: Tensor) -> list[list[Tensor]]:
                 rows = torch.cat([torch.stack(edited[:P]), middle, torch.stack(edited[P:])])  # (L_c, d)
                 of_image.append(rows @ site.A.T @ site.B.T)
             of_class.append(torch.stack(of_image))
-        found.append(of_class)
-    return found
+        of_block.append(of_class)
+    return of_block
 
 
 def all_rows_at_once(cilmp: CILMP, f: Tensor) -> list[list[Tensor]]:
     """Of each block and class the rows (B, L_c, w)."""
-    found = []
+    of_block = []
     for site in cilmp.sites:
         first = site.prefix(cilmp.h_first, f) * site.dropout_prefix(cilmp.h_first, len(f))  # (B, n_cls, P, d)
         last = site.suffix(cilmp.h_last, f) * site.dropout_suffix(cilmp.h_last, len(f))
         first, middle, last = (h @ site.A.T @ site.B.T for h in (first, cilmp.h_middle, last))
         middles = middle.split(cilmp.walk.middle_counts)
         classes = zip(first.unbind(1), middles, last.unbind(1), strict=True)
-        found.append([torch.cat([a, m.expand(len(f), -1, -1), b], dim=1) for a, m, b in classes])
-    return found
+        of_block.append([torch.cat([a, m.expand(len(f), -1, -1), b], dim=1) for a, m, b in classes])
+    return of_block
 
 
 def all_texts_at_once(cilmp: CILMP, rows: list[list[Tensor]], classes: Sequence[int] | None = None) -> Tensor:
@@ -145,12 +146,11 @@ def all_texts_at_once(cilmp: CILMP, rows: list[list[Tensor]], classes: Sequence[
 
 def text_by_text(cilmp: CILMP, rows: list[list[Tensor]]) -> Tensor:
     """t (B, n_cls, D), with all tokens of the tower."""
-    found = []
-    for b in range(len(rows[0][0])):
-        for c in range(len(NAMES)):
-            one = [[of_class[c][b : b + 1]] for of_class in rows]  # (1, L_c, w) for each block
-            found.append(all_texts_at_once(cilmp, one, [c])[0, 0])
-    return torch.stack(found).unflatten(0, (-1, len(NAMES)))
+    t = []
+    for b, c in itertools.product(range(len(rows[0][0])), range(len(NAMES))):
+        one = [[of_class[c][b : b + 1]] for of_class in rows]  # (1, L_c, w) for each block
+        t.append(all_texts_at_once(cilmp, one, [c])[0, 0])
+    return torch.stack(t).unflatten(0, (-1, len(NAMES)))
 
 
 def our_text(cilmp: CILMP, vectors: list) -> Tensor:
@@ -168,38 +168,20 @@ SIDES: dict[str, Parts] = {
 }
 
 
-class Clock:
-    """Seconds since the last look, once all that was launched is done."""
-
-    now = time.perf_counter
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.last = device, 0.0
-        self.look()
-
-    def look(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = Clock.now()
-        past, self.last = now - self.last, now
-        return past
-
-
 class Trainer:
     """Steps of either side on the same method and images."""
 
-    def __init__(self, args: argparse.Namespace, d: int) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         clip = load_clip(args.clip, device=args.device, precision=args.precision)
-        self.cilmp = build(clip, d)
+        self.cilmp = build(clip, args.d)
         random = torch.Generator().manual_seed(0)
         size = (args.batch_size, 3, clip.image_size, clip.image_size)
         self.images = torch.randn(size, generator=random).to(clip.device, clip.dtype)
         self.labels = (torch.arange(args.batch_size) % len(NAMES)).to(clip.device)
-        learned = [p for p in self.cilmp.parameters() if p.requires_grad]
-        self.sgd = torch.optim.SGD(learned, lr=0.0025, momentum=0.9, weight_decay=5e-4)
+        self.sgd = sgd_of(self.cilmp, lr=0.0025)
 
     def logits(self, side: str, seconds: dict[str, float] | None = None) -> Tensor:
-        seconds, clock = {} if seconds is None else seconds, Clock(self.cilmp.clip.device)
+        seconds, clock = {} if seconds is None else seconds, Clock()
         image, rows, text = SIDES[side]
         f = image(self.cilmp, self.images)
         seconds["image"] = clock.look()
@@ -211,14 +193,14 @@ class Trainer:
 
     def step(self, side: str) -> dict[str, float]:
         """Seconds of each part of a step, and of all."""
-        seconds, all_of_it = {}, Clock(self.cilmp.clip.device)
+        seconds, whole_step = {}, Clock()
         loss = F.cross_entropy(self.logits(side, seconds), self.labels)
-        clock = Clock(self.cilmp.clip.device)
+        clock = Clock()
         self.sgd.zero_grad()
         loss.backward()
         seconds["backward"] = clock.look()
         self.sgd.step()
-        return seconds | {"step": all_of_it.look()}
+        return seconds | {"step": whole_step.look()}
 
 
 def needed(cilmp: CILMP, B: int) -> float:
@@ -264,7 +246,7 @@ def rate(cilmp: CILMP, B: int) -> float:
     b = torch.randn(w, 4 * w, device=clip.device, dtype=clip.dtype)
     times = 4 if clip.device.type == "cpu" else 200
     a @ b
-    clock = Clock(clip.device)
+    clock = Clock()
     for _ in range(times):
         a @ b
     return times * a.numel() * b.shape[1] / clock.look()
@@ -278,14 +260,14 @@ def resident() -> int:
 
 def time_steps(args: argparse.Namespace) -> dict:
     """Medians over the rounds, in seconds, and the machine's rate."""
-    trainer = Trainer(args, args.d)
+    trainer = Trainer(args)
     sides = [side for side in SIDES if side != "plain" or not args.skip_plain]
     with torch.no_grad():
-        found = {}
+        logits = {}
         for side in sides:
             torch.manual_seed(0)  # the same masks
-            found[side] = trainer.logits(side)
-    error = max((found[side] - found["ours"]).abs().max().item() for side in sides)
+            logits[side] = trainer.logits(side)
+    error = max((logits[side] - logits["ours"]).abs().max().item() for side in sides)
     if error > (1e-3 if args.precision == "fp32" else 1.0):
         raise SystemExit(f"the sides do not compute the same logits: {error} apart")
     rounds: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
@@ -302,69 +284,64 @@ def time_steps(args: argparse.Namespace) -> dict:
         side: {part: statistics.median(s[part] for s in steps[1:]) for part in steps[0]}
         for side, steps in rounds.items()
     }
-    learned = sum(p.numel() for p in trainer.cilmp.parameters() if p.requires_grad)
     return {
         "medians": medians,
         "rate": statistics.median(rates[2:]),
         "needed": needed(trainer.cilmp, args.batch_size),
         "error": error,
-        "learned": learned,
+        "learned": n_learned(trainer.cilmp),
     }
 
 
-def peak_memory(args: argparse.Namespace) -> dict:
+def peak_memory(args: argparse.Namespace, side: str) -> dict:
     """Bytes that the libraries hold, before the first step, and the most during two."""
     cuda = args.device.startswith("cuda")
     libraries = 0 if cuda else resident()
-    trainer = Trainer(args, args.d)
+    trainer = Trainer(args)
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
     before = torch.cuda.memory_allocated() if cuda else resident()
     for _ in range(2):
-        trainer.step(args.side)
-    ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = torch.cuda.max_memory_allocated() if cuda else ours
+        trainer.step(side)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if cuda else most
     return {"libraries": libraries, "before": before, "peak": peak}
 
 
 def saved_bytes(args: argparse.Namespace) -> dict:
     """MiB that the interventions keep for the backward pass, beside parameters and representations."""
-    clip, found = load_clip(args.clip, device=args.device, precision=args.precision), {}
-    for d in WIDTHS:
-        cilmp = build(clip, d)
-        own = {t.untyped_storage().data_ptr() for t in (*cilmp.parameters(), *cilmp.buffers())}
-        for side, B in itertools.product(("ours", "vectorised"), (8, 32)):
-            kept: dict[int, Tensor] = {}
+    clip, sizes = load_clip(args.clip, device=args.device, precision=args.precision), defaultdict(list)
+    for d, side, B in itertools.product(WIDTHS, ("ours", "vectorised"), (8, 32)):
+        cilmp, kept = build(clip, d), {}
 
-            def keep(tensor: Tensor, kept: dict = kept, own: set = own) -> Tensor:
-                if tensor.untyped_storage().data_ptr() not in own:
-                    kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address comes twice
-                return tensor
+        def keep(tensor: Tensor, kept: dict[int, Tensor] = kept) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address comes twice
+            return tensor
 
-            f = torch.randn(B, clip.embed_dim, device=clip.device, requires_grad=True)
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                _, rows, _ = SIDES[side]
-                result = rows(cilmp, f)
-            size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-            found.setdefault(f"{side}, batch {B}", []).append(size / 2**20)
-            del result
-    return found
+        f = torch.randn(B, clip.embed_dim, device=clip.device, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            _rows = SIDES[side][1](cilmp, f)
+        for tensor in (*cilmp.parameters(), *cilmp.buffers()):
+            kept.pop(tensor.untyped_storage().data_ptr(), None)
+        size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        sizes[f"{side}, batch {B}"].append(size / 2**20)
+    return dict(sizes)
 
 
-def child(task: str, args: argparse.Namespace, **changes: object) -> dict:
-    """Run a task in a process of its own."""
-    given = vars(args) | changes | {"task": task}
-    process = subprocess.run(
-        [sys.executable, __file__, "--child", json.dumps(given)],
-        env=os.environ | ALLOCATOR,
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    return json.loads(process.stdout.splitlines()[-1])
+def prepare(args: argparse.Namespace) -> None:
+    """What a new process sets before its task."""
+    logging.disable(logging.WARNING)  # open_clip says that the weights are random
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.clock == "cpu":
+        Clock.now = time.process_time
 
 
-TASKS = {"time": time_steps, "memory": peak_memory, "saved": saved_bytes}
+def run(task: Callable[..., dict], args: argparse.Namespace, *more: str) -> dict:
+    """What a task gives, in a process of its own."""
+    os.environ.update(ALLOCATOR)  # which the new process reads when it starts
+    with ProcessPoolExecutor(1, get_context("spawn"), prepare, (args,)) as pool:
+        return pool.submit(task, args, *more).result()
 
 
 def main() -> None:
@@ -375,24 +352,13 @@ def main() -> None:
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--skip-plain", action="store_true", help="time the vectorised side alone with ours")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
-        args = argparse.Namespace(**json.loads(args.child))
-        logging.disable(logging.WARNING)  # open_clip says that the weights are random
-        if args.threads:
-            torch.set_num_threads(args.threads)
-        if args.clock == "cpu":
-            Clock.now = time.process_time
-        print(json.dumps(TASKS[args.task](args)))
-        return
-
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor() or "CPU"
     threads, load = args.threads or torch.get_num_threads(), os.getloadavg()[0]
     print(f"{args.clip}, {args.precision}, batch {args.batch_size}, {len(NAMES)} classes, d {args.d}")
     print(f"{name}, {threads} threads, torch {torch.__version__}, load average before {load:.1f}")
     print("allocator: " + " ".join(f"{key}={value}" for key, value in ALLOCATOR.items()))
-    times = child("time", args)
+    times = run(time_steps, args)
     medians, floor = times["medians"], times["needed"] / times["rate"]
     print(f"{times['learned']:,} learned numbers; logits of all sides within {times['error']:.1e}")
     print(f"seconds ({args.clock} clock), medians of {args.rounds}:  {'  '.join(PARTS)}")
@@ -410,7 +376,7 @@ def main() -> None:
 
     gib = {}  # model and step, step alone, in all
     for side in medians:
-        m = child("memory", args, side=side)
+        m = run(peak_memory, args, side)
         gib[side] = [(m["peak"] - m.get(less, 0)) / 2**30 for less in ("libraries", "before", "")]
         model, step, whole = gib[side]
         print(f"peak memory, {side}: model and step {model:.2f} GiB, step {step:.2f}, in all {whole:.2f}")
@@ -421,7 +387,7 @@ def main() -> None:
             print(f"ours / {side}: {model:.2f}{target}, step {step:.2f}, in all {whole:.2f}")
 
     print(f"kept by the interventions for the backward pass, MiB, for d of {WIDTHS}:")
-    for case, row in child("saved", args).items():
+    for case, row in run(saved_bytes, args).items():
         print(f"  {case:<20} " + "  ".join(f"{value:>7.1f}" for value in row))
 
 

@@ -1,14 +1,11 @@
 """Faithfulness on the phantom cards: the tables behind the figures, and how long they take.
 
-Run `python tests/benchmarks/bench_faithfulness.py [--vip]`. Prints, for zero-shot with symptoms on the
+Run `python -m tests.benchmarks.bench_faithfulness [--vip]`. Prints, for zero-shot with symptoms on the
 embedded CLIP (and ViP, trained as notebook 3 trains it): what each changed attribute moves, beside what the
 towers make of it; the controls; and how well maps find the attributes.
 """
 
-import time
-
 import pandas as pd
-from parts import options
 
 from medvlp.backbone.clip import load_clip
 from medvlp.data.datasets import load_dataset
@@ -26,6 +23,7 @@ from medvlp.show.counterfactuals.twins import flip_all
 from medvlp.show.explanations.patch_maps import localisation
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
+from tests.benchmarks.timing import Clock, options
 
 SEEN = 0.95  # AUROC of the linear probe from which on an attribute is called seen here
 
@@ -46,12 +44,12 @@ def main() -> None:
             config = TrainConfig(epochs=10, lr=0.002, views=0)
             fit(methods["ViP"], data.train, data.val, config, progress=False)
         for title, method in methods.items():
-            start = time.perf_counter()
+            clock = Clock()
             flips = flip_all(method, data.test, wanted.images)
             table = counterfactual(flips)
             summary = counterfactual_summary(table).join(seen)
             aurocs = faithfulness(flips).groupby("attribute", sort=False)[["AUROC", "as drawn"]].mean()
-            print(f"\n{title}, {data.card.name}: {time.perf_counter() - start:.1f} s")
+            print(f"\n{title}, {data.card.name}: {clock.look():.1f} s")
             print(summary.join(aurocs).round(3).to_string())
             known = seen.index[seen["probe"] >= SEEN]
             is_known = table["attribute"].isin(known)
@@ -59,9 +57,9 @@ def main() -> None:
                 row = counterfactual_summary(table[part]).loc["all", ["more", "low", "high", "most"]]
                 n = table.loc[part, "attribute"].nunique()
                 print(f"{n} attributes, {what} by the probe: {row.round(3).to_dict()}")
-            start = time.perf_counter()
+            clock.look()
             print(faithfulness_controls(method, data.test, n_images=wanted.images).round(3).to_string())
-            print(f"controls: {time.perf_counter() - start:.1f} s")
+            print(f"controls: {clock.look():.1f} s")
         maps = localisation(clip, data.test, ("similarity", "rollout"), n_images=100)
         print(maps.pivot(index="attribute", columns="map", values="AUROC").round(2).to_string())
 

@@ -1,6 +1,6 @@
 """Images a second through the feature cache, against bare `encode_image` on ready tensors.
 
-    python tests/benchmarks/bench_features.py
+    python -m tests.benchmarks.bench_features
 
 Through the cache means: read and decode a JPEG, preprocess, encode, write the cache file. Both sides
 run in one process, in turns, on ViT-B/16 with random weights at 224 pixels. The images are the first
@@ -10,37 +10,17 @@ chest X-rays of $MEDVLP_DATA/chest_xray where that is set, else noise of 224 x 2
 import os
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from parts import options
 from PIL import Image
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.features import image_features
-from medvlp.data.files import sha256
-
-
-class Pictures(torch.utils.data.Dataset):
-    """Image files, in the shape that `image_features` takes."""
-
-    def __init__(self, paths, transform=None):
-        self.paths, self.transform = paths, transform
-        self.ids = [str(path) for path in paths]
-        self.labels = torch.zeros(len(paths), dtype=torch.long)
-        self.fingerprint = sha256(*self.ids)
-
-    def with_transform(self, transform):
-        return Pictures(self.paths, transform)
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, i):
-        image = Image.open(self.paths[i]).convert("RGB")
-        return (self.transform(image) if self.transform else image), 0
+from medvlp.data.cards import load_card
+from medvlp.data.image_sets import Files, ImageSet
+from tests.benchmarks.timing import options, timed
 
 
 def find_pictures(n: int, folder: Path) -> tuple[list[Path], str]:
@@ -57,18 +37,14 @@ def find_pictures(n: int, folder: Path) -> tuple[list[Path], str]:
 
 
 @torch.no_grad()
-def time_bare(clip: Clip, images: torch.Tensor, batch_size: int) -> float:
-    start = time.perf_counter()
+def encode_bare(clip: Clip, images: torch.Tensor, batch_size: int) -> None:
     for batch in images.split(batch_size):
         clip.model.encode_image(batch.to(clip.device)).cpu()
-    return len(images) / (time.perf_counter() - start)
 
 
-def time_cached(clip: Clip, data: Pictures, batch_size: int) -> float:
+def encode_cached(clip: Clip, pictures: ImageSet, batch_size: int) -> None:
     with tempfile.TemporaryDirectory() as cache:
-        start = time.perf_counter()
-        image_features(clip, data, cache_dir=cache, batch_size=batch_size, progress=False)
-        return len(data) / (time.perf_counter() - start)
+        image_features(clip, pictures, cache_dir=cache, batch_size=batch_size, progress=False)
 
 
 def main() -> None:
@@ -79,24 +55,25 @@ def main() -> None:
     clip.fingerprint  # noqa: B018  (computed once a process, not once a data set)
     with tempfile.TemporaryDirectory() as folder:
         paths, kind = find_pictures(args.images, Path(folder))
-        data = Pictures(paths)
-        images = torch.stack([clip.preprocess(data[i][0]) for i in range(len(data))])  # (N, 3, S, S)
-        time_bare(clip, images[: args.batch_size], args.batch_size)  # warm up
-        bare, cached = [], []
+        ids, labels = list(map(str, paths)), torch.zeros(len(paths), dtype=torch.long)
+        pictures = ImageSet(load_card("pneumonia"), "test", ids, labels, ids, Files(paths))
+        images = torch.stack([clip.preprocess(image) for image, _ in pictures])  # (N, 3, S, S)
+        encode_bare(clip, images[: args.batch_size], args.batch_size)  # warm up
+        sides = {
+            "bare": lambda: encode_bare(clip, images, args.batch_size),
+            "through the cache": lambda: encode_cached(clip, pictures, args.batch_size),
+        }
+        rates: dict[str, list[float]] = {side: [] for side in sides}
         for i in range(args.rounds):  # each side goes first in turn: a machine may slow down or recover
-            for side in (bare, cached) if i % 2 == 0 else (cached, bare):
-                if side is bare:
-                    bare.append(time_bare(clip, images, args.batch_size))
-                else:
-                    cached.append(time_cached(clip, data, args.batch_size))
-            print(
-                f"round {i + 1}: bare {bare[-1]:.2f}, through the cache {cached[-1]:.2f} images/s", flush=True
-            )
-    ratio = statistics.median(cached) / statistics.median(bare)
+            for side in list(sides) if i % 2 == 0 else reversed(sides):
+                rates[side].append(len(paths) / timed(sides[side]))
+            shown = ", ".join(f"{side} {rates[side][-1]:.2f}" for side in sides)
+            print(f"round {i + 1}: {shown} images/s", flush=True)
     print(f"{args.clip} on {clip.device}, {torch.get_num_threads()} threads; {len(paths)} {kind}")
-    for side, rates in (("bare", bare), ("through the cache", cached)):
-        print(f"{side}: median {statistics.median(rates):.2f} images/s")
-    print(f"ratio {ratio:.3f} (target: at least 0.9)")
+    medians = {side: statistics.median(values) for side, values in rates.items()}
+    for side, median in medians.items():
+        print(f"{side}: median {median:.2f} images/s")
+    print(f"ratio {medians['through the cache'] / medians['bare']:.3f} (target: at least 0.9)")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Phantom images a second at 64 pixels, drawn many at a time and one at a time.
 
-python tests/benchmarks/bench_phantoms.py
+python -m tests.benchmarks.bench_phantoms
 """
 
 import statistics
-import time
 
 import torch
 
 from medvlp.data.phantoms.worlds import DRAWINGS, get_world
+from tests.benchmarks.timing import Clock
 
 N, SINGLE, ROUNDS = 1024, 64, 5
 
@@ -21,13 +21,12 @@ def main() -> None:
         world.render(latents[:SINGLE])  # warm up
         together, alone = [], []
         for _ in range(ROUNDS):
-            start = time.perf_counter()
+            clock = Clock()
             world.render(latents)
-            together.append(N / (time.perf_counter() - start))
-            start = time.perf_counter()
+            together.append(N / clock.look())
             for i in range(SINGLE):
                 world.render(latents[i : i + 1])
-            alone.append(SINGLE / (time.perf_counter() - start))
+            alone.append(SINGLE / clock.look())
         many, one = statistics.median(together), statistics.median(alone)
         print(f"{name:8} together {many:6.0f}   one by one {one:6.0f}   ratio {many / one:.1f}x")
 

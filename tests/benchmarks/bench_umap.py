@@ -1,13 +1,11 @@
 """Seconds of a map: 20,000 points of 512 dimensions, and four seeds of it; its figure, numbers and page.
 
-    python tests/benchmarks/bench_umap.py [points] [dimensions]
+    python -m tests.benchmarks.bench_umap
 
 The points are 20 groups with noise, as far apart as image features of a CLIP are. The first line is the
 import of umap and the compilation of a small map, which each process pays once.
 """
 
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +17,7 @@ from medvlp.show.maps.embeddings import Embeddings
 from medvlp.show.maps.figure import map_figure
 from medvlp.show.maps.page import scatter_page
 from medvlp.show.maps.umap import map_points, nearest_points, what_a_map_hides
+from tests.benchmarks.timing import Clock, options
 
 
 def groups(n: int, dim: int) -> Embeddings:
@@ -30,25 +29,26 @@ def groups(n: int, dim: int) -> Embeddings:
     return Embeddings(vectors, points.assign(image=pd.NA))
 
 
-def timed(what: str, call: Callable[[], Any]) -> Any:
+def shown(what: str, call: Callable[[], Any]) -> Any:
     """What the call gives; its seconds are printed."""
-    start = time.perf_counter()
+    clock = Clock()
     result = call()
-    print(f"{what:50} {time.perf_counter() - start:6.1f} s", flush=True)
+    print(f"{what:50} {clock.look():6.1f} s", flush=True)
     return result
 
 
 def main() -> None:
-    n, dim = (int(a) for a in (sys.argv[1:] + ["20000", "512"][len(sys.argv) - 1 :]))
+    args = options(__doc__, points=20_000, dimensions=512).parse_args()
+    n, dim = args.points, args.dimensions
     print(f"{n} points of {dim} dimensions, {torch.get_num_threads()} threads")
-    timed("import and compilation", lambda: map_points(groups(5000, 16), progress=False))
+    shown("import and compilation", lambda: map_points(groups(5000, 16), progress=False))
     embeddings = groups(n, dim)
-    timed("nearest neighbours alone", lambda: nearest_points(embeddings.vectors, 15, "cosine", False))
-    timed("one map", lambda: map_points(embeddings))
-    maps = timed("four seeds", lambda: map_points(embeddings, seed=(1, 2, 3, 4)))
-    hidden = timed("what the maps hide", lambda: what_a_map_hides(embeddings, maps))
-    timed("figure", lambda: map_figure(maps, hidden).canvas.draw())
-    page = timed("page", lambda: scatter_page(maps))
+    shown("nearest neighbours alone", lambda: nearest_points(embeddings.vectors, 15, "cosine", False))
+    shown("one map", lambda: map_points(embeddings))
+    maps = shown("four seeds", lambda: map_points(embeddings, seed=(1, 2, 3, 4)))
+    hidden = shown("what the maps hide", lambda: what_a_map_hides(embeddings, maps))
+    shown("figure", lambda: map_figure(maps, hidden).canvas.draw())
+    page = shown("page", lambda: scatter_page(maps))
     print(f"page without thumbnails: {len(page.html) / 1e6:.1f} MB")
 
 

@@ -1,6 +1,6 @@
 """A training step of ViP from cached features, against the same step done plainly.
 
-    python tests/benchmarks/bench_vip.py
+    python -m tests.benchmarks.bench_vip
 
 Both train the same prompts, 2 classes x 4 symptoms, on batches of 32 images, in one process and in turns:
 plain   the image tower's forward pass (frozen, no gradient), every prompt encoded on its own in a loop, with
@@ -15,14 +15,10 @@ On a machine that does other work, set OMP_NUM_THREADS=1: threads that wait slow
 
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from bench_features import find_pictures
-from parts import options
 from PIL import Image
 
 from medvlp.backbone.clip import Clip, load_clip
@@ -30,6 +26,8 @@ from medvlp.backbone.features import RandomView
 from medvlp.backbone.prompts.hooks import encode_prompts
 from medvlp.data.cards import load_card
 from medvlp.methods.vip import ViP, merge
+from tests.benchmarks.bench_features import find_pictures
+from tests.benchmarks.timing import learn, n_learned, options, sgd_of, timed
 
 N_IMAGES, EPOCHS, VIEWS = 4710, 50, 4
 
@@ -46,17 +44,6 @@ def plain_logits(vip: ViP, images: torch.Tensor) -> torch.Tensor:
     return clip.logit_scale * f @ F.normalize(t, dim=-1).T
 
 
-def timed(clip: Clip, call: Callable[[], object]) -> float:
-    """Seconds that `call` takes."""
-    if clip.device.type == "cuda":
-        torch.cuda.synchronize(clip.device)
-    start = time.perf_counter()
-    call()
-    if clip.device.type == "cuda":
-        torch.cuda.synchronize(clip.device)
-    return time.perf_counter() - start
-
-
 def read_views(clip: Clip, paths: list[Path]) -> torch.Tensor:
     """Decode and augment images as the cached views are: (n, 3, S, S)."""
     view = RandomView(clip)
@@ -70,15 +57,8 @@ def main() -> None:
     clip = load_clip(args.clip, device=args.device)
     card = load_card("pneumonia")
     vip = ViP(clip, card, symptoms={c: phrases[:4] for c, phrases in card.symptoms().items()})
-    learned = [p for p in vip.parameters() if p.requires_grad]
-    sgd = torch.optim.SGD(learned, lr=0.002, momentum=0.9, weight_decay=5e-4)
+    sgd = sgd_of(vip, lr=0.002)
     labels = (torch.arange(args.batch_size) % 2).to(clip.device)
-
-    def step(logits: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> None:
-        loss = F.cross_entropy(logits(batch), labels)
-        sgd.zero_grad()
-        loss.backward()
-        sgd.step()
 
     with tempfile.TemporaryDirectory() as folder:
         paths, kind = find_pictures(args.batch_size, Path(folder))
@@ -88,30 +68,28 @@ def main() -> None:
             same = torch.allclose(vip.logits_from_features(features), plain_logits(vip, images), atol=1e-3)
         if not same:
             raise SystemExit("the plain step and ours do not compute the same logits")
-        seconds: dict[str, list[float]] = {"plain": [], "ours": [], "encode": [], "read": []}
+        calls = {
+            "plain": lambda: learn(sgd, plain_logits(vip, images), labels),
+            "ours": lambda: learn(sgd, vip.logits_from_features(features), labels),
+            "encode": torch.no_grad()(lambda: clip.encode_images(images)),
+            "read": lambda: read_views(clip, paths),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
         for i in range(args.rounds + 1):
-            plain = timed(clip, lambda: step(lambda batch: plain_logits(vip, batch), images))
-            ours = [
-                timed(clip, lambda: step(vip.logits_from_features, features))
-                for _ in range(args.ours_a_round)
-            ]
-            with torch.no_grad():
-                encode = timed(clip, lambda: clip.encode_images(images))
-            read = timed(clip, lambda: read_views(clip, paths))
-            if i == 0:
-                continue  # warm-up
-            seconds["plain"].append(plain)
-            seconds["ours"] += ours
-            seconds["encode"].append(encode)
-            seconds["read"].append(read)
-            print(f"round {i}: plain {plain:.3f} s, ours {statistics.median(ours):.4f} s", flush=True)
+            for name, call in calls.items():
+                seconds[name] += [timed(call) for _ in range(args.ours_a_round if name == "ours" else 1)]
+            if i == 0:  # warm-up, not counted
+                seconds = {name: [] for name in calls}
+                continue
+            ours = statistics.median(seconds["ours"][-args.ours_a_round :])
+            print(f"round {i}: plain {seconds['plain'][-1]:.3f} s, ours {ours:.4f} s", flush=True)
 
     plain, ours, encode, read = (statistics.median(values) for values in seconds.values())
-    n_learned, threads = sum(p.numel() for p in learned), torch.get_num_threads()
-    print(f"{args.clip} on {clip.device}, {threads} threads; {n_learned:,} learned numbers; images: {kind}")
+    threads, (n, length) = torch.get_num_threads(), vip.tokens.shape
     print(
-        f"prompts: {len(vip.tokens)} of {vip.tokens.shape[1]} tokens, in the plain step {clip.context_length}"
+        f"{args.clip} on {clip.device}, {threads} threads; {n_learned(vip):,} learned numbers; images: {kind}"
     )
+    print(f"prompts: {n} of {length} tokens, in the plain step {clip.context_length}")
     print(f"step, medians: plain {plain:.3f} s, ours {ours:.4f} s: ratio {plain / ours:.1f} (target: >= 40)")
 
     steps = EPOCHS * -(-N_IMAGES // args.batch_size)

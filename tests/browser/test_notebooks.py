@@ -11,7 +11,14 @@ from typing import Any
 import nbformat
 import pytest
 
-from tests.browser.test_widgets import CONTRAST, button, handle
+from tests.browser.pages import drag, open_html
+from tests.browser.test_widgets import (
+    CONTRAST,
+    button,
+    handle,
+    turn_the_edit_down_and_off,
+    unfold_the_table,
+)
 
 expect = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is missing").expect
 
@@ -53,10 +60,6 @@ class Notebook:
         assert len(found) == 1, f"{len(found)} cells have {code!r}"
         return self.page.output(found[0])
 
-    def press(self, key: str, times: int = 1) -> None:
-        for _ in range(times):
-            self.tab.keyboard.press(key)
-
     def check(self) -> None:
         """No error, no warning and no broken picture is seen; nothing was asked of other machines."""
         outputs = self.tab.locator(".jp-Notebook .jp-OutputArea-output")
@@ -96,13 +99,13 @@ def use_symptom_explorer(book: Notebook, folder: Path) -> None:
     expect(mean).not_to_have_text(used)
     cell.scroll_into_view_if_needed()
     book.page.screenshot(folder / "symptoms.png")
-    book.press("Space")  # takes it back
+    book.page.press("Space")  # takes it back
     expect(status).to_have_text(decision)
     expect(mean).to_have_text(used)
 
     first = picture.get_attribute("alt")
     handle(cell, "image").focus()
-    book.press("ArrowRight")
+    book.page.press("ArrowRight")
     number = int(re.fullmatch(r"image (\d+) of phantom-derm", first)[1])
     expect(picture).to_have_attribute("alt", f"image {number + 1} of phantom-derm")
     expect(status).not_to_have_text(decision)
@@ -110,8 +113,7 @@ def use_symptom_explorer(book: Notebook, folder: Path) -> None:
     own = cell.get_by_label("symptom", exact=True)
     own.focus()
     book.tab.keyboard.type("many brown dots")
-    book.press("Tab")
-    book.press("Enter")
+    book.page.press("Tab", "Enter")
     expect(button(cell, "✓ many brown dots")).to_have_count(1)
     expect(own).to_have_value("")
     expect(mean).not_to_have_text(used)
@@ -127,7 +129,7 @@ def use_phantom_lab(book: Notebook, folder: Path) -> None:
     veil = handle(cell, "veil")
     present = float(veil.get_attribute("aria-valuenow")) > 50
     veil.focus()
-    book.press("ArrowLeft" if present else "ArrowRight", 10)
+    book.page.press(*10 * ["ArrowLeft" if present else "ArrowRight"])
     expect(veil).to_have_attribute("aria-valuenow", "0.0" if present else "100.0")
     for one, text in zip(methods, before, strict=True):
         expect(one).not_to_have_text(text)
@@ -141,10 +143,7 @@ def use_phantom_lab(book: Notebook, folder: Path) -> None:
 
 def open_gallery(chromium: Any, path: Path, folder: Path) -> None:
     """The page as a file, in a browser."""
-    tab, said = chromium.new_context(viewport={"width": 1200, "height": 900}).new_page(), []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else 0)
-    tab.goto(path.as_uri())
+    tab, said = open_html(chromium, path.as_uri())
     expect(tab.get_by_role("heading", name="ZeroShot on phantom-derm, test").first).to_be_visible()
     assert tab.locator("article").count() > 50
     assert tab.locator("img").first.evaluate("one => one.naturalWidth") > 0
@@ -156,7 +155,7 @@ def open_gallery(chromium: Any, path: Path, folder: Path) -> None:
 def test_prompt_umap(lab, tmp_path):
     book = Notebook(lab, "07_prompt_umap.ipynb", tmp_path, PROMPTS, n_images=60, seeds=(1, 2))
     book.check()
-    use_training_monitor(book)
+    unfold_the_table(book.page, book.output("TrainingMonitor()"), epochs=2)
     use_map(book, tmp_path)
     use_intervention_explorer(book, tmp_path)
     book.check()
@@ -168,17 +167,6 @@ def test_prompt_umap(lab, tmp_path):
     expect(viewed.get_by_role("button", name="nevus")).to_be_visible()
     expect(viewed.locator("noscript")).to_be_hidden()
     book.page.screenshot(tmp_path / "prompts.png")
-
-
-def use_training_monitor(book: Notebook) -> None:
-    cell = book.output("TrainingMonitor()")
-    expect(cell.locator("[role=status]")).to_have_count(1)
-    expect(cell.locator("[role=status]")).to_contain_text("epoch 2: lr")
-    assert cell.locator("img").evaluate("one => one.naturalWidth") > 200
-    cell.locator("summary").focus()
-    book.press("Enter")
-    expect(cell.locator("tbody tr").last).to_be_visible()
-    expect(cell.locator("tbody tr")).to_have_count(2)
 
 
 def use_map(book: Notebook, folder: Path) -> None:
@@ -199,43 +187,24 @@ def use_map(book: Notebook, folder: Path) -> None:
     expect(card).to_contain_text(re.compile("text: .+\nmethod: ViP\nstage: after"))
     book.page.screenshot(folder / "map.png")
 
-    left, right, top = box["x"] + 2, box["x"] + side - 2, box["y"] + 2
     down = sorted(y for _, y in places)
     caught = max(range(10, len(down) - 10), key=lambda i: down[i] - down[i - 1])  # those above the widest gap
-    bottom = (down[caught - 1] + down[caught]) / 2
-    mouse.move(left, top)
-    mouse.down()
-    for corner in ((right, top), (right, bottom), (left, bottom)):
-        mouse.move(*corner, steps=4)
-    mouse.up()
+    bottom = ((down[caught - 1] + down[caught]) / 2 - box["y"]) / box["height"]
+    drag(mouse, box, [(0.004, 0.004), (0.996, 0.004), (0.996, bottom), (0.004, bottom)])
     expect(count).to_have_text(f"{caught} chosen:")
     expect(frame.locator("#chosen figure")).to_have_count(caught)
 
     frame.locator("#map").focus()
-    book.press("Escape")
+    book.page.press("Escape")
     expect(count).to_have_text("Nothing is chosen.")
-    for _ in range(2):
-        book.press("PageDown")
-        book.press("Enter")
+    book.page.press(*2 * ["PageDown", "Enter"])
     expect(count).to_have_text("2 chosen:")
     expect(frame.locator("#rows")).to_have_value(re.compile(r"\[\d+, \d+\]"))
 
 
 def use_intervention_explorer(book: Notebook, folder: Path) -> None:
     cell = book.output("InterventionExplorer(cilmp")
-    caption, first = cell.locator("caption"), cell.locator("tbody tr").first.locator("td")
-    expect(caption).to_contain_text("now: rank 8 of 8")
-    turned, without = first.nth(4).inner_text(), first.nth(1).inner_text()
-    handle(cell, "rank kept").focus()
-    book.press("ArrowLeft", 7)
-    expect(caption).to_contain_text("now: rank 1 of 8")
-    expect(first.nth(4)).not_to_have_text(turned)
-    cell.get_by_label("edit on").focus()
-    book.press("Space")
-    expect(caption).to_contain_text("now: edit off")
-    expect(first.nth(2)).to_have_text(without)
-    expect(first.nth(4)).to_have_text("0.00°")
-    cell.scroll_into_view_if_needed()
+    turn_the_edit_down_and_off(book.page, cell)
     book.page.screenshot(folder / "intervention.png")
     book.page.dark()
     assert cell.locator("[role=status] span").evaluate(CONTRAST) > 4.5

@@ -3,6 +3,7 @@
 import json
 
 from medvlp.show.maps.page import scatter_page
+from tests.browser.pages import drag, open_html
 from tests.show.maps.test_page import HOSTILE, images, make_maps
 
 CELLS = [
@@ -22,16 +23,13 @@ maps = maps.assign(n_neighbors=15, min_dist=0.1, metric="cosine", seed=1)
 ]
 
 
+ALL = [(0.01, 0.01), (0.99, 0.01), (0.99, 0.99), (0.01, 0.99)]  # corners around all points
+LEFT = [(0.01, 0.99), (0.01, 0.6), (0.4, 0.6), (0.4, 0.99)]  # around those at the lower left
+
+
 def open_page(chromium, tmp_path, page, scheme="light"):
-    """A page as a file; what the console says, asks for and alerts is collected."""
-    tab = chromium.new_context(viewport={"width": 1100, "height": 900}, color_scheme=scheme).new_page()
-    said: list[str] = []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-    tab.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else 0)
-    tab.goto(page.save(tmp_path / "map.html").as_uri())
-    return tab, said
+    """A page as a file, and what it says."""
+    return open_html(chromium, page.save(tmp_path / "map.html").as_uri(), color_scheme=scheme)
 
 
 def chosen(tab) -> list[int]:
@@ -39,14 +37,7 @@ def chosen(tab) -> list[int]:
 
 
 def lasso(tab, corners) -> None:
-    """Drag around these corners of the map, given from 0 to 1 to the right and down."""
-    box = tab.locator("#map").bounding_box()
-    at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
-    tab.mouse.move(*at[0])
-    tab.mouse.down()
-    for place in at[1:]:
-        tab.mouse.move(*place, steps=4)
-    tab.mouse.up()
+    drag(tab.mouse, tab.locator("#map").bounding_box(), corners)
 
 
 def test_hover_and_lasso_by_mouse(chromium, tmp_path):
@@ -56,11 +47,11 @@ def test_hover_and_lasso_by_mouse(chromium, tmp_path):
     tab.mouse.move(box["x"] + 0.03 * box["width"], box["y"] + 0.97 * box["height"])
     assert tab.locator("#card").inner_text() == "what: image\nclassname: nevus\nmethod: CLIP"
     assert tab.locator("#card .thumb").count() == 1
-    lasso(tab, [(0.01, 0.99), (0.01, 0.6), (0.4, 0.6), (0.4, 0.99)])
+    lasso(tab, LEFT)
     assert chosen(tab) == [0, 1, 2] and tab.locator("#count").inner_text() == "3 chosen:"
     assert tab.locator("#chosen figure .thumb").count() == 3
     tab.get_by_role("button", name="nevus").click()  # hidden points are not caught
-    lasso(tab, [(0.01, 0.99), (0.01, 0.6), (0.4, 0.6), (0.4, 0.99)])
+    lasso(tab, LEFT)
     assert chosen(tab) == [1]
     tab.get_by_role("button", name="Empty the choice").click()
     assert chosen(tab) == [] and said == []
@@ -88,15 +79,14 @@ def test_every_mark_is_reached_by_keyboard(chromium, tmp_path):
 
 def test_zoom_brings_marks_apart(chromium, tmp_path):
     tab, _ = open_page(chromium, tmp_path, scatter_page(make_maps()[:7]))
-    around = [(0.01, 0.01), (0.99, 0.01), (0.99, 0.99), (0.01, 0.99)]
-    lasso(tab, around)
+    lasso(tab, ALL)
     assert len(chosen(tab)) == 7
     for _ in range(4):
         tab.get_by_role("button", name="Zoom in").click()
-    lasso(tab, around)
+    lasso(tab, ALL)
     assert 0 < len(chosen(tab)) < 7
     tab.get_by_role("button", name="Show all").click()
-    lasso(tab, around)
+    lasso(tab, ALL)
     assert len(chosen(tab)) == 7
 
 
@@ -104,7 +94,7 @@ def test_hostile_names_are_text(chromium, tmp_path):
     tab, said = open_page(chromium, tmp_path, scatter_page(make_maps(classname=HOSTILE), title=HOSTILE))
     assert tab.locator("h1").inner_text() == HOSTILE
     assert tab.get_by_role("button", name="alert(1)").inner_text().strip() == HOSTILE
-    lasso(tab, [(0.01, 0.01), (0.99, 0.01), (0.99, 0.99), (0.01, 0.99)])
+    lasso(tab, ALL)
     assert HOSTILE in tab.locator("#chosen").inner_text()
     assert said == [] and tab.locator("img").count() == 0
 
@@ -123,15 +113,9 @@ def test_in_jupyterlab(lab, tmp_path):
     page.run()
     frame = page.page.frame_locator("iframe[title='interactive map']")
     frame.locator("#map").focus()
-    for key in ("ArrowRight", "ArrowRight", "Enter"):
-        page.page.keyboard.press(key)
+    page.press("ArrowRight", "ArrowRight", "Enter")
     assert frame.locator("#count").inner_text() == "1 chosen:"
-    box = frame.locator("#map").bounding_box()
-    page.page.mouse.move(box["x"] + 3, box["y"] + 3)
-    page.page.mouse.down()
-    for x, y in ((0.99, 0.01), (0.99, 0.99), (0.01, 0.99)):
-        page.page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=4)
-    page.page.mouse.up()
+    drag(page.page.mouse, frame.locator("#map").bounding_box(), ALL)
     n = int(frame.locator("#count").inner_text().split()[0])
     assert n > 40 and frame.locator("#chosen .thumb").count() == 40
     page.screenshot(tmp_path / "lab.png")

@@ -74,7 +74,7 @@ def button(cell: Any, text: str) -> Any:
 
 
 def test_symptom_explorer_by_mouse_and_keyboard(page, tmp_path):
-    cell, keyboard = page.output(1), page.page.keyboard
+    cell = page.output(1)
     veil, status = button(cell, "a blue-white veil"), cell.locator("[role=status]")
     expect(status).to_contain_text("Decision: nevus")
     veil.click()
@@ -82,20 +82,18 @@ def test_symptom_explorer_by_mouse_and_keyboard(page, tmp_path):
     expect(status).to_contain_text("It has moved")
     expect(veil).to_contain_text("✗")
     page.screenshot(tmp_path / "one_left_out.png")
-    keyboard.press("Space")  # the button has kept the focus
+    page.press("Space")  # the button has kept the focus
     expect(veil).to_contain_text("✓")
     expect(status).to_contain_text("Decision: nevus")
-    keyboard.press("Tab")
-    keyboard.press("Enter")
+    page.press("Tab", "Enter")
     expect(button(cell, "✗ several different colors")).to_be_focused()
 
     handle(cell, "image").focus()
-    keyboard.press("ArrowRight")
+    page.press("ArrowRight")
     expect(cell.locator("img")).to_have_attribute("alt", "image 4 of phantom-derm")
 
     cell.get_by_label("symptom", exact=True).fill("brown dots")
-    keyboard.press("Tab")
-    keyboard.press("Enter")
+    page.press("Tab", "Enter")
     expect(button(cell, "✓ brown dots")).to_have_count(1)
     button(cell, "Reset").click()
     expect(button(cell, "brown dots")).to_have_count(0)
@@ -126,13 +124,12 @@ def test_names_and_symptoms_of_html_script_and_mathematics_show_as_text(page, tm
 
 
 def test_phantom_lab_by_keyboard_and_in_the_dark_theme(page, tmp_path):
-    cell, keyboard = page.output(3), page.page.keyboard
+    cell = page.output(3)
     status, picture = cell.locator("[role=status]"), cell.locator("img")
     expect(picture).to_have_attribute("alt", re.compile("^phantom 2: .*veil 100,"))
     pixels, before = picture.get_attribute("src"), status.inner_text()
     handle(cell, "veil").focus()
-    for _ in range(10):
-        keyboard.press("ArrowLeft")
+    page.press(*10 * ["ArrowLeft"])
     expect(picture).to_have_attribute("alt", re.compile("^phantom 2: .*veil 0,"))
     expect(status).to_contain_text("zero-shot: nevus (at the start melanoma)")
     assert picture.get_attribute("src") != pixels
@@ -147,42 +144,55 @@ def test_phantom_lab_by_keyboard_and_in_the_dark_theme(page, tmp_path):
     button(cell, "Reset").click()
     expect(status).to_have_text(before)
     cell.get_by_label("phantom", exact=True).fill("5")
-    keyboard.press("Enter")
+    page.press("Enter")
     expect(picture).to_have_attribute("alt", re.compile("^phantom 5: "))
     assert page.errors == []
 
 
-def test_intervention_explorer_by_keyboard(page, tmp_path):
-    cell, keyboard = page.output(4), page.page.keyboard
+def turn_the_edit_down_and_off(page: Any, cell: Any) -> None:
+    """By keyboard, in an intervention explorer: to rank 1, and then the edit off."""
     caption, first = cell.locator("caption"), cell.locator("tbody tr").first.locator("td")
     expect(caption).to_contain_text("now: rank 8 of 8")
-    without, trained = first.nth(1).inner_text(), first.nth(3).inner_text()
-    expect(first.nth(2)).to_have_text(trained)
+    without, now, trained, angle = (first.nth(column) for column in (1, 2, 3, 4))
+    expect(now).to_have_text(trained.inner_text())
+    turned = angle.inner_text()
     handle(cell, "rank kept").focus()
-    for _ in range(7):
-        keyboard.press("ArrowLeft")
+    page.press(*7 * ["ArrowLeft"])
     expect(caption).to_contain_text("now: rank 1 of 8")
-    assert first.nth(2).inner_text() not in (without, trained)
+    expect(angle).not_to_have_text(turned)
+    assert now.inner_text() not in (without.inner_text(), trained.inner_text())
     cell.get_by_label("edit on").focus()
-    keyboard.press("Space")
+    page.press("Space")
     expect(caption).to_contain_text("now: edit off")
-    expect(first.nth(2)).to_have_text(without)
+    expect(now).to_have_text(without.inner_text())
+    expect(angle).to_have_text("0.00°")
     cell.scroll_into_view_if_needed()
+
+
+def test_intervention_explorer_by_keyboard(page, tmp_path):
+    cell = page.output(4)
+    turn_the_edit_down_and_off(page, cell)
     page.screenshot(tmp_path / "off.png")
     handle(cell, "image").focus()
-    keyboard.press("ArrowRight")
+    page.press("ArrowRight")
     expect(cell.locator("img")).to_have_attribute("alt", "image 1 of phantom-derm")
     assert page.errors == []
 
 
-def test_training_monitor_is_one_output_whose_table_unfolds(page, tmp_path):
-    cell, keyboard = page.output(5), page.page.keyboard
-    expect(cell.locator("[role=status]")).to_contain_text("epoch 3: lr")
+def unfold_the_table(page: Any, cell: Any, epochs: int) -> None:
+    """By keyboard, in a training monitor: one status, one picture, and a row for each epoch."""
+    expect(cell.locator("[role=status]")).to_have_count(1)
+    expect(cell.locator("[role=status]")).to_contain_text(f"epoch {epochs}: lr")
     expect(cell.locator("img")).to_have_count(1)  # drawn anew in its place
+    assert cell.locator("img").evaluate("one => one.naturalWidth") > 200
     expect(cell.locator("tbody tr").last).to_be_hidden()
     cell.locator("summary").focus()
-    keyboard.press("Enter")
-    expect(cell.locator("tbody tr")).to_have_count(3)
+    page.press("Enter")
+    expect(cell.locator("tbody tr")).to_have_count(epochs)
     expect(cell.locator("tbody tr").last).to_be_visible()
+
+
+def test_training_monitor_is_one_output_whose_table_unfolds(page, tmp_path):
+    unfold_the_table(page, page.output(5), epochs=3)
     page.screenshot(tmp_path / "trained.png")
     assert page.errors == []

@@ -2,14 +2,13 @@
 
 The first two are not what the image feature is made of: patches were never trained to match texts, and often
 match best where nothing is (Li et al., arXiv 2304.05653, call it opposite visualization); attention is not
-importance. How far to trust each map `localisation` measures on phantoms, where the pixels of an attribute
-are known.
+importance. How far to trust each map `localisation` measures on phantoms, whose attributes' pixels are known.
 """
 
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import pairwise, product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -123,23 +122,19 @@ def occlusion(clip: Clip, images: Tensor, t: Tensor, patches: int = 8) -> Tensor
     edges = torch.linspace(0, size, patches + 1).round().int().tolist()
     means = images.mean(dim=(2, 3), keepdim=True)  # (B, 3, 1, 1)
     losses, whole = [], clip.encode_images(images) @ t.T  # (B, n)
-    for top, bottom in pairwise(edges):
-        for left, right in pairwise(edges):
-            covered = images.clone()
-            covered[:, :, top:bottom, left:right] = means
-            losses.append(whole - clip.encode_images(covered) @ t.T)
+    for (top, bottom), (left, right) in product(pairwise(edges), repeat=2):
+        covered = images.clone()
+        covered[:, :, top:bottom, left:right] = means
+        losses.append(whole - clip.encode_images(covered) @ t.T)
     return torch.stack(losses, dim=1).unflatten(1, (patches, patches))  # (B, H', W', n)
 
 
 def patch_features(clip: Clip, images: Tensor) -> Tensor:
-    """Features of the patches, ln_post and projection as for the class token: (B, H', W', D), L2-normalised.
-
-    images (B, 3, S, S), preprocessed. ValueError for a tower without patch tokens.
-    """
+    """Features of the patches of images (B, 3, S, S), as the class token's: (B, H', W', D), L2-normalised."""
     visual = _transformer(clip)
-    with _inputs(visual.transformer, outputs=True) as seen:
+    with _watched(visual.transformer) as seen:
         clip.encode_images(images)
-    (x,) = seen  # (B, 1 + N, width)
+    ((_, x),) = seen  # (B, 1 + N, width)
     x = visual.ln_post(x[:, 1:])  # (B, N, width)
     x = x if visual.proj is None else x @ visual.proj  # (B, N, D)
     return F.normalize(x.float(), dim=-1).unflatten(1, visual.grid_size)
@@ -149,10 +144,10 @@ def rollout(clip: Clip, images: Tensor) -> Tensor:
     """`attention_rollout` of preprocessed images (B, 3, S, S): (B, H', W')."""
     visual = _transformer(clip)
     blocks = list(visual.transformer.resblocks)
-    with _inputs(*blocks) as seen:
+    with _watched(*blocks) as seen:
         clip.encode_images(images)
     rolled = None
-    for block, x in zip(blocks, seen, strict=True):
+    for block, (x, _) in zip(blocks, seen, strict=True):
         A = (_attention(block, x).mean(dim=1) + torch.eye(x.shape[1], device=x.device)) / 2  # (B, L, L)
         rolled = A if rolled is None else A @ rolled
     return rolled[:, 0, 1:].unflatten(1, visual.grid_size)  # (B, H', W')
@@ -180,8 +175,7 @@ def patch_map_figure(
         >>> [ax.get_title() for ax in figure.axes[:2]]
         ['image', 'rollout']
     """
-    maps = np.asarray(maps, dtype=float)
-    maps = maps[..., None] if maps.ndim == 2 else maps  # (H', W', n)
+    maps = np.atleast_3d(np.asarray(maps, dtype=float))  # (H', W', n)
     n = maps.shape[2]
     if len(titles) != n:
         raise ValueError(f"{len(titles)} titles for {n} maps; give one each.")
@@ -234,13 +228,14 @@ def _attention(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _inputs(*modules: nn.Module, outputs: bool = False) -> Iterator[list[Tensor]]:
-    """What each module is given, in the order in which they run; or, with `outputs`, what it returns."""
-    seen: list[Tensor] = []
-    if outputs:
-        handles = [m.register_forward_hook(lambda _, __, output: seen.append(output)) for m in modules]
-    else:
-        handles = [m.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for m in modules]
+def _watched(*modules: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """What each module is given and what it returns, in the order in which they run."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watch(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((inputs[0], output))
+
+    handles = [module.register_forward_hook(watch) for module in modules]
     try:
         yield seen
     finally:
@@ -251,8 +246,6 @@ def _inputs(*modules: nn.Module, outputs: bool = False) -> Iterator[list[Tensor]
 VISIBLE = 12 / 255  # a pixel has changed where one of its channels has by more than this
 COVERED = 0.1  # a patch belongs to an attribute that changes more than this share of its pixels
 BATCH = 64
-
-
 MAPS: dict[str, Callable[[Clip, Tensor, Tensor], Tensor]] = {  # (B, 3, S, S), (D,) -> (B, H', W')
     "similarity": lambda clip, images, t: patch_features(clip, images) @ t,
     "rollout": lambda clip, images, t: rollout(clip, images),
@@ -300,16 +293,17 @@ def localisation(
     for name in maps:
         if name not in MAPS:
             raise ValueError(unknown_name("map", name, MAPS))
-    images = some(images, n_images, seed)
+    images = some(images, n_images, seed).with_transform(clip.preprocess)
     rows = []
     for attribute in tqdm(images.world.attributes, desc="localisation", leave=False, delay=2):
         present = images.attributes[:, images.world.index(attribute.name)]  # (N,)
-        twins = flip(images, attribute.name)
+        twins = flip(images, attribute.name).with_transform(clip.preprocess)
         shares, found = [], {name: [] for name in maps}
         with torch.no_grad():
             t = clip.encode_texts([symptom_text(attribute.present[0])])[0]  # (D,)
             for part in torch.arange(len(images)).split(BATCH):
-                one, other = (_stacked(clip, which, part) for which in (images, twins))  # (B, 3, S, S) each
+                pairs = [(images[i][0], twins[i][0]) for i in part.tolist()]
+                one, other = map(torch.stack, zip(*pairs, strict=True))  # (B, 3, S, S) each
                 shown = torch.where(present[part, None, None, None], one, other).to(clip.device)
                 for name in maps:
                     drawn = MAPS[name](clip, shown, t).cpu()  # (B, H', W')
@@ -332,11 +326,5 @@ def changed_patches(clip: Clip, one: Tensor, other: Tensor, grid: tuple[int, int
 
 
 def _auroc(truth: Tensor, scores: Tensor) -> float:
-    if truth.all() or not truth.any():
-        return float("nan")
-    return float(roc_auc_score(truth.flatten(), scores.flatten()))
-
-
-def _stacked(clip: Clip, images: PhantomSet, numbers: Tensor) -> Tensor:
-    """These images preprocessed, (B, 3, S, S)."""
-    return torch.stack([clip.preprocess(images.image(i)) for i in numbers.tolist()])
+    mixed = truth.any() and not truth.all()
+    return float(roc_auc_score(truth.flatten(), scores.flatten())) if mixed else float("nan")
