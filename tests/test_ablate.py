@@ -51,10 +51,10 @@ def test_without_a_name_the_ablations_are_listed_with_their_questions(capsys):
     [
         (["vip_part"], "unknown ablation 'vip_part'; did you mean 'vip_parts'"),
         (["vip_parts", "--metric", "acuracy"], "unknown metric 'acuracy'; did you mean 'accuracy'"),
-        (["vip_parts", "-c", "epoch=1"], "unknown field 'epoch' in config; did you mean 'epochs'"),
+        (["vip_parts", "-c", "epoch=1"], "unknown field 'epoch' in TrainConfig; did you mean 'epochs'"),
         (["vip_parts", "-c", "epochs"], "-c epochs: it is given as NAME=VALUE"),
         (["vip_parts", "-c", "lr=x"], "lr is 'x'; it should be a valid number"),
-        (["vip_parts", "--seeds", "-1"], "seed is -1; give a whole number from 0"),
+        (["vip_parts", "--seeds", "-1"], "seed is -1; it should be greater than or equal to 0"),
         (["vip_parts", "--cards", "nope/x.md"], "nope/x.md"),
         (["vip_parts", "--num-shots", "few"], "'few' is not a whole number from 1"),
         (["vip_parts", "--cards", "phantom-dern"], "did you mean 'phantom-derm'"),

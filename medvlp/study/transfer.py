@@ -4,9 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from medvlp.data.cards import DataCard
+from medvlp.methods.base import Method
 from medvlp.methods.parameters import load_own_tensors, own_tensors
 
 
@@ -25,7 +24,7 @@ def base_and_new(card: DataCard) -> tuple[DataCard, DataCard]:
     return card.with_classes(names[:half]), card.with_classes(names[half:])
 
 
-def transfer(method: nn.Module, card: DataCard, changes: Mapping[str, Any] | None = None) -> nn.Module:
+def transfer(method: Method, card: DataCard, changes: Mapping[str, Any] | None = None) -> Method:
     """The same method with the same learned tensors for the classes of another card.
 
     The method is built again from its configuration, so that its texts are those of the new classes, and gets
@@ -34,7 +33,7 @@ def transfer(method: nn.Module, card: DataCard, changes: Mapping[str, Any] | Non
     with the same classes in the same order, such as a shifted one, takes every tensor.
 
     Args:
-        method: A method with `.clip`, `.card` and `.config`; it stays as it is.
+        method: A `Method`; it stays as it is.
         card: The new classes.
         changes: Arguments of the method that are others for the new classes, such as its own `symptoms`, or
             `representations` that do not ship with the package.
@@ -67,7 +66,7 @@ def transfer(method: nn.Module, card: DataCard, changes: Mapping[str, Any] | Non
     return built.eval()
 
 
-def _for_all_classes(method: nn.Module, card: DataCard, changes: Mapping[str, Any]) -> nn.Module:
+def _for_all_classes(method: Method, card: DataCard, changes: Mapping[str, Any]) -> Method:
     """The method untrained, for its own classes and those of the card: more than either has."""
     more = [info for info in card.classes if info.name not in method.card.classnames]
     both = method.card.model_copy(update={"classes": [*method.card.classes, *more]})
@@ -84,7 +83,7 @@ def _for_all_classes(method: nn.Module, card: DataCard, changes: Mapping[str, An
         ) from error
 
 
-def _differ(method: nn.Module, other: nn.Module) -> list[str]:
+def _differ(method: Method, other: Method) -> list[str]:
     """Names of the tensors that only one of both has, or that have another shape."""
     ours, theirs = ({n: t.shape for n, t in own_tensors(m).items()} for m in (method, other))
     return [name for name in ours | theirs if ours.get(name) != theirs.get(name)]

@@ -2,17 +2,17 @@
 
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import sha256
+from medvlp.methods.base import Method
 from medvlp.study.training.config import TrainConfig
 
 PROTOCOL_KEYS = ("method", "data", "test", "num_shots", "seed", "clip", "average", "base_to_new")
@@ -48,21 +48,22 @@ def combinations(grid: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[
             raise ValueError(
                 f"a grid is a mapping such as {{'method': ['ViP'], 'seed': [1, 2]}}, not {one!r}."
             )
-        several = [_several(key, values) for key, values in one.items()]
-        for key, values in zip(one, several, strict=True):
-            if not values:
-                raise ValueError(f"the grid has no value for {key!r}.")
-        settings += [dict(zip(one, values, strict=True)) for values in product(*several)]
+        values_of_keys = [_values_of(key, values) for key, values in one.items()]
+        settings += [dict(zip(one, values, strict=True)) for values in product(*values_of_keys)]
     if not settings:
         raise ValueError("there is no grid; give at least {'method': ['ViP']}.")
     return settings
 
 
-def _several(key: str, values: Any) -> list[Any]:
+def _values_of(key: str, values: Any) -> list[Any]:
     """A key's values: those of a list, tuple, range or array, else the value itself."""
     if isinstance(values, set | frozenset | Iterator):
         raise ValueError(f"the grid's {key!r} is a {type(values).__name__}; give its values in a list.")
-    return list(values) if isinstance(values, list | tuple | range | np.ndarray) else [values]
+    if not isinstance(values, list | tuple | range | np.ndarray):
+        return [values]
+    if len(values) == 0:
+        raise ValueError(f"the grid has no value for {key!r}.")
+    return list(values)
 
 
 def plain(value: Any) -> Any:
@@ -120,30 +121,26 @@ def setting_of(settings: Mapping[str, Any], key: str) -> Any:
     return next((settings[name] for name in names_of(key) if name in settings), None)
 
 
-def arguments_of(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
+def arguments_of(kind: type[Method]) -> dict[str, inspect.Parameter]:
     """A method's arguments after clip and card."""
     parameters = list(inspect.signature(kind).parameters.values())[2:]
     return {parameter.name: parameter for parameter in parameters}
 
 
 def sort_keys(
-    settings: Mapping[str, Any],
-    method: str,
-    kind: type[nn.Module],
-    others: Mapping[str, type[nn.Module]],
+    settings: Mapping[str, Any], method: str, kinds: Mapping[str, type[Method]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The grid's values for the recipe and those for the method's constructor, by name.
 
     Args:
         settings: One run's, by key.
         method: Name of its method.
-        kind: The method's class.
-        others: The grid's methods by name, for the error message.
+        kinds: The classes of the grid's methods, by name.
 
     Raises:
         ValueError: a key that nothing takes, that this method does not have, or that could mean two things.
     """
-    taken = arguments_of(kind)
+    taken = arguments_of(kinds[method])
     config, arguments = {}, {}
     for key, value in settings.items():
         if key in PROTOCOL_KEYS:
@@ -157,7 +154,14 @@ def sort_keys(
                 f"'method.{key}'."
             )
         if not in_config and not in_method:
-            raise ValueError(_nobody_takes(key, method, taken, others))
+            argument = key.removeprefix("method.")
+            having = [other for other, kind in kinds.items() if argument in arguments_of(kind)]
+            if not having:
+                raise ValueError(unknown_name("key", key, [*PROTOCOL_KEYS, *taken, *CONFIG_KEYS], "the grid"))
+            raise ValueError(
+                f"{method} has no {argument!r} (of this grid's methods: {', '.join(having)}); write two grids "
+                f"in a list, one with {key!r} and one without."
+            )
         taker = config if in_config else arguments
         if name in taker:
             raise ValueError(
@@ -165,14 +169,3 @@ def sort_keys(
             )
         taker[name] = value
     return config, arguments
-
-
-def _nobody_takes(key: str, method: str, taken: Iterable[str], others: Mapping[str, type[nn.Module]]) -> str:
-    name = key.removeprefix("method.")
-    having = [other for other, kind in others.items() if name in arguments_of(kind)]
-    if having:
-        return (
-            f"{method} has no {name!r} (of this grid's methods: {', '.join(having)}); write two grids in a "
-            f"list, one with {key!r} and one without."
-        )
-    return unknown_name("key", key, [*PROTOCOL_KEYS, *taken, *CONFIG_KEYS], "the grid")

@@ -32,7 +32,7 @@ def make(runs: Sequence[Run], over: Sequence[str], workshop: Workshop, jobs: int
     Returns:
         The runs; where values were chosen, only those that have them.
     """
-    first = [run for run in runs if not over or run.seed == runs[0].seed]
+    first = [run for run in runs if not over or run.protocol.seed == runs[0].protocol.seed]
     _make_all(first, workshop, jobs)
     if not over:
         return first

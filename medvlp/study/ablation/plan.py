@@ -1,5 +1,6 @@
 """The runs of a study: what goes into each, and the id that this gives it."""
 
+import ast
 import inspect
 import json
 import os
@@ -8,21 +9,19 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
+from pydantic import NonNegativeInt, PositiveInt
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import Data
-from medvlp.data.errors import check_same_classes, unknown_name
+from medvlp.data.errors import check_same_classes, frozen_config, unknown_name
 from medvlp.data.files import sha256
 from medvlp.knowledge.llm.representations import shipped_representations
-from medvlp.methods.base import check_method
+from medvlp.methods.base import Method, check_method
 from medvlp.methods.registry import METHODS
 from medvlp.study.ablation.grid import (
-    CONFIG_KEYS,
-    IN_TABLES,
     Named,
     arguments_of,
     combinations,
@@ -41,6 +40,23 @@ NOT_CHOSEN = ("method", "data", "test", "seed", "num_shots")  # what a compariso
 PROTOCOL = 1  # raised when the same inputs would give other results
 
 
+@frozen_config
+class Protocol:
+    """How a run uses its data; the attributes are keys of a grid, see `run_ablation`.
+
+    Attributes:
+        num_shots: Training images a class, or "all".
+        seed: Of the shots.
+        average: Whether the weights are averaged over epochs.
+        base_to_new: Whether it trains on the first half of the classes and is tested on each half.
+    """
+
+    num_shots: PositiveInt | Literal[ALL] = ALL
+    seed: NonNegativeInt = 1
+    average: bool = False
+    base_to_new: bool = False
+
+
 @dataclass(frozen=True)
 class Run:
     """One run. Its results follow from `inputs`, on one machine bit for bit.
@@ -49,26 +65,20 @@ class Run:
         method: Name of the method; `kind` is its class and `arguments` those of its constructor.
         config: The recipe.
         clip: Where its Clip comes from; so `data`, and `test` for the test images.
-        num_shots: Training images a class, or "all".
-        seed: Of the shots.
-        average: Whether the weights are averaged over epochs.
-        base_to_new: Whether it trains on the first half of the classes and is tested on each half.
+        protocol: How it uses its data.
         inputs: All that the results depend on, as JSON.
         settings: {key: value for tables}, the recipe's as "config.lr", the method's as "method.n_ctx".
         given: The keys that the grid gave, as they were written.
     """
 
     method: str
-    kind: type[nn.Module]
+    kind: type[Method]
     arguments: dict[str, Any]
     config: TrainConfig
     clip: Source
     data: Source
     test: Source
-    num_shots: int | str
-    seed: int
-    average: bool
-    base_to_new: bool
+    protocol: Protocol
     inputs: dict[str, Any]
     settings: dict[str, Any]
     given: tuple[str, ...]
@@ -91,7 +101,7 @@ def plan(
     root: str | Path | None,
     clip: str | Clip,
     config: Mapping[str, Any] | None,
-    methods: Mapping[str, type[nn.Module]] | None,
+    methods: Mapping[str, type[Method]] | None,
 ) -> list[Run]:
     """The runs of a grid, each once, in the grid's order; see `run_ablation`.
 
@@ -127,7 +137,7 @@ def keys_to_choose(runs: Sequence[Run], tune: str | Sequence[str] | None) -> lis
     for key in tune:
         if key not in known:
             raise ValueError(unknown_name("key to tune", key, known, "the grid"))
-    first = [run.settings for run in runs if run.seed == runs[0].seed]
+    first = [run.settings for run in runs if run.protocol.seed == runs[0].protocol.seed]
     return [key for key in tune if len({setting_of(settings, key) for settings in first}) > 1]
 
 
@@ -156,32 +166,14 @@ def _check_config(config: Mapping[str, Any] | None) -> None:
             "config is a TrainConfig, which would undo every method's recipe; give only the fields that "
             "change, such as config={'epochs': 20}."
         )
-    for name in config or {}:
-        if name not in CONFIG_KEYS:
-            raise ValueError(unknown_name("field", name, CONFIG_KEYS, "config"))
-        if name == "seed":
-            raise ValueError("config has a 'seed', but a study's seeds are in its grid: {'seed': [1, 2, 3]}.")
-
-
-def _check_protocol(given: Mapping[str, Any]) -> None:
-    """Raise for a seed, shots or switch that is none."""
-    seed, num_shots = plain(given["seed"]), plain(given.get("num_shots", ALL))
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed is {seed!r}; give a whole number from 0.")
-    if num_shots != ALL and (not isinstance(num_shots, int) or isinstance(num_shots, bool) or num_shots < 1):
-        raise ValueError(f"num_shots is {num_shots!r}; give a whole number from 1, or {ALL!r}.")
-    for key in ("average", "base_to_new"):
-        value = plain(given.get(key, False))
-        if not isinstance(value, bool):
-            raise ValueError(f"{key} is {value!r}; give True or False.")
+    if "seed" in (config or {}):
+        raise ValueError("config has a 'seed', but a study's seeds are in its grid: {'seed': [1, 2, 3]}.")
 
 
 class _Planner:
     """Makes runs; clips and data sets are loaded once, and what is hashed often is hashed once."""
 
-    def __init__(
-        self, root: str | None, config: dict[str, Any], kinds: Mapping[str, type[nn.Module]]
-    ) -> None:
+    def __init__(self, root: str | None, config: dict[str, Any], kinds: Mapping[str, type[Method]]) -> None:
         self.root, self.config, self.kinds = root, config, kinds
         self.codes = {name: _code(kind) for name, kind in kinds.items()}
         self.sources: dict[Any, Source] = {}
@@ -189,11 +181,12 @@ class _Planner:
 
     def run(self, given: dict[str, Any]) -> Run:
         """The run of these settings, each by the key that the grid has for it."""
-        _check_protocol(given)
         method = plain(given["method"])
         kind = self.kinds[method]
-        in_config, in_method = sort_keys(given, method, kind, self.kinds)
-        seed, num_shots = plain(given["seed"]), plain(given.get("num_shots", ALL))
+        in_config, in_method = sort_keys(given, method, self.kinds)
+        switches = {key: plain(given[key]) for key in asdict(Protocol()) if key in given}
+        protocol = Protocol(**{"average": kind.average is not None} | switches)
+        seed = protocol.seed
 
         # the constructor's defaults, over them the seed, over that the grid; values may be Named
         parameters = arguments_of(kind)
@@ -207,14 +200,12 @@ class _Planner:
         clip = self._source(given["clip"], clip_source)
         data = self._source(given["data"], data_source, self.root)
         test = self._source(given.get("test", given["data"]), data_source, self.root)
-        average = plain(given.get("average", kind.average is not None))
-        base_to_new = plain(given.get("base_to_new", False))
         card, test_card = data.get().data.card, test.get().data.card
         ours, theirs = f"data set {card.name!r}", f"test set {test_card.name!r}"
         check_same_classes(ours, card.classnames, theirs, test_card.classnames)
-        if base_to_new:
+        if protocol.base_to_new:
             base_and_new(card)  # it raises for too few classes
-        train, val = data.get().cut(num_shots, seed)
+        train, val = data.get().cut(protocol.num_shots, seed)
 
         numbers = {name: value for name, value in asdict(config).items() if name != "num_workers"}
         inputs = {
@@ -223,8 +214,8 @@ class _Planner:
             "code": self.codes[method],
             "arguments": self._contents(arguments, card),
             "config": numbers,
-            "average": content(kind.average or {}) if average else None,
-            "base_to_new": base_to_new,
+            "average": content(kind.average or {}) if protocol.average else None,
+            "base_to_new": protocol.base_to_new,
             "clip": clip.fingerprint,
             "card": card.hash,
             "train": train.fingerprint,
@@ -232,14 +223,11 @@ class _Planner:
             "test": test.get().data.test.fingerprint,
         }
         shown = {"method": method, "data": data.name, "test": test.name, "clip": clip.name}
-        shown |= {"num_shots": num_shots, "seed": seed, "average": average, "base_to_new": base_to_new}
+        shown |= asdict(protocol)
         shown |= {key: given[key].name for key in shown if isinstance(given.get(key), Named)}
         shown |= {f"config.{name}": label(value) for name, value in (numbers | in_config).items()}
         shown |= {f"method.{name}": label(value) for name, value in labelled.items()}
-        return Run(
-            method, kind, arguments, config, clip, data, test,
-            num_shots, seed, average, base_to_new, inputs, shown, tuple(given),
-        )  # fmt: skip
+        return Run(method, kind, arguments, config, clip, data, test, protocol, inputs, shown, tuple(given))
 
     def _source(self, value: Any, make: Callable[..., Source], *args: Any) -> Source:
         given = plain(value)
@@ -258,7 +246,7 @@ class _Planner:
         return contents
 
 
-def _kind(name: str, methods: Mapping[str, type[nn.Module]] | None) -> type[nn.Module]:
+def _kind(name: str, methods: Mapping[str, type[Method]] | None) -> type[Method]:
     """The class of a method, the user's or the package's."""
     if methods and name in methods:
         check_method(methods[name])
@@ -269,7 +257,7 @@ def _kind(name: str, methods: Mapping[str, type[nn.Module]] | None) -> type[nn.M
     return METHODS[name]
 
 
-def _code(kind: type[nn.Module]) -> str | None:
+def _code(kind: type[Method]) -> str | None:
     """Hash of the source of a method that is not the package's: changed, it makes other runs.
 
     Its own class and those of its bases that are not a package's; not what they call.
@@ -283,7 +271,7 @@ def _code(kind: type[nn.Module]) -> str | None:
 
 
 def _source_of(kind: type) -> str:
-    """The source of a class; of one in a notebook, which has no file, its bases, functions and constants.
+    """The source of a class. One in a notebook has no file, but its functions know the cell they are from.
 
     Raises:
         ValueError: there is none.
@@ -291,21 +279,17 @@ def _source_of(kind: type) -> str:
     try:
         return dedent(inspect.getsource(kind))
     except (OSError, TypeError):
-        parts = [base.__qualname__ for base in kind.__bases__]
-    for name, member in sorted(vars(kind).items()):
-        for inner in ("fget", "func", "__func__"):  # a property, a cached one, a static or class method
-            member = getattr(member, inner, member)
-        try:
-            if inspect.isfunction(member):
-                parts.append(dedent(inspect.getsource(member)))
-            elif isinstance(member, (*IN_TABLES, list, tuple, dict)):
-                parts.append(f"{name} = {member!r}")
-        except OSError:
-            raise ValueError(
-                f"the source of {kind.__name__}.{name} cannot be read, so a study could not notice when it "
-                "changes; write the class in a file or in a notebook's cell."
-            ) from None
-    return "\n".join(parts)
+        functions = filter(inspect.isfunction, vars(kind).values())
+    try:
+        cell, _ = inspect.findsource(next(functions))
+    except (OSError, StopIteration):
+        raise ValueError(
+            f"the source of {kind.__name__} cannot be read, so a study could not notice when it changes; "
+            "write the class in a file or in a notebook's cell."
+        ) from None
+    nodes = ast.walk(ast.parse("".join(cell)))
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef) and node.name == kind.__name__]
+    return "\n".join(map(ast.unparse, classes))
 
 
 def _shipped(card: DataCard) -> Any:

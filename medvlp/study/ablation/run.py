@@ -14,11 +14,11 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from medvlp.backbone.features import image_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
+from medvlp.methods.base import Method
 from medvlp.methods.parameters import learned_parameters
 from medvlp.study.ablation.plan import Run
 from medvlp.study.ablation.store import DONE, FAILED, RunStore, pack, unpack
@@ -49,7 +49,7 @@ class Workshop:
     progress: bool
     call: str = field(default_factory=lambda: uuid4().hex)
 
-    def encode(self, method: nn.Module, images: ImageSet, views: Iterable[int | None]) -> None:
+    def encode(self, method: Method, images: ImageSet, views: Iterable[int | None]) -> None:
         """Fill the cache with the features that the method will ask for; one process does, others wait."""
         if not method.keeps_image_tower:
             return
@@ -117,12 +117,12 @@ def _facts(run: Run, status: str, seconds: float | None) -> dict[str, Any]:
 
 def _results(run: Run, workshop: Workshop) -> dict[str, Any]:
     clip, parts = run.clip.get(), run.data.get()
-    train, val = parts.cut(run.num_shots, run.seed)
+    train, val = parts.cut(run.protocol.num_shots, run.protocol.seed)
     test, new_test = tested_images(run)
-    if run.base_to_new:
+    if run.protocol.base_to_new:
         train, val = train.of_classes(test.card), val.of_classes(test.card)
     method = run.kind(clip, train.card, **_arguments_for(train.card, run))
-    if run.base_to_new:
+    if run.protocol.base_to_new:
         _for_new(method, run, new_test)  # a method that cannot be transferred need not be trained
     history = _train(method, run, train, val, workshop)
     best = history[history["best"]] if history["best"].any() else history[-1:]
@@ -133,7 +133,7 @@ def _results(run: Run, workshop: Workshop) -> dict[str, Any]:
         "n_trainable": sum(parameter.numel() for parameter in learned_parameters(method).values()),
         "device": str(clip.device),
     }
-    if run.base_to_new:
+    if run.protocol.base_to_new:
         of_new = _tested(_for_new(method, run, new_test), new_test, workshop)
         b, n = results["metrics"]["accuracy"], of_new["metrics"]["accuracy"]
         both = 2 * b * n / (b + n) if b + n else 0.0
@@ -145,13 +145,13 @@ def _results(run: Run, workshop: Workshop) -> dict[str, Any]:
 def tested_images(run: Run) -> tuple[ImageSet, ImageSet | None]:
     """The run's test images; of base classes and of new ones, where it has these."""
     test = run.test.get().data.test
-    if not run.base_to_new:
+    if not run.protocol.base_to_new:
         return test, None
     base, new = base_and_new(test.card)
     return test.of_classes(base), test.of_classes(new)
 
 
-def _for_new(method: nn.Module, run: Run, new_test: ImageSet) -> nn.Module:
+def _for_new(method: Method, run: Run, new_test: ImageSet) -> Method:
     """The method with the new classes."""
     given = _arguments_for(new_test.card, run)
     changes = {name: given[name] for name in ("symptoms", "representations") if given.get(name) is not None}
@@ -168,7 +168,7 @@ def _arguments_for(card: DataCard, run: Run) -> dict[str, Any]:
     return run.arguments | {"symptoms": kept}
 
 
-def _train(method: nn.Module, run: Run, train: ImageSet, val: ImageSet, workshop: Workshop) -> pd.DataFrame:
+def _train(method: Method, run: Run, train: ImageSet, val: ImageSet, workshop: Workshop) -> pd.DataFrame:
     """The history of training; without a row for a method that learns nothing."""
     learns = any(parameter.requires_grad for parameter in method.parameters())
     if not learns and not method.fits_before_training:
@@ -178,7 +178,7 @@ def _train(method: nn.Module, run: Run, train: ImageSet, val: ImageSet, workshop
         workshop.encode(method, train, range(views) if views else [None])
     workshop.encode(method, val, [None])
     callbacks = []
-    if run.average and learns:
+    if run.protocol.average and learns:
         epochs = run.config.epochs
         callbacks = [EpochAverage.published(method, epochs) or EpochAverage(epochs)]
     options = {"callbacks": callbacks, "cache_dir": workshop.cache_dir, "progress": False}
@@ -189,13 +189,13 @@ def _train(method: nn.Module, run: Run, train: ImageSet, val: ImageSet, workshop
     return history
 
 
-def _validated(method: nn.Module, val: ImageSet, workshop: Workshop) -> dict[str, float]:
+def _validated(method: Method, val: ImageSet, workshop: Workshop) -> dict[str, float]:
     """Loss and metrics of the finished method on the validation images, for choices among runs."""
     workshop.encode(method, val, [None])
     return loss_and_metrics(predict_logits(method, val, workshop.cache_dir, progress=False), val.labels)
 
 
-def _tested(method: nn.Module, test: ImageSet, workshop: Workshop) -> dict[str, Any]:
+def _tested(method: Method, test: ImageSet, workshop: Workshop) -> dict[str, Any]:
     """Metrics and logits of test images. The metrics are those of the probabilities that are kept."""
     workshop.encode(method, test, [None])
     logits = predict_logits(method, test, workshop.cache_dir, progress=False).double().numpy()  # (N, n_cls)

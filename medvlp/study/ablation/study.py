@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.datasets import Data
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import cache_folder
+from medvlp.methods.base import Method
 from medvlp.study.ablation.grid import setting_of
 from medvlp.study.ablation.make import make
 from medvlp.study.ablation.plan import keys_to_choose, plan
@@ -56,7 +56,7 @@ def run_ablation(
     root: str | Path | None = None,
     clip: str | Clip = "tiny",
     config: Mapping[str, Any] | None = None,
-    methods: Mapping[str, type[nn.Module]] | None = None,
+    methods: Mapping[str, type[Method]] | None = None,
     tune: str | Sequence[str] | None = None,
     jobs: int | None = None,
     cache_dir: str | Path | None = None,
@@ -129,7 +129,7 @@ def run_ablation(
     given = list(dict.fromkeys(key for run in runs for key in run.given))
     features = Path(cache_dir or cache_folder()).expanduser().resolve()
     runs = make(runs, over, Workshop(place, features, progress), jobs)
-    for run in {(run.test.fingerprint, run.base_to_new): run for run in runs}.values():
+    for run in {(run.test.fingerprint, run.protocol.base_to_new): run for run in runs}.values():
         place.write_test(tested_images(run)[0])  # if it was lost
     return Study(store, {run.id: run.settings for run in runs}, given)
 

@@ -28,7 +28,7 @@ def test_a_mapping_or_a_list_in_a_list_is_one_value():
 
 def test_keys_go_where_they_belong():
     settings = {"method": "ViP", "lr": 0.1, "n_ctx": 2, "num_shots": 4, "config.seed": 7, "method.seed": 8}
-    config, arguments = sort_keys(settings, "ViP", ViP, KINDS)
+    config, arguments = sort_keys(settings, "ViP", KINDS)
     assert config == {"lr": 0.1, "seed": 7}
     assert arguments == {"n_ctx": 2, "seed": 8}
 
@@ -45,7 +45,7 @@ def test_keys_go_where_they_belong():
 )
 def test_a_key_that_nothing_takes_is_an_error(key, method, words):
     with pytest.raises(ValueError, match=words):
-        sort_keys({"method": method, key: 1}, method, KINDS[method], KINDS)
+        sort_keys({"method": method, key: 1}, method, KINDS)
 
 
 def test_content_is_the_same_for_the_same_value_and_another_for_another():

@@ -58,7 +58,7 @@ class TestDefaults:
         ablation = ABLATIONS[name]
         runs = planned(ablation.on(), clip, ablation.config)
         assert len(runs) == len({run.id for run in runs}) == 3 * SETTINGS[name] <= MANY
-        assert {run.seed for run in runs} == {1, 2, 3}
+        assert {run.protocol.seed for run in runs} == {1, 2, 3}
         assert ablation.question.endswith("?") and ablation.question.count("?") == 1
 
     def test_there_is_a_baseline_for_every_seed(self, name):
@@ -163,7 +163,10 @@ def test_the_shipped_interventions_are_runs_of_their_ablation(clip):
     phantoms = study.runs[study.runs["data"] != "pneumonia"]
     runs = {run.id: run for run in planned(ABLATIONS["interventions"].on(), clip)}
     for _, row in phantoms.iterrows():
-        assert runs[row["run"]].settings["method"] == row["method"] and runs[row["run"]].seed == row["seed"]
+        assert (
+            runs[row["run"]].settings["method"] == row["method"]
+            and runs[row["run"]].protocol.seed == row["seed"]
+        )
     trained = phantoms[phantoms["method"].str.match("CILMP|ViP")]
     assert len(phantoms) == 2 * 4 + len(trained) and len(trained) == 2 * 4 * 3
     assert study.runs["data"].value_counts()["pneumonia"] == 4 + 2 * 3

@@ -40,19 +40,19 @@ def test_shots_are_those_of_load_dataset():
         ({"lr": "x"}, {}, "lr is 'x'; it should be a valid number"),
         ({"lr": 0.1, "config.lr": 0.2}, {}, "gives 'lr' twice"),
         ({"num_shots": 100}, {}, "fewer than num_shots=100"),
-        ({"num_shots": "2"}, {}, "num_shots is '2'; give a whole number from 1, or 'all'"),
+        ({"num_shots": "2"}, {}, "num_shots is '2'; it should be a valid integer or 'all'"),
         ({"num_shots": True}, {}, "num_shots is True"),
         ({"num_shots": 0}, {}, "num_shots is 0"),
-        ({"seed": "a"}, {}, "seed is 'a'; give a whole number from 0"),
+        ({"seed": "a"}, {}, "seed is 'a'; it should be a valid integer"),
         ({"seed": 1.9}, {}, "seed is 1.9"),
         ({"seed": -1}, {}, "seed is -1"),
-        ({"average": "no"}, {}, "average is 'no'; give True or False"),
+        ({"average": "no"}, {}, "average is 'no'; it should be a valid boolean"),
         ({"base_to_new": "false"}, {}, "base_to_new is 'false'"),
         ({"base_to_new": True}, {}, "need four"),
         ({"test": "phantom-cxr"}, {}, "must be the same, in the same order"),
         ({"data": ["phantom-dermm"]}, {}, "unknown card 'phantom-dermm'"),
         ({}, {"data": None}, "no data set"),
-        ({}, {"config": {"lrr": 1}}, "unknown field 'lrr' in config"),
+        ({}, {"config": {"lrr": 1}}, "unknown field 'lrr' in TrainConfig"),
         ({}, {"config": {"seed": 5}}, "seeds are in its grid"),
         ({}, {"config": TrainConfig()}, "give only the fields that change"),
     ],
@@ -157,5 +157,5 @@ def test_a_changed_base_of_ones_own_makes_other_runs(monkeypatch):
 def test_a_method_without_source_is_refused():
     space = {"Prototypes": Prototypes, "__name__": "__main__"}
     exec(CLASS.format(scale=1, sign=1), space)
-    with pytest.raises(ValueError, match="the source of Mine.forward cannot be read.* in a notebook's cell"):
+    with pytest.raises(ValueError, match="the source of Mine cannot be read.* in a notebook's cell"):
         plan({"method": "Mine"}, small_data(), None, "tiny", None, {"Mine": space["Mine"]})

@@ -148,9 +148,12 @@ def test_a_run_of_another_process_is_waited_for(folder):
     store, held = RunStore(folder / "store"), threading.Event()
 
     def work_elsewhere() -> None:
+        """Hold the run's lock until the other run of the study is kept."""
         with store.lock(run.id, wait=True):
             held.set()
-            time.sleep(0.5)
+            deadline = time.monotonic() + 60
+            while not store.ids() and time.monotonic() < deadline:
+                time.sleep(0.01)
 
     other = threading.Thread(target=work_elsewhere)
     other.start()
