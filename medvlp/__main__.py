@@ -37,13 +37,6 @@ def cards() -> None:
         print(f"{name:<24}{load_card(name).title}")
 
 
-def shots(text: str) -> int | str:
-    """Read a whole number from 1, or "all"."""
-    if text != "all" and not (text.isdecimal() and int(text) > 0):
-        raise ValueError(f"{text!r} is not a whole number from 1, or 'all'.")
-    return text if text == "all" else int(text)
-
-
 @app.command()
 def ablate(
     name: Annotated[str | None, typer.Argument(help="which one; without it they are listed")] = None,
@@ -86,7 +79,8 @@ def ablate(
             if out and out.is_dir():
                 raise OSError(f"{out} is a folder; name a file for the table.")
             ablation, fields = ABLATIONS[name], dict(parse_setting(text, "-c") for text in config or [])
-            grids = ablation.on(cards, [shots(text) for text in num_shots or []], seeds or SEEDS)
+            numbers = [int(text) if text.isdecimal() else text for text in num_shots or []]
+            grids = ablation.on(cards, numbers, seeds or SEEDS)
             if out:
                 check_writable(out.parent)
             if export:

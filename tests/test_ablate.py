@@ -56,7 +56,7 @@ def test_without_a_name_the_ablations_are_listed_with_their_questions(capsys):
         (["vip_parts", "-c", "lr=x"], "lr is 'x'; it should be a valid number"),
         (["vip_parts", "--seeds", "-1"], "seed is -1; it should be greater than or equal to 0"),
         (["vip_parts", "--cards", "nope/x.md"], "nope/x.md"),
-        (["vip_parts", "--num-shots", "few"], "'few' is not a whole number from 1"),
+        (["vip_parts", "--num-shots", "few"], "num_shots is 'few'; it should be a valid integer or 'all'"),
         (["vip_parts", "--cards", "phantom-dern"], "did you mean 'phantom-derm'"),
     ],
 )

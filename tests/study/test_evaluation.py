@@ -64,14 +64,8 @@ def test_per_image_says_what_was_seen_in_each(noisy):
     labels, p, report = noisy
     rows = report.per_image
     names = CARD.classnames
-    assert list(rows.columns) == [
-        "id",
-        "true",
-        "predicted",
-        "correct",
-        "confidence",
-        *(f"P({n})" for n in names),
-    ]
+    columns = ["id", "true", "predicted", "correct", "confidence", *(f"P({n})" for n in names)]
+    assert list(rows.columns) == columns
     assert list(rows["id"]) == [f"test/{i:03d}.png" for i in range(100)]
     assert list(rows["true"]) == [names[y] for y in labels]
     assert list(rows["predicted"]) == [names[y] for y in p.argmax(1)]
@@ -123,8 +117,7 @@ def test_the_seed_decides_the_intervals():
 
 
 def test_groups_are_resampled_whole():
-    single = written([0, 1, 2] * 10, [[9, 1, 1]] * 10 + [[1, 9, 1]] * 20)
-    grouped = written([0, 1, 2] * 10, [[9, 1, 1]] * 10 + [[1, 9, 1]] * 20)
+    single, grouped = (written([0, 1, 2] * 10, [[9, 1, 1]] * 10 + [[1, 9, 1]] * 20) for _ in range(2))
     grouped.groups = ["patient 1"] * 15 + ["patient 2"] * 15
     wide, narrow = (evaluate(Reader(), data, n_bootstrap=200) for data in (grouped, single))
     assert "resamples of their 2 groups" in repr(wide)
@@ -149,29 +142,17 @@ def test_cached_features_give_the_logits_of_forward(clip, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "data", "message"),
+    ("method", "labels", "message"),
     [
-        (Reader(), lambda: make_set(CARD, []), "the train set of card 'lesions' is empty"),
-        (
-            Reader(),
-            lambda: written([0, 5], [[1, 1, 1]] * 2),
-            "image 'test/001.png' of the test set of card 'lesions' has label 5, outside the card",
-        ),
-        (
-            Reader(make_card(2, "two")),
-            lambda: written([0], [[1, 1, 1]]),
-            "Reader has the classes 'melanoma', 'nevus', but the test set of card 'lesions' has",
-        ),
-        (
-            Reader(broken=1),
-            lambda: written([0, 1], [[1, 1, 1]] * 2),
-            "Reader gave logits that are not finite for 1 of 2 images, first 'test/001.png'",
-        ),
+        (Reader(), [], "the test set of card 'lesions' is empty"),
+        (Reader(), [0, 5], "image 'test/001.png' of the test set .* 'lesions' has label 5, outside the card"),
+        (Reader(make_card(2)), [0], "Reader has the classes 'melanoma', 'nevus', but the test set of card"),
+        (Reader(broken=1), [0, 1], "logits that are not finite for 1 of 2 images, first 'test/001.png'"),
     ],
 )
-def test_errors_name_what_is_wrong(method, data, message):
+def test_errors_name_what_is_wrong(method, labels, message):
     with pytest.raises(ValueError, match=message):
-        evaluate(method, data())
+        evaluate(method, make_set(CARD, labels, "test"))
 
 
 def test_no_resamples_are_no_interval():

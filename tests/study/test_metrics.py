@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from medvlp.study.metrics import (
-    METRICS,
-    bootstrap,
-    class_auroc,
-    metric_values,
-    weighted_metrics,
-)
+from medvlp.study.metrics import METRICS, bootstrap, class_auroc, metric_values, weighted_metrics
 
 
 def random_problem(n: int, n_cls: int, seed: int = 0, decimals: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -54,22 +48,18 @@ def test_values_are_scikit_learns(n_cls):
     assert class_auroc(labels, p)[1] == pytest.approx(sk.roc_auc_score(labels == 1, p[:, 1]))
 
 
-def test_ece_by_hand():
-    # Bins of width 1/15: 0.95 and 0.97 share the last (one of two right), 0.61 and 0.65 the bin 0.6 to 0.667.
-    p = np.array([[0.95, 0.05], [0.97, 0.03], [0.39, 0.61], [0.35, 0.65]])
-    labels = np.array([0, 1, 1, 1])
-    by_hand = 2 / 4 * abs(0.5 - 0.96) + 2 / 4 * abs(1 - 0.63)
-    assert metric_values(labels, p)["ECE"] == pytest.approx(by_hand)
-
-
-def test_ece_bins_decide_what_averages_out():
-    p = np.array([[0.95, 0.05], [0.55, 0.45]])
-    labels = np.array([1, 0])  # confidently wrong, hesitantly right
-    assert metric_values(labels, p)["ECE"] == pytest.approx((0.95 + 0.45) / 2)
-
-
-def test_certain_and_right_is_calibrated():
-    assert metric_values(np.array([0, 1]), np.eye(2))["ECE"] == 0
+@pytest.mark.parametrize(
+    ("labels", "second", "expected"),  # second: the probability of class 1
+    [
+        # bins of width 1/15: 0.95 and 0.97 share the last (one of two right), 0.61 and 0.65 another
+        ([0, 1, 1, 1], [0.05, 0.03, 0.61, 0.65], 2 / 4 * abs(0.5 - 0.96) + 2 / 4 * abs(1 - 0.63)),
+        ([1, 0], [0.05, 0.45], (0.95 + 0.45) / 2),  # confidently wrong, hesitantly right: two bins
+        ([0, 1], [0, 1], 0),  # certain and right
+    ],
+)
+def test_ece_by_hand(labels, second, expected):
+    p = np.stack([1 - np.array(second), second], axis=1)  # (N, 2)
+    assert metric_values(np.array(labels), p)["ECE"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("n_cls", "decimals"), [(2, 6), (2, 0), (5, 6), (5, 0)])
@@ -91,9 +81,7 @@ def test_a_sample_that_lacks_a_class_has_the_metrics_of_the_others(n_cls):
     assert fast == pytest.approx(slow, nan_ok=True)
     assert np.isnan(slow["AUROC"]) == (n_cls == 2)
     if n_cls == 3:
-        assert slow["AUROC"] == pytest.approx(
-            np.mean([class_auroc(labels[kept], p[kept])[c] for c in (0, 1)])
-        )
+        assert slow["AUROC"] == pytest.approx(class_auroc(labels[kept], p[kept])[:2].mean())
 
 
 def test_resamples_without_a_class_neither_crash_nor_warn():

@@ -159,8 +159,8 @@ def sort_keys(
             if not having:
                 raise ValueError(unknown_name("key", key, [*PROTOCOL_KEYS, *taken, *CONFIG_KEYS], "the grid"))
             raise ValueError(
-                f"{method} has no {argument!r} (of this grid's methods: {', '.join(having)}); write two grids "
-                f"in a list, one with {key!r} and one without."
+                f"{method} has no {argument!r} (of this grid's methods: {', '.join(having)}); write two "
+                f"grids in a list, one with {key!r} and one without."
             )
         taker = config if in_config else arguments
         if name in taker:

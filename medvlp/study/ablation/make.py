@@ -9,7 +9,7 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from medvlp.study.ablation.plan import Run, settled
-from medvlp.study.ablation.run import BUSY, Workshop, execute, failure
+from medvlp.study.ablation.run import BUSY, Workshop, execute, record_of
 from medvlp.study.ablation.store import DONE, FAILED
 
 DIED = (
@@ -108,7 +108,7 @@ def _make_free(
         except _deaths():
             status = FAILED
             with workshop.store.lock(run.id, wait=True):
-                workshop.store.write(run.id, failure(run, DIED))
+                workshop.store.write(run.id, record_of(run, FAILED, None, {"traceback": DIED}))
                 workshop.store.end(run.id)
         tell(status)
     return busy

@@ -241,7 +241,10 @@ class _Planner:
         contents = {name: content(value) for name, value in arguments.items()}
         if contents.get("representations", "") is None:
             if card.hash not in self.shipped:
-                self.shipped[card.hash] = _shipped(card)
+                try:
+                    self.shipped[card.hash] = content(shipped_representations(card))
+                except ValueError:
+                    self.shipped[card.hash] = None  # the run will say what it lacks
             contents["representations"] = self.shipped[card.hash]
         return contents
 
@@ -279,25 +282,25 @@ def _source_of(kind: type) -> str:
     try:
         return dedent(inspect.getsource(kind))
     except (OSError, TypeError):
-        functions = filter(inspect.isfunction, vars(kind).values())
+        members = vars(kind)
+    # besides methods: what a property, a cached one, a static and a class method call
+    wrapped = [getattr(one, name, None) for one in members.values() for name in ("fget", "func", "__func__")]
+    functions = [one for one in (*members.values(), *wrapped) if inspect.isfunction(one)]
+    if not functions:  # a class of constants alone
+        constants = (bool, int, float, str, list, tuple, dict)
+        return repr([(name, value) for name, value in members.items() if isinstance(value, constants)])
     try:
-        cell, _ = inspect.findsource(next(functions))
-    except (OSError, StopIteration):
+        cell = "".join(inspect.findsource(functions[0])[0])
+    except OSError:
+        cell = ""
+    nodes = ast.walk(ast.parse(cell))
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef) and node.name == kind.__name__]
+    if not classes:
         raise ValueError(
             f"the source of {kind.__name__} cannot be read, so a study could not notice when it changes; "
             "write the class in a file or in a notebook's cell."
-        ) from None
-    nodes = ast.walk(ast.parse("".join(cell)))
-    classes = [node for node in nodes if isinstance(node, ast.ClassDef) and node.name == kind.__name__]
+        )
     return "\n".join(map(ast.unparse, classes))
-
-
-def _shipped(card: DataCard) -> Any:
-    """The content of the representations that a method finds for this card if it is given none."""
-    try:
-        return content(shipped_representations(card))
-    except ValueError:
-        return None  # the run will say what it lacks
 
 
 def _check_told_apart(runs: list[Run]) -> None:

@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,7 +13,9 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
+from medvlp import __version__
 from medvlp.backbone.features import image_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
@@ -78,32 +79,19 @@ def execute(run: Run, workshop: Workshop, failed_before: str | None, wait: bool)
         if record is None or (record["status"] == FAILED and record["finished"] == failed_before):
             store.begin(run.id, workshop.call)
             with _TURN:
-                record = _record(run, workshop)
+                start = time.perf_counter()
+                try:
+                    status, results = DONE, _results(run, workshop)
+                except Exception:
+                    status, results = FAILED, {"traceback": traceback.format_exc()}
+                record = record_of(run, status, time.perf_counter() - start, results)
             store.write(run.id, record)
         store.end(run.id)
         return record["status"]
 
 
-def failure(run: Run, words: str, seconds: float | None = None) -> dict[str, Any]:
-    """The record of a run that failed, `words` being its traceback."""
-    return _facts(run, FAILED, seconds) | {"traceback": words}
-
-
-def _record(run: Run, workshop: Workshop) -> dict[str, Any]:
-    start = time.perf_counter()
-    try:
-        results = _results(run, workshop)
-    except Exception:
-        return failure(run, traceback.format_exc(), time.perf_counter() - start)
-    return _facts(run, DONE, time.perf_counter() - start) | results
-
-
-def _facts(run: Run, status: str, seconds: float | None) -> dict[str, Any]:
-    """What every record has."""
-    try:
-        version = metadata.version("medvlp")
-    except metadata.PackageNotFoundError:  # a folder of sources
-        version = "unknown"
+def record_of(run: Run, status: str, seconds: float | None, results: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run; `results` of one that failed is its traceback."""
     return {
         "status": status,
         "settings": run.settings,
@@ -111,8 +99,8 @@ def _facts(run: Run, status: str, seconds: float | None) -> dict[str, Any]:
         "inputs": run.inputs,
         "finished": datetime.now(UTC).isoformat(),
         "seconds": seconds,
-        "made with": {"medvlp": version, "torch": torch.__version__, "threads": torch.get_num_threads()},
-    }
+        "made with": {"medvlp": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()},
+    } | results
 
 
 def _results(run: Run, workshop: Workshop) -> dict[str, Any]:
@@ -128,7 +116,7 @@ def _results(run: Run, workshop: Workshop) -> dict[str, Any]:
     best = history[history["best"]] if history["best"].any() else history[-1:]
     kept = history[-1:] if run.config.keep == "last" else best
     results = _tested(method, test, workshop) | {
-        "validation": _validated(method, val, workshop),
+        "validation": loss_and_metrics(_logits(method, val, workshop), val.labels),
         "kept epoch": kept.iloc[0].to_dict() if len(kept) else None,
         "n_trainable": sum(parameter.numel() for parameter in learned_parameters(method).values()),
         "device": str(clip.device),
@@ -189,20 +177,18 @@ def _train(method: Method, run: Run, train: ImageSet, val: ImageSet, workshop: W
     return history
 
 
-def _validated(method: Method, val: ImageSet, workshop: Workshop) -> dict[str, float]:
-    """Loss and metrics of the finished method on the validation images, for choices among runs."""
-    workshop.encode(method, val, [None])
-    return loss_and_metrics(predict_logits(method, val, workshop.cache_dir, progress=False), val.labels)
+def _logits(method: Method, images: ImageSet, workshop: Workshop) -> Tensor:
+    """The finished method's logits, (N, n_cls)."""
+    workshop.encode(method, images, [None])
+    return predict_logits(method, images, workshop.cache_dir, progress=False)
 
 
 def _tested(method: Method, test: ImageSet, workshop: Workshop) -> dict[str, Any]:
     """Metrics and logits of test images. The metrics are those of the probabilities that are kept."""
-    workshop.encode(method, test, [None])
-    logits = predict_logits(method, test, workshop.cache_dir, progress=False).double().numpy()  # (N, n_cls)
+    logits = _logits(method, test, workshop).double().numpy()  # (N, n_cls)
     if not np.isfinite(logits).all():
         raise ValueError(f"{type(method).__name__} gave test logits that are not finite.")
     packed = pack(logits)
     workshop.store.write_test(test)
-    labels = test.labels.numpy()  # (N,)
-    metrics = metric_values(labels, unpack(packed))
+    metrics = metric_values(test.labels.numpy(), unpack(packed))
     return {"metrics": metrics, "test": test.fingerprint, "logits": packed}

@@ -166,16 +166,17 @@ class Study:
         ids = self.store.ids() if settings is None else list(settings)
         if not ids:
             raise FileNotFoundError(f"there are no runs in {store}.")
-        rows, everything_given = {}, {}
+        self._records: dict[str, dict[str, Any]] = {}  # without predictions, which are large
         for run_id in ids:
             record = self.store.read(run_id)
             if record is None:
                 raise FileNotFoundError(f"{store} has no run {run_id!r}.")
-            rows[run_id] = {key: value for key, value in record.items() if key not in ("logits", "new")}
-            everything_given |= dict.fromkeys(record["given"])
-        self._records = rows
-        self._settings = settings or {run_id: record["settings"] for run_id, record in rows.items()}
-        self.varied = self._varied(list(everything_given) if given is None else given)
+            self._records[run_id] = {key: record[key] for key in record if key not in ("logits", "new")}
+        records = self._records.values()
+        self._settings = settings or {record["id"]: record["settings"] for record in records}
+        if given is None:
+            given = list(dict.fromkeys(key for record in records for key in record["given"]))
+        self.varied = self._varied(given)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -184,25 +185,27 @@ class Study:
         (whose weights were kept) and seconds. What a run's method does not have is None, metrics of a failed
         run are NaN.
         """
-        names = dict.fromkeys([*METRICS, *(name for one in self._records.values() for name in _metrics(one))])
+        records = self._records
+        names = dict.fromkeys(
+            [*METRICS, *(name for one in records.values() for name in one.get("metrics", ()))]
+        )
         rows = []
-        for run_id, record in self._records.items():
+        for run_id, record in records.items():
+            metrics, validation, kept = (
+                record.get(key) or {} for key in ("metrics", "validation", "kept epoch")
+            )
             row = {"run": run_id} | {key: self._value(run_id, key) for key in self.varied}
             row["status"] = record["status"]
-            row |= {name: _metrics(record).get(name) for name in names}
-            validation = record.get("validation") or {}
+            row |= {name: metrics.get(name) for name in names}
             row |= {f"val {name}": validation.get(name) for name in SELECTION}
-            kept = record.get("kept epoch") or {}
             row |= {"n_trainable": record.get("n_trainable"), "epoch": kept.get("epoch")}
             rows.append(row | {"seconds": record["seconds"]})
         numbers = [*names, *(f"val {name}" for name in SELECTION), "seconds"]
         types = dict.fromkeys(numbers, "float") | {"n_trainable": "Int64", "epoch": "Int64"}
-        for key in self.varied:
-            if any(row[key] is None for row in rows):
-                types[key] = "object"  # or whole numbers would become fractions
-        return pd.DataFrame(
-            {key: pd.Series([row[key] for row in rows], dtype=types.get(key)) for key in rows[0]}
-        )
+        # beside None whole numbers would become fractions
+        types |= {key: "object" for key in self.varied if any(row[key] is None for row in rows)}
+        columns = {key: pd.Series([row[key] for row in rows], dtype=types.get(key)) for key in rows[0]}
+        return pd.DataFrame(columns)
 
     def failures(self) -> pd.DataFrame:
         """The runs that failed: run, what varies, error (its last line) and traceback."""
@@ -248,22 +251,16 @@ class Study:
             ValueError: a key that does not vary, an unknown metric.
         """
         over = [over] if isinstance(over, str) else list(over)
+        choices = [key for key in self.varied if key not in ALWAYS]
         for key in over:
-            if key not in self.varied or key in ALWAYS:
-                raise ValueError(
-                    unknown_name("key", key, [k for k in self.varied if k not in ALWAYS], "what varies")
-                )
+            if key not in choices:
+                raise ValueError(unknown_name("key", key, choices, "what varies"))
         if metric not in SELECTION:
             raise ValueError(unknown_name("metric", metric, SELECTION))
         rest = [key for key in self.varied if key not in over]
         done = self.runs[self.runs["status"] == DONE]
-        order = done[f"val {metric}"] * (1 if metric in LOWER_IS_BETTER else -1)
-        best = (
-            done.assign(order=order)
-            .sort_values("order", kind="stable")
-            .groupby(rest, sort=False, dropna=False)
-        )
-        ids = set(best["run"].first())
+        best_first = done.sort_values(f"val {metric}", ascending=metric in LOWER_IS_BETTER, kind="stable")
+        ids = set(best_first.drop_duplicates(rest)["run"])
         settings = {run_id: one for run_id, one in self._settings.items() if run_id in ids}
         return Study(self.store.folder, settings, rest)
 
@@ -308,16 +305,10 @@ class Study:
 
     def _varied(self, given: Sequence[str]) -> list[str]:
         """The settings that tables show: some always, and those given that are not the same everywhere."""
-        several = [key for key in given if key not in ALWAYS and len(self._values(key)) > 1]
-        return [*ALWAYS[:-1], *several, ALWAYS[-1]]
-
-    def _values(self, key: str) -> set[Any]:
-        return {self._value(run_id, key) for run_id in self._settings}
+        values = {key: {self._value(run_id, key) for run_id in self._settings} for key in given}
+        several = [key for key in given if key not in ALWAYS and len(values[key]) > 1]
+        return ["method", "data", *several, "seed"]
 
     def _value(self, run_id: str, key: str) -> Any:
         """A setting by the key that grids have for it; None where the run's method has no such argument."""
         return setting_of(self._settings[run_id], key)
-
-
-def _metrics(record: Mapping[str, Any]) -> dict[str, float | None]:
-    return record.get("metrics") or {}

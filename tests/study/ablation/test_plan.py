@@ -154,6 +154,16 @@ def test_a_changed_base_of_ones_own_makes_other_runs(monkeypatch):
     assert run.id != other.id
 
 
+def test_a_changed_constant_of_a_class_without_functions_makes_other_runs():
+    ids = set()
+    for scale in (1, 2):
+        space = {"Prototypes": Prototypes, "__name__": "__main__"}
+        exec(f"class Mine(Prototypes):\n    scale = {scale}", space)
+        (run,) = plan({"method": "Mine"}, small_data(), None, "tiny", None, {"Mine": space["Mine"]})
+        ids.add(run.id)
+    assert len(ids) == 2
+
+
 def test_a_method_without_source_is_refused():
     space = {"Prototypes": Prototypes, "__name__": "__main__"}
     exec(CLASS.format(scale=1, sign=1), space)

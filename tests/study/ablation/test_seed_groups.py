@@ -63,20 +63,20 @@ def test_a_field_that_the_baseline_lacks_does_not_count():
     ]
 
 
-def test_a_group_without_baseline_is_named():
-    with pytest.raises(ValueError, match="method new, shots 4 has no baseline: .* method base, shots 4"):
-        pairs(RUNS[RUNS["run"] != "r3"], "base")
-
-
-def test_other_seeds_are_refused():
-    with pytest.raises(ValueError, match=r"method new, shots 1 has the seeds \[1\] but .* has \[1, 2\]"):
-        pairs(RUNS[RUNS["run"] != "r4"], "base")
-
-
-def test_a_failed_run_is_a_missing_seed():
-    runs = RUNS.copy()
-    runs.loc[1, "status"] = "failed"
-    with pytest.raises(ValueError, match=r"has the seeds \[1, 2\] but .* has \[1\].* 1 of their runs failed"):
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        (RUNS[RUNS["run"] != "r3"], "method new, shots 4 has no baseline: .* method base, shots 4"),
+        (RUNS[RUNS["run"] != "r4"], r"method new, shots 1 has the seeds \[1\] but .* has \[1, 2\]"),
+        (
+            RUNS.assign(status=RUNS["status"].where(RUNS["run"] != "r2", "failed")),
+            r"has the seeds \[1, 2\] but .* has \[1\].* 1 of their runs failed",
+        ),
+        (RUNS[RUNS["method"] == "base"], "nothing to compare"),
+    ],
+)
+def test_a_group_needs_a_baseline_with_its_seeds(runs, message):
+    with pytest.raises(ValueError, match=message):
         pairs(runs, "base")
 
 
@@ -111,11 +111,6 @@ def test_a_value_of_two_fields_must_name_its_own():
         ValueError, match="baseline 1 is a value of shots and depth; write which, such as {'sh"
     ):
         pairs(runs, 1, [*BY, "depth"])
-
-
-def test_nothing_but_the_baseline_is_nothing_to_compare():
-    with pytest.raises(ValueError, match="nothing to compare"):
-        pairs(RUNS[RUNS["method"] == "base"], "base")
 
 
 @pytest.mark.parametrize(

@@ -34,16 +34,8 @@ SHORT = TrainConfig(epochs=3, batch_size=6, lr=0.05, views=2, num_workers=0)
 
 def train_long(clip: Clip, folder: Path, checkpoint: Path) -> None:
     method = Prototypes(clip, CARD, dropout=0.3)
-    callbacks, cache_dir = [EpochAverage(LONG.epochs)], folder / "cache"
-    fit(
-        method,
-        *small_sets(),
-        LONG,
-        checkpoint=checkpoint,
-        callbacks=callbacks,
-        cache_dir=cache_dir,
-        progress=False,
-    )
+    options = {"callbacks": [EpochAverage(LONG.epochs)], "cache_dir": folder / "cache", "progress": False}
+    fit(method, *small_sets(), LONG, checkpoint=checkpoint, **options)
 
 
 def train_short(clip: Clip, folder: Path, name: str) -> None:
@@ -107,14 +99,12 @@ def main(folder: Path) -> None:
     checkpoint, moments = folder / "killed.safetensors", random.Random()
     killed, resumed_at = [], []
     for _ in range(KILLS):
-        killed.append(
-            kill_at_a_random_moment(forked(train_long, clip, folder, checkpoint), checkpoint, moments)
-        )
+        pid = forked(train_long, clip, folder, checkpoint)
+        killed.append(kill_at_a_random_moment(pid, checkpoint, moments))
         resumed_at.append(last_epoch(checkpoint))
     code = wait(forked(train_long, clip, folder, checkpoint))
-    (folder / "kills.json").write_text(
-        json.dumps({"killed": killed, "resumed at": resumed_at, "last run": code})
-    )
+    facts = {"killed": killed, "resumed at": resumed_at, "last run": code}
+    (folder / "kills.json").write_text(json.dumps(facts))
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

