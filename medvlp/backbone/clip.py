@@ -250,15 +250,16 @@ def load_clip(name: str = "tiny", device: str | torch.device = "auto", precision
     """
     if precision not in PRECISIONS:
         raise ValueError(unknown_name("precision", precision, PRECISIONS))
-    where = _device(device)
+    where = find_device(device)
     name = PROFILES.get(name, name)
     model, tokenizer, cfg = load_source(name, precision)
     return Clip(name, model, tokenizer, cfg, precision).to(where)
 
 
-def _device(device: str | torch.device) -> torch.device:
+def find_device(device: str | torch.device, mps: bool = True) -> torch.device:
+    """The device of that name; "auto" is a CUDA GPU, else MPS (unless `mps` is False), else the CPU."""
     if device == "auto":
-        best = "mps" if torch.backends.mps.is_available() else "cpu"
+        best = "mps" if mps and torch.backends.mps.is_available() else "cpu"
         return torch.device("cuda" if torch.cuda.is_available() else best)
     try:
         where = torch.device(device)

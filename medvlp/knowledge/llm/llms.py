@@ -23,7 +23,6 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import native_bfloat16
 from medvlp.backbone.sources import check_at_hand
-from medvlp.data.errors import unknown_name
 from medvlp.data.files import sha256
 
 if TYPE_CHECKING:  # they take seconds to import
@@ -102,26 +101,16 @@ class LLM:
     def _from_files(
         self, device: torch.device, dtype: torch.dtype, kind: type
     ) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
-        where: dict[str, Any] = {"revision": self.commit} if self.commit else {}
-        if self.gguf_file:
-            if importlib.util.find_spec("gguf") is None:
-                raise ImportError(f"reading {self.gguf_file} needs the package gguf: {INSTALL_GGUF}")
-            where = {"gguf_file": self.gguf_file}
-        weights = {} if self.gguf_file else {"use_safetensors": True}
+        if self.gguf_file and importlib.util.find_spec("gguf") is None:
+            raise ImportError(f"reading {self.gguf_file} needs the package gguf: {INSTALL_GGUF}")
+        where = {"gguf_file": self.gguf_file} if self.gguf_file else {"revision": self.commit or "main"}
         verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()  # or it would warn of the output weights, not needed here
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                self.place, trust_remote_code=False, **where
-            )
-            model, report = kind.from_pretrained(
-                self.place,
-                dtype=dtype,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **where,
-                **weights,
-            )
+            where["trust_remote_code"] = False
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.place, **where)
+            where["use_safetensors"] = None if self.gguf_file else True
+            model, report = kind.from_pretrained(self.place, dtype=dtype, output_loading_info=True, **where)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             from_hub = self.sha256 is None and isinstance(error, OSError)
             kind = ConnectionError if from_hub else ValueError
@@ -165,12 +154,10 @@ class LLM:
                 names = list(ids)[start : start + batch_size]
                 batch = [ids[name] for name in names]
                 tokens = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True).to(device)  # (B, T)
-                mask = torch.nn.utils.rnn.pad_sequence(
-                    [torch.ones_like(row) for row in batch], batch_first=True
-                ).to(device)  # (B, T), 0 on padding
-                states = model(
-                    tokens, attention_mask=mask, output_hidden_states=True, use_cache=False
-                ).hidden_states  # layers + 1 of (B, T, d)
+                lengths = torch.tensor([[len(row)] for row in batch], device=device)  # (B, 1)
+                mask = (torch.arange(tokens.shape[1], device=device) < lengths).long()  # (B, T), 0 on padding
+                output = model(tokens, attention_mask=mask, output_hidden_states=True, use_cache=False)
+                states = output.hidden_states  # layers + 1 of (B, T, d)
                 for i, (name, row) in enumerate(zip(names, batch, strict=True)):
                     picked = pick([state[i, : len(row)] for state in states])  # (rows, d)
                     result[name] = picked.to("cpu", torch.float32).clone()
@@ -207,19 +194,6 @@ def find_llm(llm: str | Path | LLM, revision: str | None = None) -> LLM:
     if revision is not None and revision != local.revision:
         raise ValueError(f"llm {local.name!r} has no revisions to choose from: leave revision out.")
     return local
-
-
-def find_device(device: str | torch.device) -> torch.device:
-    """The device to run an LLM on; "auto" is a CUDA GPU where there is one, else the CPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        where = torch.device(device)
-    except RuntimeError:
-        raise ValueError(unknown_name("device", device, ["auto", "cpu", "cuda"])) from None
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {str(device)!r} was asked for, but torch sees no CUDA GPU; use 'cpu'.")
-    return where
 
 
 def _smollm2() -> LLM:

@@ -118,13 +118,13 @@ class LocalLLM:
 
     def _load(self) -> "_Writer":
         """The LLM, loaded in the caller's thread: transformers changes torch's defaults while it loads."""
-        from medvlp.knowledge.llm.llms import find_device
+        from medvlp.backbone.clip import find_device
 
         say = threading.Timer(2, tqdm.write, [f"loading {self.model}; this can take a minute"])
         if self.progress:
             say.start()
         try:
-            tokenizer, model = self.llm.load_writer(find_device("auto"))
+            tokenizer, model = self.llm.load_writer(find_device("auto", mps=False))
         finally:
             say.cancel()
         if not tokenizer.chat_template:

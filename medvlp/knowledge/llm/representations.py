@@ -18,17 +18,19 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from medvlp.backbone.clip import find_device
 from medvlp.data.cards import DataCard, list_cards, load_card
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import sha256
 from medvlp.data.tensor_files import read_tensors, write_tensors
-from medvlp.knowledge.llm.llms import LLM, find_device, find_llm
+from medvlp.knowledge.llm.llms import LLM, find_llm
 
 KIND = "medvlp LLM representations, version 1"
 PROMPTS = {
@@ -219,7 +221,7 @@ def llm_representations(
             )
         return states[layer][-max_tokens:]  # (min(T, max_tokens), d)
 
-    where = find_device(device)
+    where = find_device(device, mps=False)
     states = source.hidden_states(texts, pick, where, batch_size, progress)  # (L_c, d) each
     if half:
         states = {name: state.half().float() for name, state in states.items()}  # (L_c, d)
@@ -303,20 +305,18 @@ def _texts(card: DataCard, prompt: str) -> dict[str, str]:
             raise ValueError(
                 f"{unknown_name('placeholder', written, PLACEHOLDERS, 'the prompt')} Write {{{{ for a brace."
             )
-    wants_symptoms = "symptoms" in [name for name, _, _ in fields]
+    wants_symptoms = any(name == "symptoms" for name, _, _ in fields)
     phrases = card.symptoms() if wants_symptoms else dict.fromkeys(card.classnames, [])
     texts = {
         name: prompt.format(name=name, modality=card.modality, symptoms="; ".join(phrases[name]))
         for name in card.classnames
     }
-    same: dict[str, str] = {}
-    for name, text in texts.items():
-        if text in same:
+    for one, other in combinations(texts, 2):
+        if texts[one] == texts[other]:
             raise ValueError(
-                f"classes {same[text]!r} and {name!r} have the same text {text!r}: "
-                "put {name} into the prompt."
+                f"classes {one!r} and {other!r} have the same text {texts[one]!r}: put {{name}} into the "
+                "prompt."
             )
-        same[text] = name
     return texts
 
 

@@ -12,7 +12,6 @@ asked again.
 """
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
-from medvlp.data.files import cache_folder, sha256
+from medvlp.data.files import cache_folder, check_writable, sha256
 from medvlp.knowledge.symptoms.contact_sheet import ROWS, TILE, check_shown, contact_sheet
 from medvlp.knowledge.symptoms.one_class import OneClass, Run
 from medvlp.knowledge.symptoms.phrases import PhraseChecker
@@ -152,7 +151,7 @@ def generate_symptoms(
         if all(_is_done(entry, record) for entry in stored.classes.values()):
             return SymptomSet(stored, new_calls=0)
         record.created, record.classes = stored.created, stored.classes
-    _check_writable(path.parent)
+    check_writable(path.parent, "nothing was asked: the store")
 
     pending = [name for name, entry in record.classes.items() if not _is_done(entry, record)]
     if images is not None:
@@ -202,19 +201,6 @@ def _check_images(
     check_shown(images, card.classnames)
     if agree == "similarity" and clip is None:
         raise ValueError("agree='similarity' compares phrases with a CLIP: pass clip=, or agree='llm'.")
-
-
-def _check_writable(folder: Path) -> None:
-    """Make the folder of the store; OSError where nothing could be kept there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"the store {folder} cannot be written ({error.strerror}), so nothing was asked: give another "
-            "folder, store=..."
-        ) from None
 
 
 def _stored(path: Path, key: str, card: DataCard) -> SymptomRecord:

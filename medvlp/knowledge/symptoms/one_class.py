@@ -122,20 +122,20 @@ class OneClass:
         answer = self._ask(stage, attempt, messages)
         if stage == "images":
             self._warn_if_unread()
-        others = {name: entry.phrases for name, entry in self.run.record.classes.items()}
-        question = f" {words_of(self._question(stage))} "
+        known = {name: entry.phrases for name, entry in self.run.record.classes.items()}
+        question = f" {words_of(self._fill(stage))} "
         lines = {words_of(line) for line in _text(messages[-1]).splitlines()}
-        for verdict in self.run.checker.check(self.name, answer, {**others, self.name: list(have)}):
-            reason = verdict.reason
-            words = words_of(verdict.phrase)
+        for verdict in self.run.checker.check(self.name, answer, known | {self.name: list(have)}):
+            phrase, reason = verdict.phrase, verdict.reason
+            words = words_of(phrase)
             if reason is None and (words in lines or f" {words} " in question):
                 reason = "copied from the question"
-            one = Candidate(
-                text=verdict.phrase, stage=stage, attempt=attempt, kept=reason is None, reason=reason
+            kept = reason is None
+            self.candidates.append(
+                Candidate(text=phrase, stage=stage, attempt=attempt, kept=kept, reason=reason)
             )
-            self.candidates.append(one)
-            if one.kept:
-                have.append(one.text)
+            if kept:
+                have.append(phrase)
 
     def _ask(self, stage: str, attempt: int, messages: list[dict]) -> list[str]:
         sheet = self.sheet if stage == "images" else None
@@ -165,39 +165,32 @@ class OneClass:
             call.problem = error.kind
             return []
 
-    def _question(self, stage: str) -> str:
-        """The first question of a stage."""
-        return self.run.prompts.fill(
-            stage,
-            classname=self.name,
-            modality=self.run.card.modality,
-            others=", ".join(name for name in self.run.card.classnames if name != self.name),
-            count=SURPLUS * self.settings["n"],
-            **({"shown": self.sheet.shown} if stage == "images" else {}),
-        )
+    def _fill(self, question: str, **values: str | int) -> str:
+        """A question about this class; `values` are what only this question may ask for."""
+        card = self.run.card
+        common = {
+            "classname": self.name,
+            "modality": card.modality,
+            "others": ", ".join(name for name in card.classnames if name != self.name),
+            "count": SURPLUS * self.settings["n"],
+            "shown": self.sheet.shown if self.sheet else 0,
+        }
+        return self.run.prompts.fill(question, **common | values)
 
     def _messages(self, stage: str, attempt: int) -> list[dict]:
         """The first question, or that one with the last reply and what is wrong with it."""
-        count = SURPLUS * self.settings["n"]
-        question = self._question(stage)
+        question = self._fill(stage)
         asked = [call for call in self.calls if call.stage == stage]
         if not asked:
             return [self._user(stage, question)]
         last = asked[-1]
-        lines = [
-            f"- {one.text} ({one.reason or self.unconfirmed.get(one.text)})"
-            for one in self.candidates
-            if one.stage == stage and (not one.kept or one.text in self.unconfirmed)
-        ]
+        rejected = [f"- {one.text} ({why})" for one, why in self._rejected() if one.stage == stage]
         if last.problem:
-            lines.append(f"(your last answer could not be used: {REPLY_KINDS[last.problem]})")
-        again = self.run.prompts.fill(
+            rejected.append(f"(your last answer could not be used: {REPLY_KINDS[last.problem]})")
+        again = self._fill(
             "again",
-            classname=self.name,
-            modality=self.run.card.modality,
-            count=count,
             kept=_bullets(p for p in self.passed[stage] if p not in self.unconfirmed) or "(none yet)",
-            rejected="\n".join(lines[-count:]) or "(none)",
+            rejected="\n".join(rejected[-SURPLUS * self.settings["n"] :]) or "(none)",
         )
         if last.problem:  # nothing worth going on from, and some servers mind
             return [self._user(stage, f"{question}\n\n{again}")]
@@ -206,6 +199,11 @@ class OneClass:
             {"role": "assistant", "content": last.reply},
             {"role": "user", "content": again},
         ]
+
+    def _rejected(self) -> list[tuple[Candidate, str]]:
+        """Every candidate that does not count so far, and why."""
+        reasons = [(one, one.reason or self.unconfirmed.get(one.text)) for one in self.candidates]
+        return [(one, why) for one, why in reasons if why]
 
     def _user(self, stage: str, text: str) -> dict:
         if stage != "images":
@@ -223,40 +221,36 @@ class OneClass:
         if self.settings["agree"] == "llm":
             return self._agreed_by_llm(attempt)
         cosines = centred_cosines(self.run.clip, texts, seen, self.run.centre)  # (A, B)
-        best, which = cosines.max(dim=1)  # (A,)
+        best, nearest = cosines.max(dim=1)  # (A,)
+        highest = {
+            "text": dict(zip(texts, best.tolist(), strict=True)),
+            "images": dict(zip(seen, cosines.amax(dim=0).tolist(), strict=True)),
+        }
         for one in self.candidates:
-            row = cosines[texts.index(one.text)] if one.stage == "text" and one.kept else None
-            row = cosines[:, seen.index(one.text)] if one.stage == "images" and one.kept else row
-            one.similarity = None if row is None else round(float(row.max()), 4)
-        limit = self.settings["threshold"]
-        for phrase, cosine, i in zip(texts, best.tolist(), which.tolist(), strict=True):
+            one.similarity = round(highest[one.stage][one.text], 4) if one.kept else None
+        limit, by_phrase = self.settings["threshold"], highest["text"]
+        for phrase, i in zip(texts, nearest.tolist(), strict=True):
+            cosine = by_phrase[phrase]
             if cosine < limit:
                 why = f"not seen in the images: nearest there is {seen[i]!r}, {cosine:.2f} < {limit:.2f}"
                 self.unconfirmed[phrase] = why
-        order = sorted(range(len(texts)), key=lambda i: -float(best[i]))
-        return [texts[i] for i in order if texts[i] not in self.unconfirmed]
+        agreed = [phrase for phrase in texts if phrase not in self.unconfirmed]
+        return sorted(agreed, key=by_phrase.get, reverse=True)
 
     def _agreed_by_llm(self, attempt: int) -> list[str]:
         texts, seen = self.passed["text"], self.passed["images"]
-        question = self.run.prompts.fill(
-            "agree",
-            classname=self.name,
-            modality=self.run.card.modality,
-            count=len(texts),
-            from_text=_bullets(texts),
-            from_images=_bullets(seen),
-        )
-        asked = [{"role": "user", "content": question}]
         before = self._call("agree", attempt)
-        answer = self._read(before) if before else self._ask("agree", attempt, asked)
+        if before:
+            answer = self._read(before)
+        else:
+            lists = {"from_text": _bullets(texts), "from_images": _bullets(seen)}
+            question = self._fill("agree", count=len(texts), **lists)
+            answer = self._ask("agree", attempt, [{"role": "user", "content": question}])
         known = {words_of(phrase): phrase for phrase in texts}  # what is in neither list is none of them
-        agreed = list(
-            dict.fromkeys(known[words_of(phrase)] for phrase in answer if words_of(phrase) in known)
-        )
-        self.unconfirmed = {
-            p: "not seen in the images, as the LLM compares the lists" for p in texts if p not in agreed
-        }
-        return agreed
+        agreed = dict.fromkeys(known[words] for words in map(words_of, answer) if words in known)
+        why = "not seen in the images, as the LLM compares the lists"
+        self.unconfirmed = {phrase: why for phrase in texts if phrase not in agreed}
+        return list(agreed)
 
     def _why_not(self, one: Candidate) -> str:
         if one.stage == "images":
@@ -282,25 +276,20 @@ class OneClass:
         asked = self.calls[-1].attempt
         times = "once" if asked == 1 else f"{asked} times"
         problems = [f"reply {i} ({c.stage}): {c.problem}" for i, c in enumerate(self.calls, 1) if c.problem]
-        rejected = [
-            f"{one.text!r} ({one.stage}): {one.reason or self.unconfirmed[one.text]}"
-            for one in self.candidates
-            if not one.kept or (one.stage == "text" and one.text in self.unconfirmed)
-        ]
+        rejected = [f"{one.text!r} ({one.stage}): {why}" for one, why in self._rejected()]
         reply = self.calls[-1].reply
-        keep = " or on_too_few='skip' to go on with what passed;" if phrases else ""
         shown = reply if len(reply) <= SHOWN else f"{reply[:SHOWN]}..."
-        return "\n  ".join(
-            [
-                f"class {self.name!r}: {len(phrases)} of {self.settings['n']} symptoms passed, with "
-                f"{self.run.record.model} at {self.run.record.server} asked {times}.",
-                *problems,
-                *dict.fromkeys(rejected),
-                f"The last reply was: {shown!r}",
-                f"Try another model, other prompts, more max_asks or a smaller n;{keep} what came "
-                f"back is kept in {self.run.path}, and the same call goes on from it.",
-            ]
+        skip = " or on_too_few='skip' to go on with what passed;" if phrases else ""
+        first = (
+            f"class {self.name!r}: {len(phrases)} of {self.settings['n']} symptoms passed, with "
+            f"{self.run.record.model} at {self.run.record.server} asked {times}."
         )
+        last = f"The last reply was: {shown!r}"
+        advice = (
+            f"Try another model, other prompts, more max_asks or a smaller n;{skip} what came back is kept "
+            f"in {self.run.path}, and the same call goes on from it."
+        )
+        return "\n  ".join([first, *problems, *dict.fromkeys(rejected), last, advice])
 
 
 def _without_image(message: dict, sheet: ContactSheet | None) -> dict:

@@ -15,7 +15,7 @@ from medvlp.knowledge.symptoms.questions import SCHEMA
 from medvlp.knowledge.symptoms.sets import now
 
 if TYPE_CHECKING:  # it takes a second to import
-    from openai import APIStatusError, OpenAI, OpenAIError
+    from openai import OpenAI, OpenAIError
 
 INSTALL = 'pip install "medvlp[llm]"'
 REJECTED = (400, 422, 501)  # what servers answer to an option that they do not have
@@ -75,9 +75,8 @@ class Server:
         if not isinstance(model, str) or not model.strip():
             raise TypeError("model must be the name of a model on the server, such as 'gpt-4o-mini'.")
         url = urlsplit(str(client.base_url))
-        if url.password or any(
-            SECRET_NAME.search(n) for n in [*dict(parse_qsl(url.query)), *client.default_query]
-        ):
+        parameters = [*dict(parse_qsl(url.query)), *client.default_query]
+        if url.password or any(SECRET_NAME.search(name) for name in parameters):
             raise ValueError(
                 "the client's URL holds a password or key, and URLs are logged: give it as api_key, from the "
                 "environment, or in default_headers."
@@ -135,30 +134,22 @@ class Server:
             if not structured:
                 options.pop("response_format", None)
             try:
-                completion = self.client.chat.completions.create(
-                    model=self.model, messages=messages, **options
-                )
+                ask = self.client.chat.completions.create
+                completion = ask(model=self.model, messages=messages, **options)
                 break
-            except openai.APIStatusError as error:
+            except (openai.OpenAIError, ValueError, RecursionError) as error:
                 if self._learn(error, options):
                     continue
                 kind, problem = self._problem(error, sheet)
-            except openai.OpenAIError as error:
-                kind, problem = self._problem(error, sheet)
-            except UnicodeEncodeError:
-                kind, problem = "key refused", "was not asked: the key or a header has letters beyond ASCII."
-            except (ValueError, RecursionError) as error:
-                kind, problem = "server", f"sent JSON that cannot be read ({type(error).__name__})."
             # outside of the except block: the error above holds the request, and so the key
-            raise SymptomError(f"class {classname!r}: {self._at()} {problem} {RESUME}", kind, classname)
+            raise self._error(kind, problem, classname)
         answer = _parts(completion)
         if answer is None:
-            raise SymptomError(
-                f"class {classname!r}: {self._at()} answered with no chat completion: "
-                f"{self._shown(str(completion))}. Is its base_url right? It usually ends in /v1. {RESUME}",
-                "server",
-                classname,
+            shown = self._shown(str(completion))
+            problem = (
+                f"answered with no chat completion: {shown}. Is its base_url right? It usually ends in /v1."
             )
+            raise self._error("server", problem, classname)
         content, refusal, finish_reason, usage = answer
         refused = (refusal and not content) or finish_reason == "content_filter"
         return {
@@ -175,17 +166,17 @@ class Server:
     def _check_headers(self) -> None:
         """SymptomError for a value that the HTTP library would refuse, and show in its log."""
         headers = {**self.client.default_headers, **self.client.auth_headers}
-        values = {
-            "the key": self.client.api_key,
-            **{f"the header {name!r}": v for name, v in headers.items()},
-        }
-        for what, value in values.items():
+        named = {f"the header {name!r}": value for name, value in headers.items()}
+        for what, value in {"the key": self.client.api_key, **named}.items():
             if isinstance(value, str) and (CONTROL.search(value) or value != value.strip()):
                 raise SymptomError(
                     f"{self._at()} was not asked: {what} has a line break, another control character, or a "
                     "space at an end, as when it is read from a file. Take it away: key.strip().",
                     "key refused",
                 )
+
+    def _error(self, kind: str, problem: str, classname: str) -> SymptomError:
+        return SymptomError(f"class {classname!r}: {self._at()} {problem} {RESUME}", kind, classname)
 
     def _at(self) -> str:
         return f"the server {self.address} (model {self.clean(self.model)!r})"
@@ -195,11 +186,12 @@ class Server:
         text = self.clean(text)
         return repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
 
-    def _learn(self, error: "APIStatusError", options: dict[str, Any]) -> bool:
+    def _learn(self, error: Exception, options: dict[str, Any]) -> bool:
         """Do without an option that the server rejects; False where there is nothing left to do without."""
-        if error.status_code == 500:  # some servers break over a schema
+        code = getattr(error, "status_code", None)
+        if code == 500:  # some servers break over a schema
             return "response_format" in options and bool(self._options.pop("response_format"))
-        if error.status_code not in REJECTED:
+        if code not in REJECTED:
             return False
         said = f"{error.param or ''} {_said(error)}"
         named = [name for name in options if re.search(rf"\b{name}\b", said)]
@@ -213,17 +205,18 @@ class Server:
             del self._options[name]
         lost = [name for name in named if name != "response_format"]
         if lost:
-            warnings.warn(
-                f"{self._at()} does not take {' and '.join(lost)}: asked without.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            said = f"{self._at()} does not take {' and '.join(lost)}: asked without."
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
         return bool(named)
 
-    def _problem(self, error: "OpenAIError", sheet: bool) -> tuple[str, str]:
+    def _problem(self, error: Exception, sheet: bool) -> tuple[str, str]:
         """The kind of an error, and what is wrong and what to do in words."""
         import openai
 
+        if isinstance(error, UnicodeEncodeError):
+            return "key refused", "was not asked: the key or a header has letters beyond ASCII."
+        if not isinstance(error, openai.OpenAIError):
+            return "server", f"sent JSON that cannot be read ({type(error).__name__})."
         said = self._shown(_said(error))
         tries = f"after {self.client.max_retries + 1} tries"
         code = getattr(error, "status_code", None)
@@ -253,9 +246,7 @@ class Server:
                 f"refused the question with an image ({code}): {said}. Does the model read images? If not, "
                 "leave images and send_images out."
             )
-        if code:
-            return "server", f"answered with an error ({code}), {said}."
-        return "server", f"cannot be asked: {said}."
+        return "server", f"answered with an error ({code}), {said}." if code else f"cannot be asked: {said}."
 
     def _models(self) -> list[str]:
         """The models that the server says it has, as far as it does."""
@@ -268,16 +259,12 @@ class Server:
 
     def _secrets(self) -> set[str]:
         """Every secret that the client or the environment holds, in the forms that it could come back in."""
-        secrets = [self.client.api_key]
-        named = [*self.client.default_headers.items(), *self.client.auth_headers.items()]
-        secrets += [str(value) for name, value in named if SECRET_NAME.search(name)]
-        secrets += [
-            value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) > 11
-        ]
-        secrets += [
-            part for value in secrets if value for part in value.split()
-        ]  # "Bearer" and the key apart
-        return {value for value in secrets if value and _is_secret(value)}
+        headers = [*self.client.default_headers.items(), *self.client.auth_headers.items()]
+        long = [(name, value) for name, value in os.environ.items() if len(value) > 11]
+        secrets = [str(value) for name, value in [*headers, *long] if SECRET_NAME.search(name)]
+        secrets.append(self.client.api_key or "")
+        secrets += [part for value in secrets for part in value.split()]  # "Bearer" and the key apart
+        return {value for value in secrets if _is_secret(value)}
 
 
 def _parts(completion: Any) -> tuple[str, str, str | None, Any] | None:
@@ -285,9 +272,7 @@ def _parts(completion: Any) -> tuple[str, str, str | None, Any] | None:
     choices = getattr(completion, "choices", None)
     message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
     content, refusal = getattr(message, "content", None), getattr(message, "refusal", None)
-    if isinstance(content, list) and all(
-        isinstance(part, dict) for part in content
-    ):  # thoughts are parts, too
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):  # thoughts, too
         texts = [part.get("text") for part in content if part.get("type") in ("text", "output_text")]
         content = "".join(text for text in texts if isinstance(text, str))
     if message is None or not isinstance(content, str | None):

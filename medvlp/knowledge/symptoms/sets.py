@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -64,8 +64,8 @@ class ClassRecord(_Part):
 class Review(_Part):
     """Who read the phrases, when, what was changed, and the review before this one."""
 
-    reviewer: str = Field(pattern=r"^[^\W\d_]{1,8}$")
-    date: date
+    reviewer: str = Field(pattern=r"^[^\W\d_]{1,8}$", description="initials, 1 to 8 letters")
+    date: Annotated[date, Field(description="an ISO date such as '2026-05-31'")]
     changes: list[dict[str, Any]] = []
     before: "Review | None" = None
 
@@ -153,9 +153,6 @@ class SymptomSet(Mapping[str, list[str]]):
             raise KeyError(unknown_name("class", classname, self.record.classes, where))
         return list(self.record.classes[classname].phrases)
 
-    def __contains__(self, classname: object) -> bool:
-        return classname in self.record.classes
-
     def __iter__(self) -> Iterator[str]:
         return iter(self.record.classes)
 
@@ -210,14 +207,11 @@ class SymptomSet(Mapping[str, list[str]]):
                 reviewer=reviewer, date=day, changes=[dict(c) for c in changes], before=self.record.review
             )
         except ValidationError as error:
-            field = error.errors(include_url=False)[0]["loc"][0]
-            hint = "initials, 1 to 8 letters" if field == "reviewer" else "an ISO date such as '2026-05-31'"
-            value = reviewer if field == "reviewer" else day
-            raise ValueError(f"the review's {field} must be {hint}, not {value!r}.") from None
-        classes = {
-            name: _reviewed(self.record.classes[name], phrases[name], reviewer)
-            for name in self.record.classes
-        }
+            first = error.errors()[0]
+            field, hint = first["loc"][0], Review.model_fields[first["loc"][0]].description
+            raise ValueError(f"the review's {field} must be {hint}, not {first['input']!r}.") from None
+        entries = self.record.classes.items()
+        classes = {name: _reviewed(entry, phrases[name], reviewer) for name, entry in entries}
         return SymptomSet(self.record.model_copy(update={"classes": classes, "review": review}))
 
     @property
@@ -247,15 +241,13 @@ class SymptomSet(Mapping[str, list[str]]):
         )
 
     def _cost(self) -> str:
-        calls = [call for entry in self.record.classes.values() for call in entry.calls]
-        tokens = sum((call.prompt_tokens or 0) + (call.completion_tokens or 0) for call in calls)
-        rejected = sum(not one.kept for entry in self.record.classes.values() for one in entry.candidates)
-        seconds = sum(call.seconds for call in calls)
-        counted = tokens if any(call.prompt_tokens for call in calls) else "uncounted"
-        replayed = " (replayed, none made now)" if self.new_calls == 0 and calls else ""
-        return (
-            f"{len(calls)} calls{replayed}, {counted} tokens, {seconds:.1f} s; {rejected} candidates not kept"
-        )
+        calls, rejected = self.calls(), (~self.candidates().kept).sum()
+        seconds = calls.seconds.sum()
+        tokens = calls.prompt_tokens.sum() + calls.completion_tokens.sum()
+        counted = tokens if calls.prompt_tokens.any() else "uncounted"
+        replayed = " (replayed, none made now)" if self.new_calls == 0 and len(calls) else ""
+        numbers = f"{len(calls)} calls{replayed}, {counted} tokens, {seconds:.1f} s"
+        return f"{numbers}; {rejected} candidates not kept"
 
 
 def now() -> str:

@@ -164,9 +164,8 @@ def test_an_error_inside_an_answer_is_an_error_and_no_hang(running, monkeypatch)
 
     monkeypatch.setattr(running_writer(running).model, "generate", fail)
     with pytest.raises(openai.InternalServerError, match="RuntimeError: out of memory"):
-        running.client.with_options(max_retries=0).chat.completions.create(
-            model=running.model, messages=QUESTION
-        )
+        completions = running.client.with_options(max_retries=0).chat.completions
+        completions.create(model=running.model, messages=QUESTION)
     monkeypatch.undo()
     assert ask(running)
 
@@ -262,9 +261,7 @@ def test_missing_packages_and_llms(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="'base' has no chat template, so it takes no messages"):
         local_llm(folder).start()
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name in ("openai", "gguf") else find(name)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in ("openai", "gguf") else find(n))
     with pytest.raises(ImportError, match=r'needs openai, gguf, not .*: pip install "medvlp\[llm\]"'):
         local_llm()
 

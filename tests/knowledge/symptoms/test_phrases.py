@@ -20,15 +20,8 @@ LESIONS = [
 
 
 def make_card(classes: list[dict] = LESIONS) -> DataCard:
-    return DataCard.model_validate(
-        {
-            "name": "lesions",
-            "title": "Lesions",
-            "modality": "a dermoscopy image",
-            "classes": classes,
-            "source": {"kind": "folder"},
-        }
-    )
+    facts = {"name": "lesions", "title": "Lesions", "modality": "a dermoscopy image", "classes": classes}
+    return DataCard.model_validate(facts | {"source": {"kind": "folder"}})
 
 
 def reason(phrase: str, clip: Clip | None = None, others: dict | None = None, **numbers: int) -> str | None:
@@ -114,14 +107,10 @@ def test_duplicates_within_and_between_classes():
     checker = PhraseChecker(make_card())
     others = {"melanoma": ["blue-white veil"], "nevus": ["a round shape"]}
     phrases = ["Blue, white veils", "round shape", "red dots", "the red dot", "red dots and lines"]
-    verdicts = checker.check("melanoma", phrases, others)
-    assert [verdict.reason for verdict in verdicts] == [
-        "duplicate: class 'melanoma' has it already, as 'blue-white veil'",
-        "duplicate: class 'nevus' has it already, as 'a round shape'",
-        None,
-        "duplicate: class 'melanoma' has it already, as 'red dots'",
-        None,
-    ]
+    reasons = [verdict.reason for verdict in checker.check("melanoma", phrases, others)]
+    duplicate = "duplicate: class {!r} has it already, as {!r}".format
+    veil, shape = duplicate("melanoma", "blue-white veil"), duplicate("nevus", "a round shape")
+    assert reasons == [veil, shape, None, duplicate("melanoma", "red dots"), None]
     assert others == {"melanoma": ["blue-white veil"], "nevus": ["a round shape"]}
 
 
@@ -205,12 +194,13 @@ def test_facts_are_json_and_tell_settings_apart(clip):
 
 def test_mistakes_are_named():
     checker = PhraseChecker(make_card())
-    with pytest.raises(ValueError, match="unknown class 'melanom'.*did you mean 'melanoma'"):
-        checker.check("melanom", ["red dots"])
-    with pytest.raises(ValueError, match="unknown class 'other'"):
-        checker.check("nevus", ["red dots"], {"other": []})
-    with pytest.raises(ValueError, match="the phrases of 'nevus' must be a list of strings"):
-        checker.check("nevus", "red dots")
+    for arguments, said in (
+        (("melanom", ["red dots"]), "unknown class 'melanom'.*did you mean 'melanoma'"),
+        (("nevus", ["red dots"], {"other": []}), "unknown class 'other'"),
+        (("nevus", "red dots"), "the phrases of 'nevus' must be a list of strings"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            checker.check(*arguments)
     with pytest.raises(ValueError, match="max_words must be at least 1, got 0"):
         PhraseChecker(make_card(), max_words=0)
 

@@ -25,9 +25,7 @@ def test_structured_output_is_asked_for_and_read(ask):
 
 
 def test_a_question_for_bullets_is_sent_without_a_schema(ask):
-    prompts = replace(
-        DEFAULT, text="To detect $classname in $modality: $count bullets. to detect $classname in"
-    )
+    prompts = replace(DEFAULT, text="$count bullets to detect $classname in $modality")
     with FakeServer(told) as server:
         assert dict(ask(server, prompts=prompts)) == LISTS
     assert not any("response_format" in body for body in server.asked)
@@ -63,8 +61,7 @@ def test_a_server_that_takes_no_temperature_and_names_max_tokens_otherwise(ask):
 
 
 def test_tokens_that_a_server_does_not_count_are_unknown(ask):
-    with FakeServer(lambda body: Say(told(body), usage=False)) as server:
-        symptoms = ask(server)
+    symptoms = ask(lambda body: Say(told(body), usage=False))
     assert symptoms.calls().prompt_tokens.isna().all() and "uncounted" in repr(symptoms)
 
 
@@ -127,9 +124,8 @@ def everything(error: BaseException | None) -> str:
     """An exception as tracebacks and pickles would show it, with all that hangs on it."""
     shown = ""
     while error is not None:
-        shown += (
-            "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error)) + str(error.args)
-        )
+        shown += "".join(traceback.format_exception(error))
+        shown += repr(error) + repr(vars(error)) + str(error.args)
         error = error.__cause__ or error.__context__
     return shown
 
@@ -207,9 +203,8 @@ def test_a_key_in_the_url_is_refused(ask, where):
 
 
 def test_a_key_of_the_usual_make_is_hidden_wherever_it_comes_from(ask):
-    said = Say("Incorrect key: sk-proj*******9xYz", status=401)
-    with FakeServer(lambda body: said) as server, pytest.raises(SymptomError) as caught:
-        ask(server)
+    with pytest.raises(SymptomError) as caught:
+        ask(lambda body: Say("Incorrect key: sk-proj*******9xYz", status=401))
     assert "9xYz" not in str(caught.value)
 
 
