@@ -179,14 +179,15 @@ def find_llm(llm: str | Path | LLM, revision: str | None = None) -> LLM:
             that installs it.
         ValueError: a file of another kind, no possible name, or a revision of something local.
     """
-    if isinstance(llm, LLM):
+    path = None if isinstance(llm, LLM) else Path(llm).expanduser()
+    if path is None:
         local = llm
     elif llm == "smollm2":
         local = _smollm2()
-    elif Path(llm).expanduser().is_dir():
-        local = _folder(Path(llm).expanduser())
-    elif Path(llm).expanduser().is_file():
-        local = _gguf(Path(llm).expanduser())
+    elif path.is_dir():
+        local = _folder(path)
+    elif path.is_file():
+        local = _gguf(path)
     elif isinstance(llm, Path) or llm.endswith(".gguf") or not HUB_NAME.fullmatch(llm):
         raise FileNotFoundError(f"llm {str(llm)!r}: there is no such folder or file. {CHOICES}")
     else:

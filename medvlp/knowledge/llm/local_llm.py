@@ -16,15 +16,16 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from medvlp.backbone.clip import find_device
+from medvlp.knowledge.llm.llms import LLM, find_llm
 from medvlp.knowledge.symptoms.server import INSTALL, SAYS_WHICH
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it may not be installed
     from openai import OpenAI
-    from torch import Tensor
-
-    from medvlp.knowledge.llm.llms import LLM
 
 HOST = "127.0.0.1"
 NEEDS = ("openai", "gguf")
@@ -44,7 +45,7 @@ class LocalLLM:
     has an account on this machine. Of a request it reads model, messages, max_tokens, temperature and seed.
     """
 
-    def __init__(self, llm: "LLM", port: int | None, progress: bool) -> None:
+    def __init__(self, llm: LLM, port: int | None, progress: bool) -> None:
         self.llm, self.port, self.progress = llm, port, progress
         known = llm.sha256 is None or (llm.name == "smollm2" and llm.gguf_file)
         self.model = llm.name if known else f"{llm.name.removesuffix('.gguf')}-{llm.sha256[:8]}"
@@ -118,8 +119,6 @@ class LocalLLM:
 
     def _load(self) -> "_Writer":
         """The LLM, loaded in the caller's thread: transformers changes torch's defaults while it loads."""
-        from medvlp.backbone.clip import find_device
-
         say = threading.Timer(2, tqdm.write, [f"loading {self.model}; this can take a minute"])
         if self.progress:
             say.start()
@@ -173,8 +172,6 @@ def local_llm(llm: str | Path = "smollm2", *, port: int | None = None, progress:
         raise ImportError(f"a local LLM needs {', '.join(missing)}, not installed here: {INSTALL}")
     if port is not None and not 0 < port < 65536:
         raise ValueError(f"port {port} is impossible: give one from 1 to 65535, or leave port out.")
-    from medvlp.knowledge.llm.llms import find_llm  # it takes seconds, and only this needs it
-
     return LocalLLM(find_llm(llm), port, progress)
 
 
@@ -190,12 +187,8 @@ class _Writer:
 
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         """A chat completion as OpenAI's servers give it; ValueError for what cannot be answered."""
-        import torch
-
         if asked.get("model") != self.name:
-            raise ValueError(
-                f"this server has the model {self.name!r}, and {asked.get('model')!r} was asked."
-            )
+            raise ValueError(f"this server has the model {self.name!r}; {asked.get('model')!r} was asked.")
         if asked.get("stream"):
             raise ValueError("this server sends whole answers only: leave stream out.")
         temperature, seed = float(asked.get("temperature") or 0), int(asked.get("seed") or 0)
@@ -205,9 +198,7 @@ class _Writer:
         tokens = self._tokens(asked.get("messages"))  # (1, T)
         room = getattr(self.model.config, "max_position_embeddings", None) or tokens.shape[1] + most
         if tokens.shape[1] >= room:
-            raise ValueError(
-                f"the messages have {tokens.shape[1]} tokens, and the LLM reads fewer than {room}."
-            )
+            raise ValueError(f"the messages have {tokens.shape[1]} tokens, the LLM reads fewer than {room}.")
         most = min(most, room - tokens.shape[1])
         with self.turn, torch.inference_mode():
             written = self.model.generate(
@@ -233,7 +224,7 @@ class _Writer:
             "usage": {**usage, "total_tokens": sum(usage.values())},
         }
 
-    def _tokens(self, messages: Any) -> "Tensor":
+    def _tokens(self, messages: Any) -> Tensor:
         """Token numbers of the messages in the LLM's chat template, (1, T)."""
         try:
             tokens = self.tokenizer.apply_chat_template(
@@ -243,9 +234,7 @@ class _Writer:
             raise ValueError(f"the messages cannot be read ({type(error).__name__}: {error}).") from None
         return tokens.to(self.model.device)
 
-    def _stops(self, tokens: "Tensor", scores: Any, **_: Any) -> "Tensor":
-        import torch
-
+    def _stops(self, tokens: Tensor, scores: Any, **_: Any) -> Tensor:
         return torch.full((len(tokens),), self.closing.is_set(), device=tokens.device)
 
 
@@ -255,11 +244,9 @@ def _sampler(temperature: float, seed: int) -> Any:
     The largest of scores / temperature + Gumbel noise is such a draw; the noise comes from a generator of
     its own.
     """
-    import torch
-
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(tokens: "Tensor", scores: "Tensor") -> "Tensor":
+    def draw(tokens: Tensor, scores: Tensor) -> Tensor:
         uniform = torch.rand(scores.shape, generator=generator).clamp_min(1e-20).to(scores.device)  # (1, V)
         unlikely = scores < scores.topk(min(TOP, scores.shape[1])).values[:, -1:]  # (1, V)
         return (scores.float() / temperature - (-uniform.log()).log()).masked_fill(unlikely, -torch.inf)
@@ -294,10 +281,11 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)))
             status, body = 200, self.server.writer.answer(asked)
-        except (ValueError, TypeError, AttributeError) as error:  # it was asked wrongly
-            status, body = 400, _error(error)
         except Exception as error:  # a client that waits must hear of it
-            status, body = 500, _error(error)
+            asked_wrongly = isinstance(error, ValueError | TypeError | AttributeError)
+            message = f"{type(error).__name__}: {error}"
+            status = 400 if asked_wrongly else 500
+            body = {"error": {"message": message, "type": "medvlp", "code": None}}
         self._send(status, body)
 
     def _send(self, status: int, body: dict[str, Any]) -> None:
@@ -310,7 +298,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
-
-
-def _error(error: Exception) -> dict[str, Any]:
-    return {"error": {"message": f"{type(error).__name__}: {error}", "type": "medvlp", "code": None}}

@@ -241,11 +241,13 @@ class SymptomSet(Mapping[str, list[str]]):
         )
 
     def _cost(self) -> str:
-        calls, rejected = self.calls(), (~self.candidates().kept).sum()
-        seconds = calls.seconds.sum()
-        tokens = calls.prompt_tokens.sum() + calls.completion_tokens.sum()
-        counted = tokens if calls.prompt_tokens.any() else "uncounted"
-        replayed = " (replayed, none made now)" if self.new_calls == 0 and len(calls) else ""
+        entries = self.record.classes.values()
+        calls = [call for entry in entries for call in entry.calls]
+        tokens = sum((call.prompt_tokens or 0) + (call.completion_tokens or 0) for call in calls)
+        rejected = sum(not one.kept for entry in entries for one in entry.candidates)
+        seconds = sum(call.seconds for call in calls)
+        counted = tokens if any(call.prompt_tokens for call in calls) else "uncounted"
+        replayed = " (replayed, none made now)" if self.new_calls == 0 and calls else ""
         numbers = f"{len(calls)} calls{replayed}, {counted} tokens, {seconds:.1f} s"
         return f"{numbers}; {rejected} candidates not kept"
 
