@@ -181,7 +181,7 @@ def generate_symptoms(
             finally:
                 SymptomSet(record).save(path)
             bar.update()
-    return SymptomSet(record, new_calls=run.calls)
+    return SymptomSet(record, new_calls=len(run.calls))
 
 
 def _check_images(

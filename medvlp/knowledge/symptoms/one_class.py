@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def centred_cosines(clip: Clip, ours: list[str], theirs: list[str], centre: Tens
 
 @dataclass
 class Run:
-    """What the classes of one run share, and what they have cost so far."""
+    """What the classes of one run share, and the answers that it got."""
 
     card: DataCard
     record: SymptomRecord
@@ -44,9 +44,7 @@ class Run:
     clip: Clip | None
     path: Path
     bar: tqdm
-    calls: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
+    calls: list[Call] = field(default_factory=list)
 
     @cached_property
     def centre(self) -> Tensor:
@@ -54,11 +52,10 @@ class Run:
         return phrase_features(self.clip, self.checker.terms["visual"]).mean(dim=0)
 
     def count(self, call: Call) -> None:
-        """Add an answer's cost and show the sum."""
-        self.calls += 1
-        self.tokens += (call.prompt_tokens or 0) + (call.completion_tokens or 0)
-        self.seconds += call.seconds
-        self.bar.set_postfix(calls=self.calls, tokens=self.tokens, seconds=f"{self.seconds:.1f}")
+        """Note an answer and show what all have cost."""
+        self.calls.append(call)
+        tokens, seconds = sum(one.tokens for one in self.calls), sum(one.seconds for one in self.calls)
+        self.bar.set_postfix(calls=len(self.calls), tokens=tokens, seconds=f"{seconds:.1f}")
 
 
 class OneClass:

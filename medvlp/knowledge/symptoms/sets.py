@@ -51,6 +51,11 @@ class Call(_Part):
     seconds: float
     time: str
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of question and answer, as far as the server counted them."""
+        return (self.prompt_tokens or 0) + (self.completion_tokens or 0)
+
 
 class ClassRecord(_Part):
     """One class: its phrases, every candidate and every call."""
@@ -243,10 +248,9 @@ class SymptomSet(Mapping[str, list[str]]):
     def _cost(self) -> str:
         entries = self.record.classes.values()
         calls = [call for entry in entries for call in entry.calls]
-        tokens = sum((call.prompt_tokens or 0) + (call.completion_tokens or 0) for call in calls)
         rejected = sum(not one.kept for entry in entries for one in entry.candidates)
         seconds = sum(call.seconds for call in calls)
-        counted = tokens if any(call.prompt_tokens for call in calls) else "uncounted"
+        counted = sum(call.tokens for call in calls) or "uncounted"
         replayed = " (replayed, none made now)" if self.new_calls == 0 and calls else ""
         numbers = f"{len(calls)} calls{replayed}, {counted} tokens, {seconds:.1f} s"
         return f"{numbers}; {rejected} candidates not kept"
