@@ -14,21 +14,10 @@ from medvlp.data.datasets import ImageSet
 from medvlp.methods.cilmp import CILMP
 from medvlp.show.explanations.scores import with_rank
 from medvlp.show.figures.basic import PALETTE, closed, literal_figure
-from medvlp.show.figures.html import literal, picture_html
-from medvlp.show.widgets.parts import (
-    COLOURS,
-    ImageExplorer,
-    pixels_of,
-    slider,
-    table_html,
-)
+from medvlp.show.figures.html import literal
+from medvlp.show.widgets.parts import COLOURS, ImageExplorer, pixels_of, table_html
 from medvlp.study.evaluation import evaluating
 
-HELP = (
-    "CILMP edits the language model's states for every image, along at most r directions. Keep fewer of "
-    "them, the strongest first, or switch the edit off. The angle says how far a class's text feature then "
-    "lies from the feature without edit."
-)
 BARS = {"without edit": COLOURS[7], "now": COLOURS[0], "as trained": COLOURS[2]}  # columns of the table
 
 
@@ -61,6 +50,12 @@ class InterventionExplorer(ImageExplorer):
         >>> explorer
         InterventionExplorer(phantom-derm: image 0, edit rank 1 of 8 kept)
     """
+
+    HELP = (
+        "CILMP edits the language model's states for every image, along at most r directions. Keep fewer of"
+        " them, the strongest first, or switch the edit off. The angle says how far a class's text feature "
+        "then lies from the feature without edit."
+    )
 
     def __init__(self, cilmp: CILMP, images: ImageSet, index: int = 0) -> None:
         """Look at the first image; see the class."""
@@ -139,34 +134,25 @@ class InterventionExplorer(ImageExplorer):
 
     # --- the widget ---
 
-    def _make_box(self, widgets: Any) -> list[Any]:
-        w, wrap = widgets, widgets.Layout(flex_flow="row wrap")
-        self._index = self._image_slider(w)
-        self._kept = slider(w, "rank kept", self.rank, self.kept, "directions of the edit that are kept")
-        self._on = w.Checkbox(
-            value=self.on, description="edit on", tooltip="whether the states are edited", indent=False
-        )
-        self._picture = w.HTML(layout=w.Layout(margin="0 1em 0 0"))
+    def _make_box(self) -> list[Any]:
+        w = self.widgets
+        self._make_image()
+        kept = self._slider("rank kept", self.rank, self.kept, "directions of the edit that are kept")
+        on = w.Checkbox(self.on, description="edit on", tooltip="whether the states are edited", indent=False)
+        self._kept, self._on = self._follow(kept, self.keep), self._follow(on, self.switch)
         self._table = w.HTML(layout=w.Layout(flex="1 1 30em"))
-        self._follow(self._index, self.choose)
-        self._follow(self._kept, self.keep)
-        self._follow(self._on, self.switch)
-        return [
-            w.HTML(f"<p>{literal(HELP)}</p>"),
-            self._index,
-            w.Box([self._kept, self._on], layout=wrap),
-            w.Box([self._picture, self._table], layout=wrap),
-        ]
+        rows = self._wrapped(self._kept, self._on), self._wrapped(self._picture, self._table)
+        return [self._index, *rows]
 
     def _show(self) -> None:
-        self._index.value, self._kept.value, self._on.value = self.index, self.kept, self.on
-        self._picture.value = picture_html(self.image, self._alt())
+        self._show_image()
+        self._kept.value, self._on.value = self.kept, self.on
         table = self.table().rename_axis("class").reset_index()
         table["angle"] = [f"{angle:.2f}°" for angle in table["angle"]]
         table = table.rename(columns={"angle": "text turned by", "edit": "edit / states"})
         now = f"rank {self.kept} of {self.rank}" if self.on else "edit off"
-        said = f'<div role="status">{literal(self.decision())}</div>'
-        self._table.value = table_html(table, BARS, f"Probabilities; now: {now}") + said
+        html = table_html(table, BARS, f"Probabilities; now: {now}")
+        self._table.value = f'{html}<div role="status">{literal(self.decision())}</div>'
 
 
 def check_intervention(method: nn.Module) -> None:
@@ -201,9 +187,8 @@ def rank_effect(cilmp: CILMP, images: Tensor, kept: int) -> pd.DataFrame:
         f = cut.image_features(images)  # (1, D)
         t, t_plain = cut.class_features(f)[0], plain.class_features(f)[0]  # (n_cls, D)
         logits = cut.logit_scale * f.to(t) @ t.T  # (1, n_cls)
-        chord = (F.normalize(t.double(), dim=1) - F.normalize(t_plain.double(), dim=1)).norm(
-            dim=1
-        )  # (n_cls,)
+        units = (F.normalize(x.double(), dim=1) for x in (t, t_plain))  # (n_cls, D) each
+        chord = torch.sub(*units).norm(dim=1)  # (n_cls,)
         lengths = _lengths(cut, f.to(t))  # (n_cls,)
     return pd.DataFrame(
         {

@@ -20,7 +20,7 @@ from torch import Tensor
 from medvlp.backbone.clip import Clip
 from medvlp.data.datasets import ImageSet
 from medvlp.show.figures.basic import PALETTE
-from medvlp.show.figures.html import LITERAL, jpeg, literal
+from medvlp.show.figures.html import LITERAL, jpeg, literal, picture_html
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 COLOURS = PALETTE.as_hex()
@@ -81,7 +81,69 @@ def pixels_of(clip: Clip, images: list[Image.Image]) -> Tensor:
     return torch.stack([clip.preprocess(image) for image in images]).to(clip.device)
 
 
-class Explorer:
+class Controls:
+    """A box of labelled controls. Each acts, and then the box shows what is now and what there is to say."""
+
+    HELP = ""  # what the controls do, above them
+
+    def _make_box(self) -> list[Any]:
+        """Make the controls, from top to bottom."""
+        raise NotImplementedError
+
+    def _show(self) -> None:
+        """Bring the controls in line with what is now."""
+        raise NotImplementedError
+
+    @cached_property
+    def box(self) -> Any:
+        """The controls as an ipywidgets box, made at the first use; needs the extra `notebooks`."""
+        self.widgets = import_widgets()
+        self.message = self.widgets.HTML()
+        controls = self._make_box()
+        self._show()
+        return self.widgets.VBox([self.widgets.HTML(f"<p>{literal(self.HELP)}</p>"), *controls, self.message])
+
+    def _do(self, action: Callable[[], str | None]) -> bool:
+        """Act, show what became of it, and say what the action returns; whether it went well.
+
+        An error is an alert, with which a screen reader interrupts.
+        """
+        try:
+            words, role, mark = action(), "status", ""
+        except (ValueError, OSError) as error:
+            words, role, mark = str(error), "alert", "&#10007; "
+        self._show()
+        self.message.value = f'<div role="{role}">{mark}{literal(words)}</div>' if words else ""
+        return role == "status"
+
+    def _follow(self, control: Any, action: Callable[[Any], str | None]) -> Any:
+        """The control, on each of whose new values the action is done."""
+        control.observe(lambda change: self._do(lambda: action(change["new"])), names="value")
+        return control
+
+    def _button(self, description: str, tooltip: str, action: Callable[[], str | None]) -> Any:
+        button = self.widgets.Button(description=description, tooltip=tooltip)
+        button.on_click(lambda _: self._do(action))
+        return button
+
+    def _field(self, description: str, tooltip: str, width: str = "22em") -> Any:
+        """A field of text, sent whole: letter by letter, the press of a button may overtake the last."""
+        layout = self.widgets.Layout(width=width, max_width="85%")
+        words = {"description": description, "tooltip": tooltip}
+        return self.widgets.Text(**words, layout=layout, continuous_update=False)
+
+    def _slider(self, description: str, most: int, value: int, tooltip: str) -> Any:
+        """A slider over whole numbers from 0, with its number beside it to type into."""
+        words = {"description": description, "tooltip": tooltip}
+        layout = self.widgets.Layout(width="24em", max_width="100%")
+        return self.widgets.IntSlider(value, 0, max(most, 0), **words, layout=layout)
+
+    def _wrapped(self, *children: Any, **layout: str) -> Any:
+        """The widgets side by side, and below each other where the page is narrow."""
+        return self.widgets.Box(children, layout=self.widgets.Layout(flex_flow="row wrap", **layout))
+
+
+class Explorer(Controls):
     """A widget over methods that can be called without it, with a picture for a notebook that is only read.
 
     At the end of a cell it shows its box of controls. The output keeps the picture of `static()` as well:
@@ -91,35 +153,6 @@ class Explorer:
     def static(self) -> Figure:
         """What the widget shows now, as a figure."""
         raise NotImplementedError
-
-    def _make_box(self, widgets: Any) -> list[Any]:
-        raise NotImplementedError
-
-    def _show(self) -> None:
-        raise NotImplementedError
-
-    @cached_property
-    def box(self) -> Any:
-        """The controls as an ipywidgets box, made at the first use; needs the extra `notebooks`."""
-        widgets = import_widgets()
-        self._message = widgets.HTML()
-        box = self._make_box(widgets)
-        self._show()
-        return widgets.VBox([*box, self._message])
-
-    def _do(self, action: Callable[[], object]) -> bool:
-        """Act, show what became of it, or the message of what is wrong; whether it went well."""
-        try:
-            action()
-            self._message.value = ""
-        except ValueError as error:
-            self._message.value = f'<div role="alert">&#10007; {literal(str(error))}</div>'
-        self._show()
-        return not self._message.value
-
-    def _follow(self, control: Any, action: Callable[[Any], object]) -> None:
-        """Act on each new value of a control."""
-        control.observe(lambda change: self._do(lambda: action(change["new"])), names="value")
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         picture = base64.b64encode(jpeg(self.static())).decode()
@@ -162,15 +195,16 @@ class ImageExplorer(Explorer):
             words += f" {else_it_is} {was}."
         return f"{words} True class: {self.true}."
 
-    def _image_slider(self, widgets: Any) -> Any:
-        return slider(widgets, "image", len(self.images) - 1, self.index, "which image: arrow keys, or drag")
+    def choose(self, index: int) -> None:
+        """Look at another image."""
+        raise NotImplementedError
 
-    def _alt(self) -> str:
-        """What the picture is, for those who do not see it."""
-        return f"image {self.index} of {self.images.card.name}"
+    def _make_image(self) -> None:
+        """The slider that chooses the image, and the place of its picture."""
+        slider = self._slider("image", len(self.images) - 1, self.index, "which image: arrow keys, or drag")
+        self._index = self._follow(slider, self.choose)
+        self._picture = self.widgets.HTML(layout=self.widgets.Layout(margin="0 1em 0 0"))
 
-
-def slider(widgets: Any, description: str, most: int, value: int, tooltip: str) -> Any:
-    """A slider over whole numbers from 0, with its number beside it to type into."""
-    layout = widgets.Layout(width="24em", max_width="100%")
-    return widgets.IntSlider(value, 0, max(most, 0), description=description, tooltip=tooltip, layout=layout)
+    def _show_image(self) -> None:
+        self._index.value = self.index
+        self._picture.value = picture_html(self.image, f"image {self.index} of {self.images.card.name}")

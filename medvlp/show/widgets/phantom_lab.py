@@ -12,24 +12,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from medvlp.data.phantoms.drawing import Draws
-from medvlp.data.phantoms.worlds import World, get_world
+from medvlp.data.phantoms.worlds import Attribute, World, get_world
 from medvlp.show.figures.basic import closed, literal_figure
 from medvlp.show.figures.html import literal, picture_html
-from medvlp.show.widgets.parts import (
-    COLOURS,
-    Explorer,
-    pixels_of,
-    slider,
-    table_html,
-)
+from medvlp.show.widgets.parts import COLOURS, Explorer, pixels_of, table_html
 from medvlp.study.evaluation import evaluating
 from medvlp.study.prediction import predict
 
-HELP = (
-    "Each slider says how strongly an attribute is drawn, from 0 (absent) to 100 (present); everything else "
-    "of the image stays. The best rule knows the attributes (from 50 on they count as present), the methods "
-    "see pixels. In brackets: the change since the start."
-)
 SIZE = 64  # pixels a side
 SCORES = ["method", "classname", "symptom", "score", "change"]
 
@@ -78,6 +67,12 @@ class PhantomLab(Explorer):
         >>> lab.probabilities().shape
         (2, 2)
     """
+
+    HELP = (
+        "Each slider says how strongly an attribute is drawn, from 0 (absent) to 100 (present); everything "
+        "else of the image stays. The best rule knows the attributes (from 50 on they count as present), "
+        "the methods see pixels. In brackets: the change since the start."
+    )
 
     def __init__(self, methods: Mapping[str, nn.Module], seed: int = 1) -> None:
         """Draw the first phantom; see the class."""
@@ -182,33 +177,31 @@ class PhantomLab(Explorer):
 
     # --- the widget ---
 
-    def _make_box(self, widgets: Any) -> list[Any]:
-        w, wrap = widgets, widgets.Layout(flex_flow="row wrap")
-        self._sliders = {}
-        for attribute in self.world.attributes:
-            said = f"{attribute.absent[0]} (0) to {attribute.present[0]} (100)"
-            one = slider(w, attribute.name, 100, round(100 * self.strengths[attribute.name]), said)
-            one.step = 10
-            one.observe(self._on_slide(attribute.name), names="value")
-            self._sliders[attribute.name] = one
-        self._seed = w.BoundedIntText(
-            value=self.seed, min=0, max=2**31 - 1, description="phantom", tooltip="the number of the phantom"
-        )
-        self._reset = w.Button(description="Reset", tooltip="the attributes of the start again")
-        self._follow(self._seed, self.another)
-        self._reset.on_click(lambda _: self._do(self.reset))
+    def _make_box(self) -> list[Any]:
+        w = self.widgets
+        self._sliders = {a.name: self._attribute_slider(a) for a in self.world.attributes}
+        words = {"description": "phantom", "tooltip": "the number of the phantom"}
+        seed = w.BoundedIntText(value=self.seed, min=0, max=2**31 - 1, **words)
+        self._seed = self._follow(seed, self.another)
+        self._reset = self._button("Reset", "the attributes of the start again", self.reset)
         self._picture, self._decided = w.HTML(layout=w.Layout(margin="0 1em 0 0")), w.HTML()
         self._bars = w.HTML()
         left = w.VBox([w.HBox([self._seed, self._reset]), *self._sliders.values()])
         right = w.VBox([self._picture, self._decided], layout=w.Layout(margin="0 0 0 1em", flex="1 1 30em"))
-        return [w.HTML(f"<p>{literal(HELP)}</p>"), w.Box([left, right], layout=wrap), self._bars]
+        return [self._wrapped(left, right), self._bars]
 
-    def _on_slide(self, name: str) -> Any:
+    def _attribute_slider(self, attribute: Attribute) -> Any:
+        """From absent to present; it acts where it is moved, not where it follows what was set."""
+
         def slide(change: dict[str, Any]) -> None:
-            if round(100 * self.strengths[name]) != change["new"]:
-                self._do(lambda: self.set(name, change["new"] / 100))
+            if round(100 * self.strengths[attribute.name]) != change["new"]:
+                self._do(lambda: self.set(attribute.name, change["new"] / 100))
 
-        return slide
+        ends = f"{attribute.absent[0]} (0) to {attribute.present[0]} (100)"
+        slider = self._slider(attribute.name, 100, round(100 * self.strengths[attribute.name]), ends)
+        slider.step = 10
+        slider.observe(slide, names="value")
+        return slider
 
     def _show(self) -> None:
         for name, one in self._sliders.items():

@@ -4,22 +4,15 @@ Phrases come from an LLM, so all text is escaped where it meets HTML. No colour 
 everything can be done with the keyboard: Tab, Enter, the arrow keys in the list of classes.
 """
 
-from collections.abc import Callable
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from medvlp.show.widgets.parts import import_widgets
+from medvlp.show.widgets.parts import Controls
 
 if TYPE_CHECKING:
     from medvlp.show.widgets.review import SymptomReview
-
-HELP = (
-    "Change a phrase and press Enter: the checks and similarities follow. own and others: mean cosine with "
-    "the training images of this class and of all other classes. AUROC: how well the phrase ranks this "
-    "class's images above the others; 1 always, 0.5 no better than chance, below 0.5 it speaks for others."
-)
 
 
 def facts_html(row: pd.Series) -> str:
@@ -28,103 +21,87 @@ def facts_html(row: pd.Series) -> str:
     check = "&#10003; passes the checks" if reason is None else f"&#10007; <b>{escape(str(reason))}</b>"
     if pd.isna(row["own"]) and pd.isna(row["others"]):
         return f"<div>{check}</div>"
-    own, others = _number(row["own"], ".3f"), _number(row["others"], ".3f")
-    difference, auroc = _number(row["difference"], "+.3f"), _number(row["auroc"], ".2f")
-    numbers = f"own {own}, others {others}, difference <b>{difference}</b>, AUROC <b>{auroc}</b>"
-    return f"<div>{numbers}; {check}</div>"
+    forms = {"own": ".3f", "others": ".3f", "difference": "+.3f", "auroc": ".2f"}
+    numbers = {c: "unknown" if pd.isna(row[c]) else format(row[c], form) for c, form in forms.items()}
+    words = "own {own}, others {others}, difference <b>{difference}</b>, AUROC <b>{auroc}</b>"
+    return f"<div>{words.format(**numbers)}; {check}</div>"
 
 
-def _number(value: float, form: str) -> str:
-    return "unknown" if pd.isna(value) else format(value, form)
+class _Row(NamedTuple):
+    """One phrase: its text to edit, a button that drops it, what is known of it, and the box of the three."""
+
+    text: Any
+    drop: Any
+    facts: Any
+    box: Any
 
 
-class _Row:
-    """One phrase: its text to edit, what is known of it, a button that drops it."""
-
-    def __init__(self, widgets: Any, i: int, edit: Callable[[int, str], None], drop: Callable[[int], None]):
-        self.text = widgets.Text(
-            description=f"phrase {i + 1}",
-            continuous_update=False,
-            tooltip=f"phrase {i + 1}: change it and press Enter",
-            layout=widgets.Layout(width="36em", max_width="85%"),
-        )
-        self.drop = widgets.Button(
-            description=f"Drop {i + 1}", tooltip=f"take phrase {i + 1} out of the list"
-        )
-        self.facts = widgets.HTML(layout=widgets.Layout(margin="0 0 0.6em 90px"))
-        self.box = widgets.VBox([widgets.HBox([self.text, self.drop]), self.facts])
-        self.text.observe(lambda change: edit(i, change["new"]), names="value")
-        self.drop.on_click(lambda _: drop(i))
-
-    def show(self, row: pd.Series) -> None:
-        """Show one row of `review_table`."""
-        self.text.value = row["phrase"]  # the review holds this phrase already, so it is no edit
-        self.facts.value = facts_html(row)
-
-
-class ReviewWidget:
+class ReviewWidget(Controls):
     """Fields and buttons over a review, one class at a time.
 
     Attributes:
-        box: what a notebook displays.
+        box: what a notebook displays; made at the first use, and with it all that follows.
         classname, rows, new, add, flagged, approve, undo, initials, save: the controls, from top to bottom.
         overview, message: HTML, what is approved and what the last action said.
     """
 
+    HELP = (
+        "Change a phrase and press Enter: the checks and similarities follow. own and others: mean cosine "
+        "with the training images of this class and of all other classes. AUROC: how well the phrase ranks "
+        "this class's images above the others; 1 always, 0.5 no better than chance, below 0.5 it speaks for"
+        " others."
+    )
+
     def __init__(self, review: "SymptomReview") -> None:
-        self.review, self.widgets = review, import_widgets()
+        self.review = review
+
+    def _make_box(self) -> list[Any]:
         w = self.widgets
-
-        def text(description: str, tooltip: str, width: str) -> Any:
-            layout = w.Layout(width=width, max_width="85%")
-            return w.Text(description=description, tooltip=tooltip, layout=layout, continuous_update=False)
-
-        def button(description: str, action: Callable[[], str], tooltip: str) -> Any:
-            one = w.Button(description=description, tooltip=tooltip)
-            one.on_click(lambda _: self._do(action))
-            return one
-
-        self.overview, self.message = w.HTML(), w.HTML()
-        self.classname = w.Dropdown(
-            options=list(review.phrases), description="class", tooltip="the class whose phrases are shown"
-        )
-        self.classname.observe(self._on_class, names="value")
+        self.overview, self.list = w.HTML(), w.VBox()
         self.rows: list[_Row] = []
-        self.list = w.VBox()
-        self.new = text("new phrase", "a phrase to add", "36em")
-        self.add = button("Add", self._add, "add the new phrase to this class")
+        classname = w.Dropdown(
+            options=list(self.review.phrases),
+            description="class",
+            tooltip="the class whose phrases are shown",
+        )
+        self.classname = self._follow(classname, self._choose)
+        self.new = self._field("new phrase", "a phrase to add", "36em")
+        self.add = self._button("Add", "add the new phrase to this class", self._add)
         self.flagged = w.Checkbox(
             description="approve flagged phrases, too",
             tooltip="approve phrases that fail a check as well; the saved set says so",
             indent=False,
         )
-        self.approve = button("Approve", self._approve, "approve this class's phrases as they are now")
-        self.undo = button("Undo", self._undo, "take the last change back")
-        self.initials = text("initials", "your initials, 1 to 8 letters", "22em")
-        self.save = button("Save", self._save, "write the reviewed phrases, all classes approved")
-        self.box = w.VBox(
-            [
-                w.HTML(f"<p>{escape(HELP)}</p>"),
-                self.overview,
-                self.classname,
-                self.list,
-                w.HBox([self.new, self.add]),
-                w.HBox([self.approve, self.flagged, self.undo]),
-                w.HBox([self.initials, self.save]),
-                self.message,
-            ]
-        )
-        self.show()
+        self.approve = self._button("Approve", "approve this class's phrases as they are now", self._approve)
+        self.undo = self._button("Undo", "take the last change back", self._undo)
+        self.initials = self._field("initials", "your initials, 1 to 8 letters")
+        self.save = self._button("Save", "write the reviewed phrases, all classes approved", self._save)
+        return [
+            self.overview,
+            self.classname,
+            self.list,
+            w.HBox([self.new, self.add]),
+            w.HBox([self.approve, self.flagged, self.undo]),
+            w.HBox([self.initials, self.save]),
+        ]
 
-    def show(self) -> None:
+    def _make_row(self, i: int) -> _Row:
+        w, n = self.widgets, i + 1
+        text = self._field(f"phrase {n}", f"phrase {n}: change it and press Enter", "36em")
+        text.observe(lambda change: self._on_edit(i, change["new"]), names="value")
+        drop = self._button(f"Drop {n}", f"take phrase {n} out of the list", lambda: self._drop(i))
+        facts = w.HTML(layout=w.Layout(margin="0 0 0.6em 90px"))
+        return _Row(text, drop, facts, w.VBox([w.HBox([text, drop]), facts]))
+
+    def _show(self) -> None:
         """Show the review as it is now. Fields stay where they are, so the keyboard's focus does, too."""
-        table = self.review.table()
-        own = table[table["classname"] == self.classname.value]
-        while len(self.rows) < len(own):
-            self.rows.append(_Row(self.widgets, len(self.rows), self._on_edit, self._on_drop))
-        for row, (_, facts) in zip(self.rows, own.iterrows(), strict=False):
-            row.show(facts)
-        boxes = tuple(row.box for row in self.rows[: len(own)])
+        table = self._table()
+        while len(self.rows) < len(table):
+            self.rows.append(self._make_row(len(self.rows)))
+        for row, (_, facts) in zip(self.rows, table.iterrows(), strict=False):
+            row.text.value = facts["phrase"]  # the review holds this phrase already, so it is no edit
+            row.facts.value = facts_html(facts)
+        boxes = tuple(row.box for row in self.rows[: len(table)])
         if self.list.children != boxes:
             self.list.children = boxes
         states = [
@@ -133,26 +110,19 @@ class ReviewWidget:
         ]
         self.overview.value = f"<p>{'; '.join(states)}</p>"
 
-    def _do(self, action: Callable[[], str]) -> None:
-        """Act, and say what it says; an error as an alert, with which a screen reader interrupts."""
-        try:
-            message = f'<div role="status">{escape(action())}</div>'
-        except (ValueError, OSError) as error:
-            message = f'<div role="alert">&#10007; {escape(str(error))}</div>'
-        self.show()
-        self.message.value = message
+    def _table(self) -> pd.DataFrame:
+        """The rows of the review's table that are of this class."""
+        table = self.review.table()
+        return table[table["classname"] == self.classname.value]
 
-    def _on_class(self, _: dict) -> None:
+    def _choose(self, classname: str) -> str:
         self.flagged.value = False
-        self._do(lambda: f"These are the phrases of {self.classname.value}.")
+        return f"These are the phrases of {classname}."
 
     def _on_edit(self, i: int, text: str) -> None:
         phrases = self.review.phrases[self.classname.value]
         if i < len(phrases) and text != phrases[i]:
             self._do(lambda: self._edit(i, text))
-
-    def _on_drop(self, i: int) -> None:
-        self._do(lambda: self._drop(i))
 
     def _edit(self, i: int, text: str) -> str:
         name = self.classname.value
@@ -172,8 +142,7 @@ class ReviewWidget:
         return f"Added to {name}. {self._verdict(len(self.review.phrases[name]) - 1)}"
 
     def _verdict(self, i: int) -> str:
-        table = self.review.table()
-        reason = table[table["classname"] == self.classname.value]["reason"].iloc[i]
+        reason = self._table()["reason"].iloc[i]
         return "It passes the checks." if reason is None else f"It fails a check: {reason}"
 
     def _approve(self) -> str:

@@ -1,35 +1,27 @@
 """Symptom explorer: leave symptoms of an image out or write others, and see the decision move."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import compress
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import unknown_name
-from medvlp.methods.base import check_symptoms
+from medvlp.methods.base import Method, check_symptoms
 from medvlp.methods.zero_shot import score_table
 from medvlp.show.counterfactuals.twins import with_symptoms
 from medvlp.show.figures.basic import symptom_bars
-from medvlp.show.figures.html import literal, picture_html
-from medvlp.show.widgets.parts import (
-    COLOURS,
-    ImageExplorer,
-    pixels_of,
-    table_html,
-)
+from medvlp.show.figures.html import literal
+from medvlp.show.widgets.parts import COLOURS, ImageExplorer, pixels_of, table_html
 from medvlp.study.evaluation import evaluating
 
-HELP = (
-    "Each bar is the cosine of the image with a symptom. Press a symptom to leave it out of its class, press "
-    "it again to take it back; write one of your own below. The probabilities follow."
-)
 LEFT_OUT = "#cccccc"  # the bar of a symptom that is not used; its button says so, too
 
 
-def probabilities(method: nn.Module, image_features: Tensor) -> pd.Series:
+def probabilities(method: Method, image_features: Tensor) -> pd.Series:
     """P(class) of one image by classname, from its normalised feature (1, D)."""
     with evaluating(method):
         logits = method.logits_from_features(image_features)  # (1, n_cls)
@@ -69,7 +61,12 @@ class SymptomExplorer(ImageExplorer):
         SymptomExplorer(ZeroShot, phantom-derm: image 0 of 2000, 15 of 16 symptoms used)
     """
 
-    def __init__(self, method: nn.Module, images: ImageSet, index: int = 0) -> None:
+    HELP = (
+        "Each bar is the cosine of the image with a symptom. Press a symptom to leave it out of its class, "
+        "press it again to take it back; write one of your own below. The probabilities follow."
+    )
+
+    def __init__(self, method: Method, images: ImageSet, index: int = 0) -> None:
         """Score the first image; see the class."""
         check_symptoms(method)
         images.check(method.card, type(method).__name__)
@@ -148,16 +145,17 @@ class SymptomExplorer(ImageExplorer):
 
     def _decide(self, symptoms: list[tuple[str, str]], used: list[bool]) -> None:
         """Take these symptoms, or, where the method does not, leave all as it was."""
-        every: dict[str, list[str]] = {name: [] for name in self.method.card.classnames}
-        chosen: dict[str, list[str]] = {name: [] for name in self.method.card.classnames}
-        for (name, phrase), use in zip(symptoms, used, strict=True):
-            every[name].append(phrase)
-            if use:
-                chosen[name].append(phrase)
-        scorer = self._scorer if symptoms == self.symptoms else with_symptoms(self.method, every)
-        self._chosen = with_symptoms(self.method, chosen)
+        scorer = self._scorer if symptoms == self.symptoms else self._with(symptoms)
+        self._chosen = self._with(compress(symptoms, used))
         self._scorer, self.symptoms, self.used = scorer, symptoms, used
         self._judge()
+
+    def _with(self, symptoms: Iterable[tuple[str, str]]) -> Method:
+        """The method with these symptoms in the place of its own."""
+        by_class: dict[str, list[str]] = {name: [] for name in self.method.card.classnames}
+        for name, phrase in symptoms:
+            by_class[name].append(phrase)
+        return with_symptoms(self.method, by_class)
 
     def _judge(self) -> None:
         """Score the symptoms, and decide by those that are used."""
@@ -169,38 +167,26 @@ class SymptomExplorer(ImageExplorer):
 
     # --- the widget ---
 
-    def _make_box(self, widgets: Any) -> list[Any]:
-        w, wrap = widgets, widgets.Layout(flex_flow="row wrap", align_items="center")
-        self._index = self._image_slider(w)
-        self._picture = w.HTML(layout=w.Layout(margin="0 1em 0 0"))
+    def _make_box(self) -> list[Any]:
+        w, classnames = self.widgets, self.images.card.classnames
+        self._make_image()
         self._decision = w.HTML(layout=w.Layout(max_width="45em", flex="1 1 25em"))
-        self._lists = {
-            name: _List(w, c, name, self._press) for c, name in enumerate(self.images.card.classnames)
-        }
-        self._classname = w.Dropdown(
-            options=self.images.card.classnames, description="class", tooltip="the class of your own symptom"
-        )
-        self._text = w.Text(
-            description="symptom",
-            continuous_update=False,  # sent whole: letter by letter, a press of Add may overtake the last
-            tooltip="a symptom of your own: something that can be seen",
-        )
-        self._add = w.Button(description="Add", tooltip="add your own symptom to this class")
-        self._reset = w.Button(description="Reset", tooltip="the method's symptoms again, and no others")
-        self._follow(self._index, self.choose)
-        self._add.on_click(lambda _: self._on_add())
-        self._reset.on_click(lambda _: self._do(self.reset))
+        self._lists = {name: _List(w, c, name, self._press) for c, name in enumerate(classnames)}
+        of = "the class of your own symptom"
+        self._classname = w.Dropdown(options=classnames, description="class", tooltip=of)
+        self._text = self._field("symptom", "a symptom of your own: something that can be seen", "300px")
+        self._add = self._button("Add", "add your own symptom to this class", self._on_add)
+        self._reset = self._button("Reset", "the method's symptoms again, and no others", self.reset)
         return [
-            w.HTML(f"<p>{literal(HELP)}</p>"),
             self._index,
-            w.Box([self._picture, self._decision], layout=wrap),
-            w.Box([one.box for one in self._lists.values()], layout=w.Layout(flex_flow="row wrap")),
-            w.Box([self._classname, self._text, self._add, self._reset], layout=wrap),
+            self._wrapped(self._picture, self._decision, align_items="center"),
+            self._wrapped(*(one.box for one in self._lists.values())),
+            self._wrapped(self._classname, self._text, self._add, self._reset, align_items="center"),
         ]
 
     def _on_add(self) -> None:
-        if self._do(lambda: self.add(self._classname.value, self._text.value)):
-            self._text.value = ""
+        self.add(self._classname.value, self._text.value)
+        self._text.value = ""
 
     def _press(self, classname: str, place: int) -> None:
         rows = [i for i, (name, _) in enumerate(self.symptoms) if name == classname]
@@ -208,12 +194,11 @@ class SymptomExplorer(ImageExplorer):
 
     def _show(self) -> None:
         table = self.table()
-        self._index.value = self.index
-        self._picture.value = picture_html(self.image, self._alt())
+        self._show_image()
         chances = self.probabilities().rename_axis("class").reset_index()
         bars = {"before": COLOURS[7], "now": COLOURS[0]}
-        said = f'<div role="status" style="margin-top:0.5em">{literal(self.decision())}</div>'
-        self._decision.value = table_html(chances, bars, "Probabilities") + said
+        words = f'<div role="status" style="margin-top:0.5em">{literal(self.decision())}</div>'
+        self._decision.value = table_html(chances, bars, "Probabilities") + words
         axis = min(0.0, table["score"].min()), max(0.0, table["score"].max())
         for name, rows_of_class in table.groupby("classname", sort=False):
             self._lists[name].show(rows_of_class, axis)
