@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from torch import nn
 from tqdm.auto import tqdm
 
 from medvlp.data.image_sets import PhantomSet
-from medvlp.show.counterfactuals.faithfulness import counterfactual, mean_auroc
+from medvlp.methods.base import Method
+from medvlp.show.counterfactuals.faithfulness import counterfactual, mean_auroc, with_outcomes
 from medvlp.show.counterfactuals.twins import (
     Claims,
     Flips,
@@ -35,20 +35,20 @@ def gibberish(phrases: Sequence[str], seed: int = 1) -> dict[str, str]:
     They are as long as the phrases, but dealt out anew: else a score that knows only how long a text is would
     tell "present" from "absent" wherever one takes more words.
     """
-    words = random.Random(seed)
+    draws = random.Random(seed)
     phrases = list(dict.fromkeys(phrases))
     lengths = [len(phrase.split()) for phrase in phrases]
-    words.shuffle(lengths)
+    draws.shuffle(lengths)
 
     def word() -> str:
-        return "".join(words.choice(CONSONANTS) + words.choice(VOWELS) for _ in range(words.choice((2, 3))))
+        return "".join(draws.choice(CONSONANTS) + draws.choice(VOWELS) for _ in range(draws.choice((2, 3))))
 
-    made: dict[str, str] = {}
+    nonsense: dict[str, str] = {}
     for phrase, length in zip(phrases, lengths, strict=True):
-        while (nonsense := " ".join(word() for _ in range(length))) in [*made.values(), *phrases]:
+        while (words := " ".join(word() for _ in range(length))) in [*nonsense.values(), *phrases]:
             continue
-        made[phrase] = nonsense
-    return made
+        nonsense[phrase] = words
+    return nonsense
 
 
 def shuffled_claims(claims: Claims, seed: int = 1, turn: bool = True) -> dict[str, tuple[str, bool]]:
@@ -73,7 +73,7 @@ def shuffled_claims(claims: Claims, seed: int = 1, turn: bool = True) -> dict[st
 
 
 def faithfulness_controls(
-    method: nn.Module,
+    method: Method,
     images: PhantomSet,
     claims: Claims | None = None,
     n_draws: int = 20,
@@ -148,9 +148,7 @@ def _control(flips: Flips, claims: Claims) -> dict[str, float]:
 
 def _shares(flips: Flips, claims: Claims) -> tuple[dict[str, float], np.ndarray]:
     """more, wrong, most and net over all attributes, and net by image (N,)."""
-    table = counterfactual(flips, claims=claims).dropna(subset="matching")
-    more, wrong = table["matching"] > table["others"], table["matching"] < -table["others"]
-    net = more.astype(float) - wrong
-    most = (table["matching"] > table["largest"]).mean()
-    shares = {"more": more.mean(), "wrong": wrong.mean(), "most": most, "net": net.mean()}
-    return shares, net.groupby(table["image"]).mean().to_numpy()
+    table = with_outcomes(counterfactual(flips, claims=claims).dropna(subset="matching"))
+    table["net"] = table["more"].astype(float) - table["wrong"]
+    shares = table[["more", "wrong", "most", "net"]].mean().to_dict()
+    return shares, table.groupby("image")["net"].mean().to_numpy()

@@ -12,10 +12,10 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.proportion import proportion_confint
-from torch import nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.image_sets import PhantomSet
+from medvlp.methods.base import Method
 from medvlp.show.counterfactuals.twins import (
     Claims,
     Flips,
@@ -30,7 +30,7 @@ from medvlp.study.metrics import bootstrap
 
 
 def faithfulness(
-    method: nn.Module | Flips,
+    method: Method | Flips,
     images: PhantomSet | None = None,
     claims: Claims | None = None,
     n_images: int | None = 500,
@@ -138,16 +138,16 @@ def what_is_seen(
         >>> list(table.index) == data.test.attribute_names
         True
     """
-    world, (own, *flipped) = phantoms(images).world, with_flips(some(images, n_images, seed))
+    world, (plain, *flipped) = phantoms(images).world, with_flips(some(images, n_images, seed))
     x, present = encode(clip, phantoms(train)).numpy(), train.attributes.numpy()  # (N_train, D), (N_train, K)
-    f = encode(clip, own).numpy()  # (N, D)
+    f = encode(clip, plain).numpy()  # (N, D)
     texts = [f"{wording[0]}." for a in world.attributes for wording in (a.present, a.absent)]
     t = clip.encode_texts(texts).detach().cpu().unflatten(0, (-1, 2))  # (K, 2, D)
     rows = {}
     for k, attribute in enumerate(world.attributes):
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, present[:, k])
         g = encode(clip, flipped[k]).numpy()  # (N, D)
-        here = own.attributes[:, k].numpy()  # (N,)
+        here = plain.attributes[:, k].numpy()  # (N,)
         score = probe.decision_function(np.concatenate([f, g]))  # (2 N,)
         rows[attribute.name] = {
             "probe": roc_auc_score(np.concatenate([here, ~here]), score),
@@ -158,7 +158,7 @@ def what_is_seen(
 
 
 def counterfactual(
-    method: nn.Module | Flips,
+    method: Method | Flips,
     images: PhantomSet | None = None,
     claims: Claims | None = None,
     n_images: int | None = 500,
@@ -249,11 +249,7 @@ def counterfactual_summary(table: pd.DataFrame, n_bootstrap: int = 1000, seed: i
         >>> summary.index[-1], int(summary.loc["all", "images"])
         ('all', 5)
     """
-    table = table.assign(
-        more=table["matching"] > table["others"],
-        wrong=table["matching"] < -table["others"],
-        most=table["matching"] > table["largest"],
-    )
+    table = with_outcomes(table)
     rows = {}
     for name, part in [*table.groupby("attribute", sort=False), ("all", table)]:
         known = part[part["matching"].notna()]
@@ -265,6 +261,15 @@ def counterfactual_summary(table: pd.DataFrame, n_bootstrap: int = 1000, seed: i
         row["flips where best does"] = part.loc[part["best flipped"], "flipped"].mean()
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("attribute")
+
+
+def with_outcomes(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of `counterfactual` with what each row came to: more, wrong and most, see its summary."""
+    return table.assign(
+        more=table["matching"] > table["others"],
+        wrong=table["matching"] < -table["others"],
+        most=table["matching"] > table["largest"],
+    )
 
 
 def _interval(known: pd.DataFrame, column: str, over_images: bool, n: int, seed: int) -> tuple[float, float]:

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from torch import nn
 
 from medvlp.data.errors import unknown_name
 from medvlp.data.image_sets import PhantomSet
+from medvlp.methods.base import Method
 from medvlp.show.counterfactuals.twins import claims_of, flip, flip_all
 from medvlp.show.figures.basic import GREY, PALETTE, closed
 
@@ -46,10 +46,7 @@ def faithfulness_figure(table: pd.DataFrame, seen: pd.DataFrame | None = None) -
         probes = rows["attribute"].map(seen["probe"])
         ax.plot(probes, y, "|", color="black", markersize=9, label="linear probe of the image feature")
     ax.axvline(0.5, color=GREY, linestyle="dotted", label="chance")
-    labels = [
-        f"{attribute}:  {phrase}"
-        for attribute, phrase in zip(rows["attribute"], rows["symptom"], strict=True)
-    ]
+    labels = rows["attribute"] + ":  " + rows["symptom"]
     ax.set_yticks(y, [textwrap.shorten(label, 60) for label in labels], fontsize=8, parse_math=False)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlabel("AUROC of the symptom's score for its attribute (95 % interval)")
@@ -101,14 +98,13 @@ def counterfactual_figure(summaries: Mapping[str, pd.DataFrame], column: str = "
         ax.set_xlim(0, 1.02)
         ax.set_title(name, fontsize=10, parse_math=False)
     than = "the others' mean" if column == "more" else "every other"
-    fig.supxlabel(
-        f"share of images whose matching symptoms moved more than {than} (95 % interval)", fontsize=10
-    )
+    label = f"share of images whose matching symptoms moved more than {than} (95 % interval)"
+    fig.supxlabel(label, fontsize=10)
     sns.despine(fig)
     return closed(fig)
 
 
-def twin_figure(method: nn.Module, images: PhantomSet, attribute: str, i: int = 0) -> Figure:
+def twin_figure(method: Method, images: PhantomSet, attribute: str, i: int = 0) -> Figure:
     """One phantom with an attribute turned round: both images, what changed, and every score's change.
 
     Args:
@@ -135,30 +131,24 @@ def twin_figure(method: nn.Module, images: PhantomSet, attribute: str, i: int = 
         raise ValueError(f"{type(method).__name__} has no symptom scores to draw; use ZeroShot or ViP.")
     change, phrases = flips.moves()[:, k, 0], flips.phrases  # (phrases,)
     claims = claims_of(one.world, {"": phrases})
-    own = np.array([claims.get(phrase, ("",))[0] == attribute for phrase in phrases])
     before, after = np.asarray(one.image(0)), np.asarray(twin.image(0))  # (S, S, 3) each
     difference = np.abs(before.astype(int) - after).max(axis=2)  # (S, S)
     fig = plt.figure(figsize=(10, max(0.24 * len(phrases) + 0.9, 3)), layout="constrained")
     pictures, bars = fig.subfigures(1, 2, width_ratios=(1, 1.9))
     here, there = ("with", "without") if flips.present(k)[0] else ("without", "with")
-    panels = (
-        (before, f"{here} {attribute}"),
-        (after, f"{there} {attribute}"),
-        (difference, "changed pixels"),
-    )
-    for ax, (picture, title) in zip(pictures.subplots(3, 1), panels, strict=True):
+    panels = {f"{here} {attribute}": before, f"{there} {attribute}": after, "changed pixels": difference}
+    for ax, (title, picture) in zip(pictures.subplots(3, 1), panels.items(), strict=True):
         ax.imshow(picture, cmap="cividis")
         ax.set_title(title, fontsize=9, parse_math=False)
         ax.set_axis_off()
     ax = bars.subplots()
-    order = np.argsort(-np.abs(change), kind="stable")
-    ax.barh(np.arange(len(order)), change[order], color=[PALETTE[1] if own[j] else PALETTE[0] for j in order])
-    ax.set_yticks(
-        np.arange(len(order)),
-        [textwrap.shorten(phrases[j], 45) + (" *" if own[j] else "") for j in order],
-        fontsize=8,
-        parse_math=False,
-    )
+    rows = pd.DataFrame({"phrase": phrases, "change": change})
+    rows["names it"] = [claims.get(phrase, ("",))[0] == attribute for phrase in phrases]
+    rows = rows.sort_values("change", key=lambda column: -column.abs(), kind="stable", ignore_index=True)
+    ax.barh(rows.index, rows["change"], color=rows["names it"].map({True: PALETTE[1], False: PALETTE[0]}))
+    labels = rows["phrase"].map(lambda phrase: textwrap.shorten(phrase, 45))
+    labels += rows["names it"].map({True: " *", False: ""})
+    ax.set_yticks(rows.index, labels, fontsize=8, parse_math=False)
     ax.invert_yaxis()
     ax.axvline(0, color=GREY, linewidth=0.8)
     decided = flips.logits.argmax(axis=2)[[0, 1 + k], 0]  # (2,)

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.data.image_sets import ImageSet, PhantomSet, Rendered
 from medvlp.data.phantoms.worlds import Latents, World
-from medvlp.methods.base import check_symptoms
+from medvlp.methods.base import Method, check_symptoms
 from medvlp.methods.parameters import load_own_tensors, own_tensors
 from medvlp.study.evaluation import evaluating, predict_logits
 
@@ -99,7 +99,7 @@ class Flips:
         return np.stack([change[:, :, codes == i].mean(axis=2) for i in range(codes.max() + 1)])
 
 
-def flip_all(method: nn.Module, images: PhantomSet, n_images: int | None = 500, seed: int = 1) -> Flips:
+def flip_all(method: Method, images: PhantomSet, n_images: int | None = 500, seed: int = 1) -> Flips:
     """Score `n_images` phantoms, drawn by `seed` (None: all), as they are and with each attribute flipped.
 
     Features come from the cache where they were computed before; a bar over two seconds.
@@ -130,7 +130,7 @@ def flip_features(clip: Clip, images: PhantomSet) -> list[Tensor]:
     return [encode(clip, part) for part in parts]
 
 
-def flips_of_features(method: nn.Module, images: PhantomSet, features: Sequence[Tensor]) -> Flips:
+def flips_of_features(method: Method, images: PhantomSet, features: Sequence[Tensor]) -> Flips:
     """What `flip_all` makes of these images, all of them, from their `flip_features`."""
     images.check(method.card, type(method).__name__)
     classnames, symptoms = method.card.classnames, method.symptoms
@@ -178,7 +178,7 @@ def encode(clip: Clip, images: PhantomSet) -> Tensor:
     return image_features(clip, images, num_workers=0, progress=False).features
 
 
-def with_symptoms(method: nn.Module, symptoms: Mapping[str, Sequence[str]]) -> nn.Module:
+def with_symptoms(method: Method, symptoms: Mapping[str, Sequence[str]]) -> Method:
     """The same method with other symptoms: its configuration and what it has learned stay.
 
     Args:

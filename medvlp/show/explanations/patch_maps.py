@@ -187,10 +187,9 @@ def patch_map_figure(
     for ax in axes:
         ax.imshow(square, extent=(0, 1, 1, 0))
         ax.set_axis_off()
+    scale = {"vmin": maps.min(), "vmax": maps.max()}
     for ax, title, i in zip(axes[1:], titles, range(n), strict=True):
-        shades = ax.imshow(
-            maps[..., i], extent=(0, 1, 1, 0), cmap="cividis", alpha=0.65, vmin=maps.min(), vmax=maps.max()
-        )
+        shades = ax.imshow(maps[..., i], extent=(0, 1, 1, 0), cmap="cividis", alpha=0.65, **scale)
         ax.set_title(textwrap.fill(title, 20), fontsize=9, parse_math=False)
     fig.colorbar(shades, ax=list(axes), label=label, shrink=0.8)
     return closed(fig)
@@ -298,7 +297,7 @@ def localisation(
     for attribute in tqdm(images.world.attributes, desc="localisation", leave=False, delay=2):
         present = images.attributes[:, images.world.index(attribute.name)]  # (N,)
         twins = flip(images, attribute.name).with_transform(clip.preprocess)
-        shares, found = [], {name: [] for name in maps}
+        shares, aurocs = [], {name: [] for name in maps}
         with torch.no_grad():
             t = clip.encode_texts([symptom_text(attribute.present[0])])[0]  # (D,)
             for part in torch.arange(len(images)).split(BATCH):
@@ -308,9 +307,9 @@ def localisation(
                 for name in maps:
                     drawn = MAPS[name](clip, shown, t).cpu()  # (B, H', W')
                     changed = changed_patches(clip, one, other, drawn.shape[1:])  # (B, H', W')
-                    found[name] += map(_auroc, changed, drawn)
+                    aurocs[name] += map(_auroc, changed, drawn)
                 shares.append(changed.float().mean(dim=(1, 2)))  # (B,)
-        for name, values in found.items():
+        for name, values in aurocs.items():
             known = [value for value in values if np.isfinite(value)]
             low, high = t_interval(known)
             row = {"attribute": attribute.name, "map": name, "patches": torch.cat(shares).mean().item()}

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from medvlp.data.images import to_rgb
-from medvlp.methods.base import check_symptoms
+from medvlp.methods.base import Method, check_symptoms
 from medvlp.methods.cilmp import CILMP
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import score_table
@@ -25,7 +25,7 @@ from medvlp.study.evaluation import evaluating
 
 
 def symptom_scores_table(
-    method: nn.Module, image: Image.Image | Tensor, reference: Tensor | None = None
+    method: Method, image: Image.Image | Tensor, reference: Tensor | None = None
 ) -> pd.DataFrame:
     """What argued for each class in one image, by the method's own terms.
 
@@ -146,10 +146,9 @@ def with_rank(cilmp: CILMP, kept: int) -> CILMP:
         raise ValueError(f"kept must be from 0 to {cilmp.config['rank']}, the method's rank, got {kept}.")
     other = copy.deepcopy(cilmp, {id(cilmp.clip): cilmp.clip}).eval()
     for site in other.sites:
-        if site.prefix is not None:
-            site.prefix = KeptRank(site.prefix, kept)
-        if site.suffix is not None:
-            site.suffix = KeptRank(site.suffix, kept)
+        for end in ("prefix", "suffix"):
+            if getattr(site, end) is not None:
+                setattr(site, end, KeptRank(getattr(site, end), kept))
     return other
 
 
@@ -200,10 +199,9 @@ def _intervention_figure(
     fig, ax = axes_beside(image, (6.5 if image is None else 8.5, height))
     y = np.arange(len(table))
     ax.hlines(y, table["score without"], table["score"], color=GREY)
-    ax.plot(
-        table["score without"], y, "o", color=PALETTE[0], fillstyle="none", label="without the intervention"
-    )
-    ax.plot(table["score"], y, "o", color=PALETTE[0], label="with it")
+    dots = {"marker": "o", "linestyle": "none", "color": PALETTE[0]}
+    ax.plot(table["score without"], y, fillstyle="none", label="without the intervention", **dots)
+    ax.plot(table["score"], y, label="with it", **dots)
     if "score mean image" in table:
         ax.plot(table["score mean image"], y, "x", color=PALETTE[1], label="with the mean image's")
     ax.set_yticks(y, table["classname"], parse_math=False)
@@ -215,7 +213,7 @@ def _intervention_figure(
     return closed(fig)
 
 
-def _features(method: nn.Module, image: Image.Image | Tensor) -> Tensor:
+def _features(method: Method, image: Image.Image | Tensor) -> Tensor:
     """The normalised feature of one image as the method sees it, (1, D)."""
     if isinstance(image, Tensor):
         return image.reshape(1, -1).to(method.clip.device)

@@ -1,6 +1,7 @@
 """Figures of a study: differences with their intervals, and a metric over a grid."""
 
 from collections.abc import Sequence
+from itertools import compress
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -60,19 +61,12 @@ def forest_plot(comparison: pd.DataFrame, panels: str | None = None) -> Figure:
     order = list(dict.fromkeys(labels))
     of_row = _values(comparison, panels) if panels else ["all"] * len(comparison)
     values = by_size(of_row)
-    fig, axes = plt.subplots(
-        1,
-        len(values),
-        figsize=(4.2 * len(values) + 2.3, 0.45 * len(order) + 1.5),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    fig = plt.figure(figsize=(4.2 * len(values) + 2.3, 0.45 * len(order) + 1.5), layout="constrained")
+    axes = fig.subplots(1, len(values), sharex=True, sharey=True, squeeze=False)
     for ax, value in zip(axes[0], values, strict=True):
-        chosen = np.array([own == value for own in of_row])
-        places = [order.index(label) for label, own in zip(labels, chosen, strict=True) if own]
-        _differences(ax, comparison[chosen], places)
+        in_panel = np.array([other == value for other in of_row])
+        places = [order.index(label) for label in compress(labels, in_panel)]
+        _differences(ax, comparison[in_panel], places)
         if panels is not None:
             ax.set_title(_name(panels, value), fontsize=10)
     axes[0, 0].set_yticks(range(len(order)), order)
@@ -151,15 +145,13 @@ def _fields(table: pd.DataFrame, columns: Sequence[str], needed: str) -> list[st
 
 
 def _one_row_a_cell(table: pd.DataFrame, x: str, y: str, fields: Sequence[str]) -> None:
-    cells = (cell for _, cell in table.groupby([x, y], sort=False, dropna=False) if len(cell) > 1)
-    cell = next(cells, None)
-    if cell is None:
-        return
-    also = [field for field in fields if field not in (x, y) and cell[field].nunique(dropna=False) > 1]
-    raise ValueError(
-        f"{len(cell)} rows have {_name(x, cell[x].iloc[0])} and {_name(y, cell[y].iloc[0])}; draw one "
-        f"value of {' and '.join(also) or 'what differs'} at a time."
-    )
+    for (right, down), cell in table.groupby([x, y], sort=False, dropna=False):
+        if len(cell) > 1:
+            varied = [field for field in fields if cell[field].nunique(dropna=False) > 1]
+            raise ValueError(
+                f"{len(cell)} rows have {_name(x, right)} and {_name(y, down)}; draw one value of "
+                f"{' and '.join(varied) or 'what differs'} at a time."
+            )
 
 
 def _values(table: pd.DataFrame, field: str) -> list[object]:
@@ -192,19 +184,16 @@ def _labels(table: pd.DataFrame, fields: Sequence[str]) -> list[str]:
 
 def _differences(ax: Axes, rows: pd.DataFrame, places: Sequence[int]) -> None:
     by_seeds = (rows["seeds low"] > 0) | (rows["seeds high"] < 0)
-    told = np.where(rows["p Holm"] < LEVEL, np.where(by_seeds, "full", "left"), "none")
+    fills = np.where(rows["p Holm"] < LEVEL, np.where(by_seeds, "full", "left"), "none")
     places = np.asarray(places)
     ax.axvline(0, color="black", linestyle="dashed", linewidth=1)
     ax.hlines(places + 0.22, rows["seeds low"], rows["seeds high"], color=GREY, linewidth=1)
     ax.hlines(places, rows["images low"], rows["images high"], color=PALETTE[0], linewidth=2.5)
     for fill in _DOTS:
-        ax.plot(rows["difference"][told == fill], places[told == fill], **_dot(fill))
+        ax.plot(rows["difference"][fills == fill], places[fills == fill], **_dot(fill))
     for place, (_, row) in zip(places, rows.iterrows(), strict=True):
-        if np.isfinite(row["difference"]):
-            p = as_text(row["p Holm"], "p Holm")
-            text = f"{_signed(row['difference'])}  Holm p {p}"
-        else:
-            text = "no run was done"
+        text = f"{_signed(row['difference'])}  Holm p {as_text(row['p Holm'], 'p Holm')}"
+        text = text if np.isfinite(row["difference"]) else "no run was done"
         ax.text(1.01, place, text, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
     ax.grid(axis="x", color="0.9")
     ax.set_axisbelow(True)
@@ -264,11 +253,11 @@ def intervention_figure(runs: pd.DataFrame, metric: str = "accuracy") -> Figure:
     fig, axes = plt.subplots(1, len(cards), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for ax, card in zip(axes[0], cards, strict=True):
         for y, method in enumerate(methods):
-            own = runs[(runs["data"] == card) & (runs["method"] == method)].sort_values("seed")
-            places = [y + 0.22 * (i - (len(own) - 1) / 2) for i in range(len(own))]
+            seeds = runs[(runs["data"] == card) & (runs["method"] == method)].sort_values("seed")
+            places = y + 0.22 * (np.arange(len(seeds)) - (len(seeds) - 1) / 2)
             colour = PALETTE[0] if method.startswith(("CILMP", "ViP")) else "0.4"
-            ax.hlines(places, own[f"{metric} low"], own[f"{metric} high"], color=colour, linewidth=1)
-            ax.plot(own[metric], places, "o", color=colour, markersize=3.5)
+            ax.hlines(places, seeds[f"{metric} low"], seeds[f"{metric} high"], color=colour, linewidth=1)
+            ax.plot(seeds[metric], places, "o", color=colour, markersize=3.5)
         ax.set_title(card, fontsize=10)
         ax.set_xlabel(f"{metric} (95 % interval)")
         ax.grid(axis="x", color="0.9")

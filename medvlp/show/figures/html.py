@@ -1,6 +1,7 @@
 """Text and pictures inside a page of HTML: all text stays text, every picture is inside the page."""
 
 import base64
+import hashlib
 import io
 from html import escape
 
@@ -22,18 +23,28 @@ def data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def jpeg(picture: Image.Image | Figure) -> bytes:
-    """A figure, or an image brought to 320 pixels on its longer side, as a JPEG file."""
+def policy_hash(content: str) -> str:
+    """How a page's policy names the one script or style sheet that it allows."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
+
+
+def jpeg(picture: Image.Image | Figure, quality: int = 95) -> bytes:
+    """A figure or an image as a JPEG file; a figure's has few dots."""
     file = io.BytesIO()
     if isinstance(picture, Figure):
         picture.savefig(file, format="jpeg", dpi=_DPI, bbox_inches="tight", pil_kwargs={"quality": 75})
     else:
-        ImageOps.contain(picture, _THUMBNAIL).save(file, format="JPEG", quality=95)
+        picture.save(file, format="JPEG", quality=quality)
     return file.getvalue()
 
 
 def picture_html(picture: Image.Image | Figure, alt: str, width: str = "14em") -> str:
-    """A picture inside the page, with words for those who do not see it; `width` is a CSS length."""
+    """A picture inside the page, with words for those who do not see it; `width` is a CSS length.
+
+    An image is brought to 320 pixels on its longer side.
+    """
+    if isinstance(picture, Image.Image):
+        picture = ImageOps.contain(picture, _THUMBNAIL)
     style = f"width:{width};max-width:100%"
     source = data_uri("image/jpeg", jpeg(picture))
     return f'<img alt="{escape(alt)}" style="{style}" src="{source}">'

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
@@ -127,12 +127,10 @@ class Failures:
         if rows.empty:
             raise ValueError(f"there is no image to show ({self.title}).")
         images = [self.images.image(i) for i in rows["image"]]
-        titles = [self._caption(row) for _, row in rows.iterrows()]
         fig = show_images(images, [""] * len(rows), n=len(rows), columns=columns)
-        width, height = fig.get_size_inches()
-        fig.set_size_inches(1.25 * width, 1.4 * height)
-        for ax, lines in zip(fig.axes, titles, strict=False):
-            text = "\n".join(textwrap.fill(line, 30) for line in lines)
+        fig.set_size_inches(fig.get_size_inches() * (1.25, 1.4))
+        for ax, (_, row) in zip(fig.axes, rows.iterrows(), strict=False):
+            text = "\n".join(textwrap.fill(line, 30) for line in self._caption(row))
             ax.set_title(text, fontsize=8, parse_math=False)  # class names and symptoms are no mathematics
         return fig
 
@@ -152,7 +150,7 @@ class Failures:
 
 
 def failures(
-    method: nn.Module | Tensor | np.ndarray,
+    method: Method | Tensor | np.ndarray,
     images: ImageSet,
     train: ImageSet | None = None,
     clip: Clip | None = None,
@@ -189,8 +187,8 @@ def failures(
 
 
 def right_and_wrong(
-    right: nn.Module | Tensor | np.ndarray,
-    wrong: nn.Module | Tensor | np.ndarray,
+    right: Method | Tensor | np.ndarray,
+    wrong: Method | Tensor | np.ndarray,
     images: ImageSet,
     train: ImageSet | None = None,
     clip: Clip | None = None,
@@ -228,7 +226,7 @@ def describe(
     title: str,
     images: ImageSet,
     rows: np.ndarray,
-    method: nn.Module | Tensor | np.ndarray,
+    method: Method | Tensor | np.ndarray,
     logits: Tensor,
     train: ImageSet | None = None,
     clip: Clip | None = None,
@@ -243,7 +241,7 @@ def describe(
     p = logits.double().softmax(dim=1).numpy()  # (N, n_cls)
     predicted = p.argmax(axis=1)  # (N,)
     table = prediction_table(images, rows, p, predicted, notes)
-    clip = method.clip if isinstance(method, nn.Module) else clip  # a tensor, too, has a "clip"
+    clip = method.clip if isinstance(method, Method) else clip  # a tensor, too, has a "clip"
     has_symptoms = isinstance(method, Method) and method.symptoms is not None
     if train is not None and clip is None:
         raise ValueError("nearest training images need a clip for their features; give clip=.")
@@ -294,16 +292,14 @@ def with_classnames(neighbours: pd.DataFrame, train: ImageSet) -> pd.DataFrame:
     return neighbours.assign(classname=names[train.labels.numpy()[neighbours["neighbour"]]])
 
 
-def name_of(method: nn.Module | Tensor | np.ndarray) -> str:
+def name_of(method: Method | Tensor | np.ndarray) -> str:
     """What a title calls the method."""
-    return type(method).__name__ if isinstance(method, nn.Module) else "the method"
+    return type(method).__name__ if isinstance(method, Method) else "the method"
 
 
-def _logits(
-    method: nn.Module | Tensor | np.ndarray, images: ImageSet, cache_dir: str | Path | None
-) -> Tensor:
+def _logits(method: Method | Tensor | np.ndarray, images: ImageSet, cache_dir: str | Path | None) -> Tensor:
     """Finite logits (N, n_cls) on the CPU."""
-    if isinstance(method, nn.Module):
+    if isinstance(method, Method):
         images.check(method.card, name_of(method))
         logits = predict_logits(method, images, cache_dir)
     else:

@@ -1,8 +1,5 @@
 """A gallery as one HTML page that needs nothing else: no script, no request, every text escaped."""
 
-import base64
-import hashlib
-import io
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,7 +15,7 @@ from tqdm.contrib.concurrent import thread_map
 from medvlp.data.cards import DataCard
 from medvlp.data.files import atomic_write
 from medvlp.data.image_sets import ImageSet
-from medvlp.show.figures.html import data_uri
+from medvlp.show.figures.html import data_uri, jpeg, policy_hash
 
 PICTURE, SMALL = 160, 80  # most pixels a side: of an image, and of a training image beside it
 QUALITY = 85  # of the JPEG
@@ -60,14 +57,13 @@ def write_page(path: str | Path, sections: Sequence[Gallery], show_ids: bool | N
     if not sections:
         raise ValueError("a page needs at least one gallery.")
     style = _asset("page.css")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     pictures = _pictures(sections)
     cards = _data_cards(sections)
     page = (
         Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
         .from_string(_asset("page.html"))
         .render(
-            policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; "
+            policy=f"default-src 'none'; img-src data:; style-src '{policy_hash(style)}'; base-uri 'none'; "
             "form-action 'none'",
             style=Markup(style),
             sections=[_section(section, pictures, show_ids) for section in sections],
@@ -92,9 +88,8 @@ def picture_uri(image: Image.Image, side: int) -> str:
     """A picture of at most `side` pixels a side as a data: URI, a JPEG of the pixels alone."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
-    buffer = io.BytesIO()
-    Image.fromarray(np.asarray(small)).save(buffer, "JPEG", quality=QUALITY)  # without comment, EXIF, profile
-    return data_uri("image/jpeg", buffer.getvalue())
+    pixels = Image.fromarray(np.asarray(small))  # without comment, EXIF, profile
+    return data_uri("image/jpeg", jpeg(pixels, QUALITY))
 
 
 def _asset(name: str) -> str:

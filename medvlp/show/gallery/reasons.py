@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medvlp.data.image_sets import PhantomSet
+from medvlp.methods.base import Method
 from medvlp.methods.vip import ViP
 from medvlp.study.evaluation import evaluating
 
@@ -20,7 +21,7 @@ _AT_ONCE = 512  # images compared with the training images at a time
 
 
 def symptom_evidence(
-    method: nn.Module, features: Tensor, rows: np.ndarray, labels: np.ndarray, predicted: np.ndarray
+    method: Method, features: Tensor, rows: np.ndarray, labels: np.ndarray, predicted: np.ndarray
 ) -> pd.DataFrame:
     """How much each symptom of the true and of the predicted class argued for its class.
 
@@ -65,7 +66,7 @@ def symptom_evidence(
     return table.sort_values(["image", "classname", "argued"], ascending=[True, True, False], kind="stable")
 
 
-def _weights(method: nn.Module) -> dict[str, np.ndarray]:
+def _weights(method: Method) -> dict[str, np.ndarray]:
     """The weight of each symptom in its class's score, (m_c,) by class."""
     if isinstance(method, ViP) and method.aggregation == "merge":
         by_class = method.merge_weights().groupby("classname")["weight"]

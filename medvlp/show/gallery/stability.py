@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.data.image_sets import ImageSet
+from medvlp.methods.base import Method
 from medvlp.show.gallery.failures import Failures, describe, name_of
 from medvlp.study.evaluation import evaluating
 
@@ -61,7 +62,7 @@ def _light(clip: Clip, factor: float) -> Change:
 
 
 def stability(
-    method: nn.Module,
+    method: Method,
     images: ImageSet,
     train: ImageSet | None = None,
     changes: Mapping[str, Change] | None = None,
@@ -99,14 +100,14 @@ def stability(
     if not changes:
         raise ValueError("there is no change to try; leave changes out for the harmless ones.")
     loader = DataLoader(images.with_transform(method.clip.preprocess), batch_size=_BATCH)
-    unchanged, found = [], []
+    unchanged, decided = [], []
     with evaluating(method):
         for batch, _ in tqdm(loader, desc="stability", unit="batch", leave=False, delay=2):
             pixels = batch.to(method.clip.device)  # (B, 3, S, S)
             unchanged.append(method(pixels).float().cpu())
             changed = [method(change(pixels)).argmax(dim=1).cpu() for change in changes.values()]
-            found.append(torch.stack(changed))  # (n_changes, B)
-    logits, decisions = torch.cat(unchanged), torch.cat(found, dim=1).numpy()  # (N, n_cls), (n_changes, N)
+            decided.append(torch.stack(changed))  # (n_changes, B)
+    logits, decisions = torch.cat(unchanged), torch.cat(decided, dim=1).numpy()  # (N, n_cls), (n_changes, N)
     turned = decisions != logits.argmax(dim=1).numpy()  # (n_changes, N)
     rows = np.flatnonzero(turned.any(axis=0))
     classnames, names = images.card.classnames, list(changes)
@@ -115,9 +116,7 @@ def stability(
         f"{name_of(method)} on {images.card.name}, {images.split}: {len(rows)} of {len(images)} decisions "
         "flip under a harmless change"
     )
-    return describe(
-        title, images, rows, method, logits, train, None, n_neighbours, notes=notes, cache_dir=cache_dir
-    )
+    return describe(title, images, rows, method, logits, train, None, n_neighbours, notes, cache_dir)
 
 
 def _note(classnames: list[str], names: list[str], decisions: np.ndarray, turned: np.ndarray) -> str:
@@ -125,4 +124,4 @@ def _note(classnames: list[str], names: list[str], decisions: np.ndarray, turned
     by_class: dict[str, list[str]] = {}
     for k in np.flatnonzero(turned):
         by_class.setdefault(classnames[decisions[k]], []).append(names[k])
-    return "; ".join(f"{classname} when {', '.join(found)}" for classname, found in by_class.items())
+    return "; ".join(f"{classname} when {', '.join(changes)}" for classname, changes in by_class.items())

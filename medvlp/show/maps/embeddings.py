@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -109,7 +110,7 @@ class Embeddings:
 
 
 def image_points(
-    method: nn.Module | Clip,
+    method: Method | Clip,
     images: ImageSet,
     stage: str = "",
     cache_dir: str | Path | None = None,
@@ -136,7 +137,7 @@ def image_points(
 
 
 def class_points(
-    method: nn.Module,
+    method: Method,
     images: ImageSet | None = None,
     stage: str = "",
     cache_dir: str | Path | None = None,
@@ -176,7 +177,7 @@ def class_points(
     return _embeddings(features, name, classnames, labels, columns)
 
 
-def symptom_points(method: nn.Module, stage: str = "") -> Embeddings:
+def symptom_points(method: Method, stage: str = "") -> Embeddings:
     """The features of a method's symptoms, normalised, one point each: ZeroShot's plain, ViP's with context.
 
     Raises:
@@ -192,7 +193,7 @@ def symptom_points(method: nn.Module, stage: str = "") -> Embeddings:
     check_symptoms(method)
     symptoms = method.symptoms
     with evaluating(method):
-        features = nn.functional.normalize(method.symptom_features(), dim=-1)  # (M, D)
+        features = F.normalize(method.symptom_features(), dim=-1)  # (M, D)
     labels = np.repeat(np.arange(len(symptoms)), [len(phrases) for phrases in symptoms.values()])
     text = [phrase for phrases in symptoms.values() for phrase in phrases]
     columns = {"stage": stage, "what": "symptom", "modality": "text", "text": text}
@@ -200,11 +201,7 @@ def symptom_points(method: nn.Module, stage: str = "") -> Embeddings:
 
 
 def llm_points(
-    method: CILMP,
-    images: ImageSet,
-    site: int = 0,
-    cache_dir: str | Path | None = None,
-    progress: bool = True,
+    method: CILMP, images: ImageSet, site: int = 0, cache_dir: str | Path | None = None, progress: bool = True
 ) -> Embeddings:
     """CILMP's LLM representations before and after the intervention, in the LLM's own space.
 
@@ -232,11 +229,9 @@ def llm_points(
     """
     if not 0 <= site < len(method.sites):
         raise ValueError(f"site must be from 0 to {len(method.sites) - 1}, the edited blocks, got {site}.")
-    edits = {
-        "prefix": (method.sites[site].prefix, method.h_first),
-        "suffix": (method.sites[site].suffix, method.h_last),
-    }
-    edits = {end: edit for end, edit in edits.items() if edit[0] is not None}
+    block = method.sites[site]
+    edits = {"prefix": (block.prefix, method.h_first), "suffix": (block.suffix, method.h_last)}
+    edits = {end: (edit, h) for end, (edit, h) in edits.items() if edit is not None}
     if not edits:
         raise ValueError("this CILMP edits no row: there is nothing after the intervention.")
     f, _ = _image_features(method, images, cache_dir, progress)  # (N, D)
@@ -248,12 +243,8 @@ def llm_points(
             rows = rows if rows.ndim == 4 else rows[None]
             n, n_cls, n_rows, _ = rows.shape
             labels = np.tile(np.repeat(np.arange(n_cls), n_rows), n)
-            columns = {
-                "stage": stage,
-                "what": "LLM row",
-                "modality": "LLM",
-                "text": [f"{end} {i + 1}" for i in range(n_rows)] * (n * n_cls),
-            }
+            columns = {"stage": stage, "what": "LLM row", "modality": "LLM"}
+            columns["text"] = [f"{end} {i + 1}" for i in range(n_rows)] * (n * n_cls)
             if n == len(images) and stage == "after intervention":
                 columns["image"] = np.repeat(np.arange(n), n_cls * n_rows)
             parts.append(_embeddings(rows.flatten(0, 2), "CILMP", method.classnames, labels, columns))
@@ -306,7 +297,7 @@ def _embeddings(
 
 
 def _image_features(
-    method: nn.Module | Clip, images: ImageSet, cache_dir: str | Path | None, progress: bool
+    method: Method | Clip, images: ImageSet, cache_dir: str | Path | None, progress: bool
 ) -> tuple[Tensor, bool]:
     """Features (N, D) on the CPU, and whether they are the method's own and not the CLIP's."""
     clip = method if isinstance(method, Clip) else method.clip

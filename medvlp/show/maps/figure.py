@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from medvlp.data.errors import unknown_name
 from medvlp.show.figures.basic import GREY, PALETTE, closed
-from medvlp.show.maps.umap import GAP, PARAMETERS, by_seed
+from medvlp.show.maps.umap import GAP, by_seed, parameters_text
 
 MARKERS = ("o", "^", "s", "D", "P", "X", "v", "*", "<", ">")
 
@@ -60,8 +60,7 @@ def map_figure(
     main = fig.add_subplot(grid[0, 0])
     styles.draw(main, each[0], 1.0)
     main.set_title(_plain(title), fontsize=11)
-    first = each[0].iloc[0]
-    main.set_xlabel("UMAP: " + ", ".join(f"{name} {first[name]}" for name in PARAMETERS), fontsize=8)
+    main.set_xlabel(parameters_text(each[0]), fontsize=8)
     for i, one in enumerate(small):
         ax = fig.add_subplot(side[i])
         styles.draw(ax, one, 0.3)
@@ -140,18 +139,16 @@ class MapStyles:
 
 def _texts(column: pd.Series) -> pd.Series:
     """A column as texts that matplotlib shows as they are; a dash where there is nothing."""
-    return column.astype(object).map(
-        lambda value: "-" if pd.isna(value) or value == "" else _plain(str(value))
-    )
+    return column.astype(object).replace("", pd.NA).fillna("-").map(str).map(_plain)
 
 
 def _values(column: pd.Series) -> list[str]:
     """The texts that occur, in the order of a categorical column's categories, else of their appearance."""
-    found = list(dict.fromkeys(_texts(column)))
+    texts = list(dict.fromkeys(_texts(column)))
     if isinstance(column.dtype, pd.CategoricalDtype):
         order = [_plain(str(category)) for category in column.cat.categories]
-        found.sort(key=lambda text: order.index(text) if text in order else len(order))
-    return found
+        texts.sort(key=lambda text: order.index(text) if text in order else len(order))
+    return texts
 
 
 def _plain(text: str) -> str:

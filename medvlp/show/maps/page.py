@@ -6,9 +6,6 @@ symptoms enters it as text. It needs no package: libraries that draw this in a n
 for each page, and would still leave thumbnails and their gallery to be written.
 """
 
-import base64
-import hashlib
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -27,9 +24,9 @@ from tqdm.auto import tqdm
 
 from medvlp.data.files import atomic_write
 from medvlp.data.image_sets import ImageSet
-from medvlp.show.figures.html import data_uri, picture_html
+from medvlp.show.figures.html import data_uri, jpeg, picture_html, policy_hash
 from medvlp.show.maps.figure import MapStyles, map_figure
-from medvlp.show.maps.umap import PARAMETERS
+from medvlp.show.maps.umap import parameters_text
 
 TOLD = ("what", "classname", "text", "method", "stage")  # of a point under the pointer
 QUALITY = 80  # of the JPEG that holds all thumbnails
@@ -122,12 +119,8 @@ def scatter_page(
         "tile": [-1 if np.isnan(i) else tiles.get(int(i), -1) for i in numbers],
         "sheet": _sheet(images, list(tiles), thumbnail, progress) if tiles else None,
     }
-    first = one.iloc[0]
-    note = (
-        f"{len(one)} points by UMAP: "
-        + ", ".join(f"{name} {first[name]}" for name in PARAMETERS)
-        + ". What lies close is alike; distance, area and place mean nothing."
-    )
+    note = f"{len(one)} points by {parameters_text(one)}. "
+    note += "What lies close is alike; distance, area and place mean nothing."
     if tiles and not images.card.redistribution:
         note += " This page holds images whose licence does not allow them to be passed on: do not share it."
     return ScatterPage(_page(title, note, data), map_figure(one, None, colour, marker, title))
@@ -137,9 +130,8 @@ def _page(title: str, note: str, data: dict[str, Any]) -> str:
     """The template with its parts; its policy allows this very script, and no request at all."""
     folder = resources.files("medvlp.show.maps")
     script = (folder / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {
-        "SCRIPT_HASH": f"sha256-{digest}",
+        "SCRIPT_HASH": policy_hash(script),
         "TITLE": escape(title),
         "NOTE": escape(note),
         "SCRIPT": script,
@@ -158,9 +150,8 @@ def _sheet(images: ImageSet, chosen: Sequence[int], side: int, progress: bool) -
     for tile, i in enumerate(bar):
         small = ImageOps.pad(images.image(i), (side, side))
         sheet.paste(small, (tile % columns * side, tile // columns * side))
-    jpeg = io.BytesIO()
-    sheet.save(jpeg, "JPEG", quality=QUALITY)
-    return {"url": data_uri("image/jpeg", jpeg.getvalue()), "side": side, "columns": columns, "rows": rows}
+    url = data_uri("image/jpeg", jpeg(sheet, QUALITY))
+    return {"url": url, "side": side, "columns": columns, "rows": rows}
 
 
 def _between_0_and_1(values: pd.Series) -> list[float]:

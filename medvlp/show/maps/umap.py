@@ -136,20 +136,19 @@ def what_a_map_hides(
     original = _distances(X, metric)  # (n_sample, n_sample)
     plane = [one[["x", "y"]].to_numpy(float)[rows] for one in each]  # (n_sample, 2) each
     flat = [_distances(xy, "euclidean") for xy in plane]
-    several = points["modality"].nunique() > 1
 
-    found = [(f"silhouette of {labels}", [_silhouette(d, points[labels]) for d in (original, *flat)])]
-    ratio = [_between_within(d, points[labels]) for d in (original, *flat)]
-    found.append((f"between / within {labels}", ratio))
     k = min(n_neighbors, (len(rows) - 1) // 2)
     trust = [trustworthiness(original, xy, n_neighbors=k, metric="precomputed") for xy in plane]
-    found.append((f"trustworthiness of {k} neighbours", [np.nan, *trust]))
-    if several:
-        of_modality = [_silhouette(d, points["modality"]) for d in (original, *flat)]
-        found.append(("silhouette of modality", of_modality))
+    measures = {  # each in the original space, then in the map of each seed
+        f"silhouette of {labels}": [_silhouette(d, points[labels]) for d in (original, *flat)],
+        f"between / within {labels}": [_between_within(d, points[labels]) for d in (original, *flat)],
+        f"trustworthiness of {k} neighbours": [np.nan, *trust],
+    }
+    if points["modality"].nunique() > 1:
+        measures["silhouette of modality"] = [_silhouette(d, points["modality"]) for d in (original, *flat)]
         for gap in modality_gap(embeddings).itertuples():
-            found.append((f"{GAP}{gap.first} to {gap.second}", [gap.gap, np.nan]))
-    table = {measure: (values[0], values[1], min(values[1:]), max(values[1:])) for measure, values in found}
+            measures[f"{GAP}{gap.first} to {gap.second}"] = [gap.gap, np.nan]
+    table = {name: (first, drawn[0], min(drawn), max(drawn)) for name, (first, *drawn) in measures.items()}
     columns = ["original", "map", "lowest", "highest"]
     return pd.DataFrame.from_dict(table, orient="index", columns=columns, dtype=float).rename_axis("measure")
 
@@ -163,14 +162,11 @@ def nearest_points(X: np.ndarray, k: int, metric: str, progress: bool) -> tuple[
     """Of each of N points the k nearest, itself first: their numbers and distances, exact, (N, k) each."""
     X = _ready(X, metric)  # (N, D)
     index = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(X)
-    numbers = np.empty((len(X), k), dtype=np.int64)
-    distances = np.empty((len(X), k), dtype=np.float32)
-    bar = tqdm(total=len(X), desc="neighbours", unit="point", leave=False, delay=2, disable=not progress)
-    with bar:
-        for start in range(0, len(X), _ROWS):
-            part = slice(start, start + _ROWS)
-            distances[part], numbers[part] = index.kneighbors(X[part])
-            bar.update(len(X[part]))
+    starts = range(0, len(X), _ROWS)
+    bar = tqdm(starts, desc="neighbours", unit="part", leave=False, delay=2, disable=not progress)
+    parts = [index.kneighbors(X[start : start + _ROWS]) for start in bar]
+    distances, numbers = (np.concatenate(part) for part in zip(*parts, strict=True))
+    distances = distances.astype(np.float32)
     if metric == "cosine":
         distances = distances**2 / 2  # |a - b|^2 = 2 - 2 cos for unit vectors
     return numbers, distances
@@ -215,25 +211,33 @@ def _distances(X: np.ndarray, metric: str) -> np.ndarray:
     return distances
 
 
+def _labelled(distances: np.ndarray, labels: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Distances (n, n) of the points that have a label, and their labels as numbers (n,)."""
+    known = labels.notna().to_numpy()
+    return distances[np.ix_(known, known)], pd.factorize(labels[known])[0]
+
+
 def _silhouette(distances: np.ndarray, labels: pd.Series) -> float:
     """Mean silhouette by distances (n, n); NaN where there are not at least two groups, one of two points."""
-    known = labels.notna().to_numpy()
-    codes = pd.factorize(labels[known])[0]
+    distances, codes = _labelled(distances, labels)
     if not 1 < len(np.unique(codes)) < len(codes):
         return np.nan
-    return float(silhouette_score(distances[np.ix_(known, known)], codes, metric="precomputed"))
+    return float(silhouette_score(distances, codes, metric="precomputed"))
 
 
 def _between_within(distances: np.ndarray, labels: pd.Series) -> float:
     """Mean distance between points of different labels over that of the same; NaN if one is missing."""
-    known = labels.notna().to_numpy()
-    codes = pd.factorize(labels[known])[0]
-    upper = np.triu_indices(len(codes), k=1)
-    pairs = distances[np.ix_(known, known)][upper]
-    same = codes[upper[0]] == codes[upper[1]]
+    distances, codes = _labelled(distances, labels)
+    first, second = np.triu_indices(len(codes), k=1)  # (pairs,) each
+    pairs, same = distances[first, second], codes[first] == codes[second]
     if same.all() or not same.any() or pairs[same].mean() == 0:
         return np.nan
     return float(pairs[~same].mean() / pairs[same].mean())
+
+
+def parameters_text(one: pd.DataFrame) -> str:
+    """How a map was made, in words."""
+    return "UMAP: " + ", ".join(f"{name} {one.iloc[0][name]}" for name in PARAMETERS)
 
 
 def by_seed(maps: pd.DataFrame) -> list[pd.DataFrame]:

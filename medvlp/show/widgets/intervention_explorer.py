@@ -8,9 +8,10 @@ import seaborn as sns
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
 from medvlp.data.datasets import ImageSet
+from medvlp.methods.base import Method
 from medvlp.methods.cilmp import CILMP
 from medvlp.show.explanations.scores import with_rank
 from medvlp.show.figures.basic import PALETTE, closed, literal_figure
@@ -155,7 +156,7 @@ class InterventionExplorer(ImageExplorer):
         self._table.value = f'{html}<div role="status">{literal(self.decision())}</div>'
 
 
-def check_intervention(method: nn.Module) -> None:
+def check_intervention(method: Method) -> None:
     """Raise ValueError for a method that edits no states."""
     if not isinstance(method, CILMP):
         raise ValueError(f"{type(method).__name__} intervenes in no representations; give a CILMP.")

@@ -9,10 +9,11 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from medvlp.data.phantoms.drawing import Draws
 from medvlp.data.phantoms.worlds import Attribute, World, get_world
+from medvlp.methods.base import Method
 from medvlp.show.figures.basic import closed, literal_figure
 from medvlp.show.figures.html import literal, picture_html
 from medvlp.show.widgets.parts import COLOURS, Explorer, pixels_of, table_html
@@ -74,7 +75,7 @@ class PhantomLab(Explorer):
         "the methods see pixels. In brackets: the change since the start."
     )
 
-    def __init__(self, methods: Mapping[str, nn.Module], seed: int = 1) -> None:
+    def __init__(self, methods: Mapping[str, Method], seed: int = 1) -> None:
         """Draw the first phantom; see the class."""
         if not isinstance(methods, Mapping) or not methods:
             raise ValueError("there is no method to watch; give a dictionary, such as {'zero-shot': method}.")
@@ -232,7 +233,7 @@ class PhantomLab(Explorer):
         return table_html(table.rename(columns={"classname": "class"}), bars, "Symptom scores", axis)
 
 
-def _chances(method: nn.Module, images: list[Image.Image]) -> np.ndarray:
+def _chances(method: Method, images: list[Image.Image]) -> np.ndarray:
     """Probabilities (N, n_cls) of images."""
     with evaluating(method):
         logits: Tensor = method(pixels_of(method.clip, images))  # (N, n_cls)

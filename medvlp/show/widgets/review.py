@@ -48,8 +48,8 @@ class _Measures:
                 "these are test images: phrases chosen on them would look better than they are; "
                 "give the training images."
             )
-        found = image_features(clip, images)
-        self.features, self.labels = found.features.numpy(), found.labels.numpy()  # (N, D), (N,)
+        cached = image_features(clip, images)
+        self.features, self.labels = cached.features.numpy(), cached.labels.numpy()  # (N, D), (N,)
 
     def table(self, symptoms: Mapping[str, Sequence[str]]) -> pd.DataFrame:
         """The columns of `review_table`; a phrase is held against those before it."""
@@ -67,20 +67,13 @@ class _Measures:
 
     def _measure(self, wanted: list[tuple[str, str]]) -> None:
         new = list(dict.fromkeys(key for key in wanted if key not in self.known))
+        self.known |= dict.fromkeys(new, UNKNOWN)
         if self.features is None or not new:
-            self.known |= dict.fromkeys(new, UNKNOWN)
             return
         for (name, phrase), text in zip(new, self._text_features([p for _, p in new]), strict=True):
-            if text is None:
-                self.known[name, phrase] = UNKNOWN
-                continue
-            cosines = self.features @ text  # (N,)
-            mine = self.labels == self.card.classnames.index(name)  # (N,)
-            own = cosines[mine].mean() if mine.any() else np.nan
-            others = cosines[~mine].mean() if not mine.all() else np.nan
-            both = mine.any() and not mine.all()
-            auroc = roc_auc_score(mine, cosines) if both else np.nan
-            self.known[name, phrase] = (float(own), float(others), float(auroc))
+            if text is not None:
+                own_class = self.labels == self.card.classnames.index(name)  # (N,)
+                self.known[name, phrase] = _tells_apart(self.features @ text, own_class)
 
     @torch.no_grad()
     def _text_features(self, phrases: list[str]) -> list[np.ndarray | None]:
@@ -92,6 +85,13 @@ class _Measures:
             if len(phrases) == 1:
                 return [None]
             return [self._text_features([phrase])[0] for phrase in phrases]
+
+
+def _tells_apart(cosines: np.ndarray, own_class: np.ndarray) -> tuple[float, float, float]:
+    """Mean cosine of a class's images and of the others, and AUROC; NaN where images are missing."""
+    parts = cosines[own_class], cosines[~own_class]
+    own, others = (float(part.mean()) if len(part) else np.nan for part in parts)
+    return own, others, float(roc_auc_score(own_class, cosines)) if all(map(len, parts)) else np.nan
 
 
 def review_table(
@@ -218,7 +218,7 @@ class SymptomReview:
 
     def add(self, classname: str, text: str) -> None:
         """Add a phrase to a class. One that fails a check is taken, and flagged."""
-        self._own(classname)
+        self._of_class(classname)
         after = _one_line(text)
         self._remember({"action": "add", "classname": classname, "after": after})
         self.phrases[classname].append(after)
@@ -229,7 +229,7 @@ class SymptomReview:
         Phrases that fail a check are approved only with `flagged=True`: the reviewer has the last word, and
         the changes say so.
         """
-        if not self._own(classname):
+        if not self._of_class(classname):
             raise ValueError(f"class {classname!r} has no phrase left; add one before you approve it.")
         if classname in self.approved:
             return
@@ -245,7 +245,7 @@ class SymptomReview:
 
     def failing(self, classname: str) -> dict[str, str]:
         """The phrases of a class that fail a check, with the reasons."""
-        self._own(classname)
+        self._of_class(classname)
         table = self.table()
         rows = table[(table["classname"] == classname) & table["reason"].notna()]
         return dict(zip(rows["phrase"], rows["reason"], strict=True))
@@ -279,10 +279,10 @@ class SymptomReview:
             raise ValueError(
                 f"not saved: {self.path} holds another card's set; give the review another path."
             )
-        made = self.original
-        if not isinstance(made, SymptomSet):
-            made = SymptomSet.from_phrases(self.card, self.phrases)
-        reviewed = made.reviewed(self.phrases, initials.strip(), changes=deepcopy(self.changes))
+        symptoms = self.original
+        if not isinstance(symptoms, SymptomSet):
+            symptoms = SymptomSet.from_phrases(self.card, self.phrases)
+        reviewed = symptoms.reviewed(self.phrases, initials.strip(), changes=deepcopy(self.changes))
         reviewed.save(self.path)
         return reviewed
 
@@ -298,13 +298,13 @@ class SymptomReview:
         self.changes.append(change)
         self.approved.discard(change["classname"])
 
-    def _own(self, classname: str) -> list[str]:
+    def _of_class(self, classname: str) -> list[str]:
         if classname not in self.phrases:
             raise ValueError(unknown_name("class", classname, self.phrases, f"card {self.card.name!r}"))
         return self.phrases[classname]
 
     def _phrase(self, classname: str, i: int) -> str:
-        phrases = self._own(classname)
+        phrases = self._of_class(classname)
         if not 0 <= i < len(phrases):
             raise ValueError(
                 f"class {classname!r} has {len(phrases)} phrases, counted from 0; there is no {i}."

@@ -83,11 +83,7 @@ def test_heat_map_orders_the_grid_and_writes_the_interval():
     ax = heat_map(SUMMED, x="shots", y="method").axes[0]
     assert ticks(ax.xaxis) == ["4", "16", "all"] and ticks(ax.yaxis) == ["ViP", "probe"]
     written = dict(zip(np.flatnonzero(~ax.collections[0].get_array().mask.ravel()), texts(ax), strict=True))
-    assert written == {
-        1: "0.800\n0.70 to 0.90",
-        2: "0.900\n0.80 to 1.00",
-        3: "0.600\n0.50 to 0.70",
-    }
+    assert written == {1: "0.800\n0.70 to 0.90", 2: "0.900\n0.80 to 1.00", 3: "0.600\n0.50 to 0.70"}
     assert ax.collections[0].colorbar.ax.get_ylabel() == "accuracy"
 
 

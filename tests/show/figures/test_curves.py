@@ -18,13 +18,8 @@ HISTORY = pd.DataFrame(
         "best": [False, True, False],
     }
 )
-SCORES = pd.DataFrame(
-    {
-        "method": ["ViP", "ViP", "ViP", "probe"],
-        "num_shots": [1, 1, 4, 4],
-        "accuracy": [0.5, 0.7, 0.8, 0.4],
-    }
-)
+RUNS = [("ViP", 1, 0.5), ("ViP", 1, 0.7), ("ViP", 4, 0.8), ("probe", 4, 0.4)]
+SCORES = pd.DataFrame(RUNS, columns=["method", "num_shots", "accuracy"])
 
 
 def points(line) -> list[tuple[float, float]]:
@@ -43,12 +38,8 @@ def test_training_curves_show_losses_and_mark_the_epoch_kept():
 
 def test_several_runs_have_a_colour_each():
     left, right = training_curves({"a": HISTORY, "b": HISTORY}, "balanced accuracy").axes
-    assert [line.get_label() for line in left.lines] == [
-        "a training",
-        "a validation",
-        "b training",
-        "b validation",
-    ]
+    labels = [line.get_label() for line in left.lines]
+    assert labels == ["a training", "a validation", "b training", "b validation"]
     assert len({line.get_color() for line in right.lines}) == 2
 
 

@@ -81,11 +81,11 @@ def test_a_label_is_doubted_where_another_class_reaches_its_own_images_mean():
 
 def test_too_few_groups_or_neighbours_are_refused(clip):
     images = make_set(make_card(), [0] * 6 + [1] * 6 + [2] * 3)
-    with pytest.raises(ValueError, match=r"class 'keratosis' has 3 group\(s\) of images for 5 folds"):
-        label_noise_suspects(images, clip, n_neighbours=3)
-    with pytest.raises(ValueError, match="at least 2 folds"):
-        label_noise_suspects(images, clip, n_neighbours=3, folds=1)
-    with pytest.raises(ValueError, match="15 images allow 1 to 14"):
-        label_noise_suspects(images, clip)
-    with pytest.raises(ValueError, match="is empty"):
-        label_noise_suspects(images.subset(np.arange(0)), clip)
+    for some, n_neighbours, folds, message in (
+        (images, 3, 5, r"class 'keratosis' has 3 group\(s\) of images for 5 folds"),
+        (images, 3, 1, "at least 2 folds"),
+        (images, 15, 5, "15 images allow 1 to 14"),
+        (images.subset(np.arange(0)), 15, 5, "is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            label_noise_suspects(some, clip, n_neighbours, folds)

@@ -130,9 +130,8 @@ def test_symptoms_are_told_by_class_and_text(clip):
     assert not np.allclose(plain.vectors, learned.vectors, atol=1e-2)
     without = symptom_points(ViP(clip, card, context=False))
     np.testing.assert_allclose(without.vectors, plain.vectors, atol=1e-6)
-    for method in (CoOp(clip, card), ZeroShot(clip, card, "classnames")):
-        with pytest.raises(ValueError, match="has no symptoms to score"):
-            symptom_points(method)
+    with pytest.raises(ValueError, match="has no symptoms to score"):
+        symptom_points(CoOp(clip, card))
 
 
 def test_llm_rows_before_and_after_the_intervention(images, cilmp):
@@ -201,12 +200,6 @@ def test_centring_takes_each_modalitys_mean_away():
     assert modality_gap(both)["gap"][0] > 0.8 and modality_gap(centred)["gap"][0] < 0.2
     with pytest.raises(ValueError, match="unknown column 'modalty' in the points; did you mean 'modality'"):
         both.centred("modalty")
-
-
-def test_images_and_texts_of_a_clip_lie_apart(clip, images):
-    both = Embeddings.concat([image_points(clip, images), symptom_points(ZeroShot(clip, images.card))])
-    gap = modality_gap(both).iloc[0]
-    assert gap["gap"] > 0.5 and gap["between"] < min(gap["within_first"], gap["within_second"])
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,6 @@ def test_a_map_keeps_the_points_and_says_how_it_was_made(maps):
     assert set(maps["metric"]) == {"cosine"} and maps["classname"].cat.categories[0] == "zoster"
 
 
-def test_groups_that_lie_apart_lie_apart_in_the_map(maps):
-    for _, one in maps[maps["what"] == "image"].groupby("seed"):
-        assert silhouette_score(one[["x", "y"]], one["classname"]) > 0.5
-
-
 def test_a_seed_gives_one_map_and_another_seed_another(maps):
     alone = map_points(blobs(text=4), n_neighbors=8, seed=3, progress=False)
     xy = maps.set_index("seed")[["x", "y"]]

@@ -1,11 +1,9 @@
 import json
 import re
-import sys
 from datetime import date
 
 import ipywidgets
 import numpy as np
-import pandas as pd
 import pytest
 
 from medvlp import image_features
@@ -16,6 +14,7 @@ from medvlp.methods.zero_shot import ZeroShot, symptom_text
 from medvlp.show.widgets.review import COLUMNS, SymptomReview, review_table
 from medvlp.show.widgets.review_controls import ReviewWidget
 from tests.methods.small import SYMPTOMS, make_card, make_set
+from tests.show.widgets.test_widgets import all_widgets
 
 HOSTILE = [
     "<script>alert(1)</script> spots",
@@ -49,12 +48,6 @@ def widget(review):
 def approve_all(review):
     for name in review.phrases:
         review.approve(name, flagged=True)
-
-
-def all_widgets(box):
-    yield box
-    for child in getattr(box, "children", ()):
-        yield from all_widgets(child)
 
 
 def test_similarities_are_cosines_with_own_and_other_images_and_auroc_counts_pairs(card, clip, images):
@@ -291,12 +284,6 @@ def test_the_widget_shows_the_phrases_of_one_class_with_their_numbers(review, wi
     assert review.changes == []  # looking is no edit
 
 
-def test_texts_are_sent_whole_so_that_no_press_of_a_button_overtakes_their_last_letters(widget):
-    texts = [one for one in all_widgets(widget.box) if isinstance(one, ipywidgets.Text)]
-    assert {widget.new, widget.initials} < set(texts)
-    assert not any(one.continuous_update for one in texts)
-
-
 def test_an_edit_in_the_widget_recomputes_similarity_and_keeps_the_fields(review, widget, card, clip, images):
     fields, before = widget.list.children, widget.rows[1].facts.value
     widget.rows[1].text.value = "white dots on a red ground "
@@ -404,26 +391,6 @@ def test_hostile_phrases_and_class_names_never_become_markup(card, clip, tmp_pat
     allowed = re.compile(r'</?(?:p|b)>|</?div>|<div role="(?:status|alert)">|<span class="[\w ]+">|</span>')
     assert not [html for html in shown if "<" in allowed.sub("", html)]
     assert "<script>" not in review.table()._repr_html_()
-
-
-def test_every_control_has_a_label_of_its_own_and_none_allows_html(widget):
-    controls = [
-        box
-        for box in all_widgets(widget.box)
-        if isinstance(box, ipywidgets.Text | ipywidgets.Button | ipywidgets.Dropdown | ipywidgets.Checkbox)
-    ]
-    labels = [control.description for control in controls]
-    assert len(controls) == 8 + 2 * len(SYMPTOMS["melanoma"]) and all(labels)
-    assert len(set(labels)) == len(labels) and all(control.tooltip for control in controls)
-    assert not any(getattr(control, "description_allow_html", False) for control in controls)
-    assert not any(control.tabbable is False for control in controls)
-
-
-def test_without_ipywidgets_the_error_says_what_to_install_and_the_table_works(review, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    with pytest.raises(ImportError, match=r'pip install "medvlp\[notebooks\]"'):
-        _ = review.widget
-    assert isinstance(review.table(), pd.DataFrame)
 
 
 def test_the_widget_is_made_once(review):

@@ -25,7 +25,8 @@ from medvlp.show.figures.html import LITERAL, literal
 from medvlp.show.widgets.intervention_explorer import rank_effect
 from medvlp.show.widgets.parts import WIDGET_VIEW, ImageExplorer, table_html
 from medvlp.show.widgets.phantom_lab import draw_phantom
-from medvlp.show.widgets.symptom_explorer import LEFT_OUT, probabilities
+from medvlp.show.widgets.review import SymptomReview
+from medvlp.show.widgets.symptom_explorer import LEFT_OUT
 from medvlp.study.prediction import predict
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
@@ -172,16 +173,13 @@ def test_the_symptom_explorers_controls(zero, data):
 def test_whole_strengths_give_the_pixels_of_the_world(name):
     world = get_world(name)
     latents = world.sample(3, seed=4)
-    for i, drawn in enumerate(world.render(latents)):
-        strengths = dict(
-            zip([a.name for a in world.attributes], latents.attributes[i].float().tolist(), strict=True)
-        )
-        image = draw_phantom(world, strengths, int(latents.seeds[i]))
-        assert np.array_equal(np.asarray(image), drawn.permute(1, 2, 0).numpy())
-        half = np.asarray(
-            draw_phantom(world, strengths | {world.attributes[0].name: 0.5}, int(latents.seeds[i]))
-        )
-        assert not np.array_equal(half, np.asarray(image))
+    names = [a.name for a in world.attributes]
+    for drawn, present, seed in zip(world.render(latents), latents.attributes, latents.seeds, strict=True):
+        strengths = dict(zip(names, present.float().tolist(), strict=True))
+        image = np.asarray(draw_phantom(world, strengths, int(seed)))
+        assert np.array_equal(image, drawn.permute(1, 2, 0).numpy())
+        half = draw_phantom(world, strengths | {names[0]: 0.5}, int(seed))
+        assert not np.array_equal(np.asarray(half), image)
 
 
 def test_the_lab_shows_what_the_methods_and_the_best_rule_say(zero, clip, data):
@@ -423,28 +421,31 @@ def test_without_ipywidgets_the_picture_stays_and_the_error_says_what_to_install
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     explorer = SymptomExplorer(zero, data.test)
     assert set(explorer._repr_mimebundle_()) == {"text/plain", "image/jpeg"}
-    with pytest.raises(ImportError, match=r'pip install "medvlp\[notebooks\]"'):
-        _ = explorer.box
+    review = SymptomReview(data.card.symptoms(), data.card)
+    assert isinstance(review.table(), pd.DataFrame)
+    for make in (lambda: explorer.box, lambda: review.widget):
+        with pytest.raises(ImportError, match=r'pip install "medvlp\[notebooks\]"'):
+            make()
 
 
-def test_every_control_is_labelled_and_every_picture_has_words(explorers):
-    kinds = ipywidgets.Text | ipywidgets.Button | ipywidgets.Dropdown | ipywidgets.Checkbox
-    kinds |= ipywidgets.IntSlider | ipywidgets.BoundedIntText
-    for explorer in explorers:
-        controls = [one for one in all_widgets(explorer.box) if isinstance(one, kinds)]
+def test_every_control_is_labelled_and_every_picture_has_words(explorers, data):
+    kinds = ipywidgets.Button | ipywidgets.Dropdown | ipywidgets.Checkbox | ipywidgets.IntSlider
+    texts = ipywidgets.Text | ipywidgets.BoundedIntText
+    review = SymptomReview(data.card.symptoms(), data.card)
+    n_texts = 0
+    for box in (*(explorer.box for explorer in explorers), review.widget):
+        controls = [one for one in all_widgets(box) if isinstance(one, kinds | texts)]
         assert len(controls) > 2
-        assert all(one.description and one.tooltip for one in controls)
-        assert len({one.tooltip for one in controls}) == len(controls)
+        for words in ("description", "tooltip"):
+            assert all(getattr(one, words) for one in controls)
+            assert len({getattr(one, words) for one in controls}) == len(controls)
         assert not any(getattr(one, "description_allow_html", False) for one in controls)
         assert not any(one.tabbable is False for one in controls)
-        assert all('alt="' in tag for tag in re.findall("<img[^>]*>", shown_html(explorer.box)))
-
-
-def test_a_text_is_sent_whole_so_that_no_press_of_a_button_overtakes_its_last_letters(explorers):
-    controls = [one for explorer in explorers for one in all_widgets(explorer.box)]
-    texts = [one for one in controls if isinstance(one, ipywidgets.Text | ipywidgets.BoundedIntText)]
-    assert len(texts) == 2
-    assert not any(one.continuous_update for one in texts)
+        assert all('alt="' in tag for tag in re.findall("<img[^>]*>", shown_html(box)))
+        # sent whole, so that no press of a button overtakes the last letters
+        assert not any(one.continuous_update for one in controls if isinstance(one, texts))
+        n_texts += sum(isinstance(one, texts) for one in controls)
+    assert n_texts == 2 + len(review.phrases["melanoma"]) + 2
 
 
 def test_a_large_image_is_embedded_small(zero, data):
@@ -481,10 +482,3 @@ def test_errors_say_what_is_wrong_and_what_to_do(clip, data, zero, cilmp):
     ):
         with pytest.raises(ValueError, match=message):
             call()
-
-
-def test_probabilities_are_those_of_predict(zero, data, clip, pixels):
-    with torch.no_grad():
-        f = clip.encode_images(pixels[:1])
-    expected = predict(zero, data.test.image(0)).probabilities
-    pd.testing.assert_series_equal(probabilities(zero, f), expected)
