@@ -113,13 +113,13 @@ def _out_of_fold(x: np.ndarray, labels: np.ndarray, groups: list[str], folds: in
 
 
 def _check_groups(images: ImageSet, folds: int, n_neighbours: int) -> None:
-    labels, groups = images.labels.tolist(), images.groups
     if not 1 <= n_neighbours < len(images):
         raise ValueError(
             f"n_neighbours is {n_neighbours}; {len(images)} images allow 1 to {len(images) - 1}."
         )
+    n_groups = pd.Series(images.groups).groupby(images.labels.numpy()).nunique()
     for label, name in enumerate(images.card.classnames):
-        n = len({group for group, own in zip(groups, labels, strict=True) if own == label})
+        n = n_groups.get(label, 0)
         if n < folds or folds < 2:
             raise ValueError(
                 f"class {name!r} has {n} group(s) of images for {folds} folds; every class needs one a fold, "

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from medvlp.data.phantoms.drawing import Draws
 from medvlp.data.phantoms.worlds import Attribute, World, get_world
 from medvlp.methods.base import Method
-from medvlp.show.figures.basic import closed, literal_figure
+from medvlp.show.figures.basic import literal_figure, show_images
 from medvlp.show.figures.html import literal, picture_html
 from medvlp.show.widgets.parts import COLOURS, Explorer, pixels_of, table_html
 from medvlp.study.evaluation import evaluating
@@ -122,7 +121,7 @@ class PhantomLab(Explorer):
         table = pd.DataFrame({"best rule": best}, index=pd.Index(self.world.classnames, name="classname"))
         table = table.reindex(self.card.classnames)
         table["best rule"] /= table["best rule"].sum()  # a card may have some of the classes only
-        return table.assign(**{name: found.probabilities for name, found in self._now.items()})
+        return table.assign(**{name: now.probabilities for name, now in self._now.items()})
 
     def scores(self) -> pd.DataFrame:
         """Symptom scores now, and their change since the start: method, classname, symptom, score, change."""
@@ -149,26 +148,20 @@ class PhantomLab(Explorer):
         """
         panels = {"as it is": self.strengths}
         for name, strength in self.strengths.items():
-            panels[f"{name} {'removed' if strength >= 0.5 else 'added'}"] = self.strengths | {
-                name: float(strength < 0.5)
-            }
+            title = f"{name} {'removed' if strength >= 0.5 else 'added'}"
+            panels[title] = self.strengths | {name: float(strength < 0.5)}
         images = [draw_phantom(self.world, strengths, self.image_seed) for strengths in panels.values()]
         chances = {name: _chances(method, images) for name, method in self.methods.items()}
         label = self.card.classnames.index(self.true) if self.true in self.card.classnames else 0
-        columns = min(5, len(panels))
-        rows, height = -(-len(panels) // columns), 1.75 + 0.17 * len(self.methods)
-        figsize = (1.9 * columns, height * rows + 0.4)
-        fig, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout="constrained")
+        fig = show_images(images, list(panels), n=len(panels), columns=5)
+        rows, height = fig.axes[0].get_gridspec().nrows, 1.75 + 0.17 * len(self.methods)
+        fig.set_figheight(height * rows + 0.4)
         fig.get_layout_engine().set(h_pad=0.08)
-        for ax in axes.flat:
-            ax.set_axis_off()
-        for i, (ax, title) in enumerate(zip(axes.flat, panels, strict=False)):
-            ax.imshow(images[i])
-            ax.set_title(title, fontsize=9)
-            said = "\n".join(f"{name} {values[i, label]:.2f}" for name, values in chances.items())
-            ax.text(0.5, -0.03, said, transform=ax.transAxes, ha="center", va="top", fontsize=8)
+        for i, ax in enumerate(fig.axes[: len(panels)]):
+            words = "\n".join(f"{name} {values[i, label]:.2f}" for name, values in chances.items())
+            ax.text(0.5, -0.03, words, transform=ax.transAxes, ha="center", va="top", fontsize=8)
         fig.suptitle(f"P({self.card.classnames[label]}) by method, one attribute turned over", fontsize=10)
-        return closed(literal_figure(fig))
+        return literal_figure(fig)
 
     def _look(self, strengths: dict[str, float]) -> None:
         """Draw and judge, or, where that fails, leave all as it was."""

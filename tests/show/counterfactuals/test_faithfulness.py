@@ -30,16 +30,6 @@ N = 48
 
 
 @pytest.fixture(scope="module")
-def data():
-    return load_dataset("phantom-derm", num_shots=100)
-
-
-@pytest.fixture(scope="module")
-def zero(clip, data):
-    return ZeroShot(clip, data.card)
-
-
-@pytest.fixture(scope="module")
 def flips(zero, data):
     return flip_all(zero, data.test, n_images=N)
 
@@ -168,7 +158,8 @@ def test_the_embedded_clip_knows_the_veil_by_its_words_and_no_dots(flips):
 
 
 def test_why_is_in_the_towers(clip, data):
-    seen = what_is_seen(clip, data.train, data.test, n_images=N)
+    train = load_dataset("phantom-derm", num_shots=100).train
+    seen = what_is_seen(clip, train, data.test, n_images=N)
     assert seen.loc["veil", "probe"] > 0.95 and seen.loc["border", "probe"] < 0.75
     assert seen.loc["veil", "moved"] > 10 * seen.loc["border", "moved"]
     assert seen.loc["border", "wordings"] > 0.95 > seen.loc["veil", "wordings"]

@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from medvlp.backbone.clip import load_clip
-from medvlp.data.datasets import load_dataset
 from medvlp.show.explanations.patch_maps import (
     attention_rollout,
     changed_patches,
@@ -16,16 +15,6 @@ from medvlp.show.explanations.patch_maps import (
     patch_similarity,
     rollout,
 )
-
-
-@pytest.fixture(scope="module")
-def images():
-    return load_dataset("phantom-derm", num_shots=2).test
-
-
-@pytest.fixture(scope="module")
-def pixels(clip, images):
-    return torch.stack([clip.preprocess(images.image(i)) for i in range(3)])
 
 
 def test_patches_are_read_as_the_class_token_is(clip, pixels):
@@ -42,9 +31,9 @@ def test_patches_are_read_as_the_class_token_is(clip, pixels):
         torch.testing.assert_close(patch_features(clip, pixels).flatten(1, 2), f[:, 1:])
 
 
-def test_similarities_are_cosines_in_the_order_of_the_texts(clip, images, pixels):
+def test_similarities_are_cosines_in_the_order_of_the_texts(clip, data, pixels):
     texts = ["a blue-white veil", "black dots"]
-    maps = patch_similarity(clip, images.image(1), texts)
+    maps = patch_similarity(clip, data.test.image(1), texts)
     assert maps.shape == (*clip.model.visual.grid_size, 2)
     assert maps.abs().max() <= 1
     one = patch_similarity(clip, pixels[1], ["black dots."])  # a full stop more is the same symptom
@@ -91,11 +80,11 @@ def test_occlusion_is_the_loss_of_the_cosine(clip, pixels):
         occlusion_map(clip, pixels[0], [text], patches=1)
 
 
-def test_a_tower_without_patch_tokens_is_refused(clip, images):
+def test_a_tower_without_patch_tokens_is_refused(clip, data):
     resnet = load_clip("RN50/random")
-    for draw in (lambda: attention_rollout(resnet, images.image(0)), lambda: localisation(resnet, images)):
+    for draw, images in ((attention_rollout, data.test.image(0)), (localisation, data.test)):
         with pytest.raises(ValueError, match="needs? a vision transformer"):
-            draw()
+            draw(resnet, images)
 
 
 def test_changed_patches_are_those_whose_pixels_change(clip):
@@ -108,23 +97,23 @@ def test_changed_patches_are_those_whose_pixels_change(clip):
     assert changed.nonzero().tolist() == [[0, 1, 3]]
 
 
-def test_localisation_tells_attributes_and_maps_apart(clip, images):
-    table = localisation(clip, images, n_images=12)
+def test_localisation_tells_attributes_and_maps_apart(clip, data):
+    table = localisation(clip, data.test, n_images=12)
     assert list(table["map"].unique()) == ["similarity", "rollout"]
     assert (table["low"] <= table["AUROC"]).all() and (table["AUROC"] <= table["high"]).all()
     by = table.set_index(["attribute", "map"])["AUROC"]
     assert by["veil", "rollout"] > 0.6  # attention goes where the veil is,
     assert by["veil", "similarity"] < 0.4  # and patches match its words best elsewhere
     with pytest.raises(ValueError, match="map 'rolout'"):
-        localisation(clip, images, ["rolout"])
+        localisation(clip, data.test, ["rolout"])
 
 
-def test_the_figure_shows_every_map(images):
+def test_the_figure_shows_every_map(data):
     maps = np.random.default_rng(0).random((8, 8, 2))
-    fig = patch_map_figure(images.image(0), maps, ["$\\frac", "a title that is far too long for one line"])
+    fig = patch_map_figure(data.test.image(0), maps, ["$\\frac", "a title that is far too long for one line"])
     assert isinstance(fig, Figure)
     fig.canvas.draw()
     shown = [ax.images[-1].get_array() for ax in fig.axes[1:3]]
     np.testing.assert_allclose(np.stack(shown, axis=-1), maps)
     with pytest.raises(ValueError, match="1 titles for 2 maps"):
-        patch_map_figure(images.image(0), maps, ["one"])
+        patch_map_figure(data.test.image(0), maps, ["one"])

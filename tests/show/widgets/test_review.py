@@ -271,6 +271,7 @@ def test_a_set_of_another_card_is_neither_reviewed_nor_overwritten(card, tmp_pat
 
 
 def test_the_widget_shows_the_phrases_of_one_class_with_their_numbers(review, widget):
+    assert review.widget is review.widget  # made once
     own = review.table().query("classname == 'melanoma'")
     assert [row.text.value for row in widget.rows] == SYMPTOMS["melanoma"]
     passed = own["reason"].isna().tolist()
@@ -391,7 +392,3 @@ def test_hostile_phrases_and_class_names_never_become_markup(card, clip, tmp_pat
     allowed = re.compile(r'</?(?:p|b)>|</?div>|<div role="(?:status|alert)">|<span class="[\w ]+">|</span>')
     assert not [html for html in shown if "<" in allowed.sub("", html)]
     assert "<script>" not in review.table()._repr_html_()
-
-
-def test_the_widget_is_made_once(review):
-    assert review.widget is review.widget and isinstance(review.widget, ipywidgets.VBox)

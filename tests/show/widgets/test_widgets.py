@@ -36,18 +36,8 @@ HOSTILE = '<script>alert(1)</script> & $x_1$ "spots" \''
 
 
 @pytest.fixture(scope="module")
-def zero(clip, data):
-    return ZeroShot(clip, data.card)
-
-
-@pytest.fixture(scope="module")
 def cilmp(clip, data):
     return CILMP(clip, data.card, seed=3).eval()
-
-
-@pytest.fixture(scope="module")
-def pixels(clip, data):
-    return torch.stack([clip.preprocess(data.test.image(i)) for i in range(3)])
 
 
 def all_widgets(box) -> list:
