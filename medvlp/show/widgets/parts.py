@@ -103,8 +103,8 @@ class Controls:
         self._show()
         return self.widgets.VBox([self.widgets.HTML(f"<p>{literal(self.HELP)}</p>"), *controls, self.message])
 
-    def _do(self, action: Callable[[], str | None]) -> bool:
-        """Act, show what became of it, and say what the action returns; whether it went well.
+    def _do(self, action: Callable[[], str | None]) -> None:
+        """Act, show what became of it, and say what the action returns.
 
         An error is an alert, with which a screen reader interrupts.
         """
@@ -114,7 +114,6 @@ class Controls:
             words, role, mark = str(error), "alert", "&#10007; "
         self._show()
         self.message.value = f'<div role="{role}">{mark}{literal(words)}</div>' if words else ""
-        return role == "status"
 
     def _follow(self, control: Any, action: Callable[[Any], str | None]) -> Any:
         """The control, on each of whose new values the action is done."""
