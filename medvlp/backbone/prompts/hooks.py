@@ -111,10 +111,16 @@ def encode_prompts(clip: Clip, tokens: Tensor, slots: Tensor, prompts: Tensor) -
         prompts: (N, M, w) vectors for each text, or (M, w) for all of them, w being `clip.text_width`.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or a text with more or fewer slots than the first.
         RuntimeError: as `encode_deep_text`.
     """
-    wanted = (len(slots), int(slots.sum()) // len(slots), clip.text_width)
+    counts = slots.sum(dim=1).tolist()  # N numbers
+    for row, count in enumerate(counts):
+        if count != counts[0]:
+            raise ValueError(
+                f"slots of text 0: {counts[0]}, of text {row}: {count}; all texts must have as many."
+            )
+    wanted = (len(slots), counts[0], clip.text_width)
     if tokens.shape != slots.shape or tuple(prompts.shape) not in (wanted, wanted[1:]):
         raise ValueError(
             f"prompts {tuple(prompts.shape)} do not fit tokens {tuple(tokens.shape)} and slots "
