@@ -20,9 +20,8 @@ from .methods.adapters.clip_adapter import CLIPAdapter
 from .methods.adapters.linear_probe import LinearProbe
 from .methods.adapters.text_probe import TextProbe
 from .methods.adapters.tip_adapter import TipAdapter
-from .methods.base import Method
+from .methods.base import Method, trainable_parameters
 from .methods.cilmp import CILMP
-from .methods.parameters import trainable_parameters
 from .methods.prompt_tuning.biomedcoop import BiomedCoOp
 from .methods.prompt_tuning.cocoop import CoCoOp
 from .methods.prompt_tuning.coop import CoOp

@@ -13,8 +13,7 @@ from medvlp.data.cards import DataCard, list_cards, load_card
 from medvlp.data.errors import unknown_name
 from medvlp.data.tensor_files import read_tensors, write_tensors
 from medvlp.knowledge.llm.representations import Representations
-from medvlp.methods.base import Method, check_method
-from medvlp.methods.parameters import load_own_tensors, own_tensors
+from medvlp.methods.base import Method, check_method, load_own_tensors, own_tensors
 from medvlp.methods.registry import METHODS
 
 KIND = "medvlp method"

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medvlp.data.cards import DataCard
-from medvlp.methods.base import Method
-from medvlp.methods.parameters import load_own_tensors, own_tensors
+from medvlp.methods.base import Method, load_own_tensors, own_tensors
 
 
 def base_and_new(card: DataCard) -> tuple[DataCard, DataCard]:

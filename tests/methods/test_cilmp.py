@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.cards import DataCard
 from medvlp.knowledge.llm.representations import Representations
+from medvlp.methods.base import own_tensors
 from medvlp.methods.cilmp import CILMP
-from medvlp.methods.parameters import own_tensors
 from medvlp.study.training.callbacks import Callback
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from medvlp.knowledge.llm.representations import Representations
-from medvlp.methods.base import Method
-from medvlp.methods.parameters import own_tensors
+from medvlp.methods.base import Method, own_tensors
 from medvlp.methods.registry import METHODS
 from medvlp.study.evaluation import evaluate
 from medvlp.study.prediction import predict

@@ -14,7 +14,7 @@ import medvlp.study.saving as saving
 from medvlp.backbone.clip import load_clip
 from medvlp.data.cards import DataCard
 from medvlp.methods.adapters.linear_probe import LinearProbe
-from medvlp.methods.parameters import own_tensors
+from medvlp.methods.base import own_tensors
 from medvlp.methods.registry import METHODS
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot

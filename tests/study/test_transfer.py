@@ -7,8 +7,8 @@ from torch import nn
 from medvlp.data.cards import DataCard
 from medvlp.knowledge.llm.representations import Representations
 from medvlp.methods.adapters.linear_probe import LinearProbe
+from medvlp.methods.base import own_tensors
 from medvlp.methods.cilmp import CILMP
-from medvlp.methods.parameters import own_tensors
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.transfer import base_and_new, transfer

@@ -18,8 +18,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.data.image_sets import ImageSet, PhantomSet, Rendered
 from medvlp.data.phantoms.worlds import Latents, World
-from medvlp.methods.base import Method, check_symptoms
-from medvlp.methods.parameters import load_own_tensors, own_tensors
+from medvlp.methods.base import Method, check_symptoms, load_own_tensors, own_tensors
 from medvlp.study.evaluation import evaluating, predict_logits
 
 Claims = Mapping[str, tuple[str, bool]]  # {phrase: (the attribute it names, whether it says present)}

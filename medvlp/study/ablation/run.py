@@ -19,8 +19,7 @@ from medvlp import __version__
 from medvlp.backbone.features import image_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
-from medvlp.methods.base import Method
-from medvlp.methods.parameters import learned_parameters
+from medvlp.methods.base import Method, learned_parameters
 from medvlp.study.ablation.plan import Run
 from medvlp.study.ablation.store import DONE, FAILED, RunStore, pack, unpack
 from medvlp.study.evaluation import loss_and_metrics, predict_logits

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from medvlp.data.errors import unknown_name
-from medvlp.methods.base import Method
-from medvlp.methods.parameters import own_tensors
+from medvlp.methods.base import Method, own_tensors
 
 TOTAL = "sum of a_e"  # among the sums of tensors; no tensor's name has a space
 

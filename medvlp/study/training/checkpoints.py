@@ -18,8 +18,7 @@ from torch.optim import Optimizer
 
 from medvlp.data.datasets import ImageSet
 from medvlp.data.tensor_files import read_tensors, write_tensors
-from medvlp.methods.base import Method
-from medvlp.methods.parameters import load_own_tensors, own_tensors
+from medvlp.methods.base import Method, load_own_tensors, own_tensors
 from medvlp.study.training.callbacks import Callback
 from medvlp.study.training.config import TrainConfig
 

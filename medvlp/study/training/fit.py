@@ -15,8 +15,7 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.features import image_features
 from medvlp.data.datasets import ImageSet
-from medvlp.methods.base import Method, check_method
-from medvlp.methods.parameters import load_own_tensors, own_tensors
+from medvlp.methods.base import Method, check_method, load_own_tensors, own_tensors
 from medvlp.study.evaluation import loss_and_metrics, predict_logits
 from medvlp.study.training.batches import FeatureBatches, ImageBatches, class_weights, epoch_seed
 from medvlp.study.training.callbacks import Callback

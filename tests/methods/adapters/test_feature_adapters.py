@@ -13,7 +13,7 @@ from medvlp.methods.adapters.clip_adapter import CLIPAdapter
 from medvlp.methods.adapters.linear_probe import LinearProbe
 from medvlp.methods.adapters.text_probe import TextProbe
 from medvlp.methods.adapters.tip_adapter import TipAdapter
-from medvlp.methods.parameters import own_tensors, trainable_parameters
+from medvlp.methods.base import own_tensors, trainable_parameters
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.evaluation import predict_logits
 from medvlp.study.saving import load, save

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip
-from medvlp.methods.parameters import own_tensors
+from medvlp.methods.base import own_tensors
 from medvlp.methods.prompt_tuning.ivlp import IVLP
 from medvlp.methods.prompt_tuning.promptsrc import PromptSRC
 from medvlp.study.training.callbacks import EpochAverage

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from medvlp.backbone.clip import Clip
-from medvlp.methods.parameters import own_tensors
+from medvlp.methods.base import own_tensors
 from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
-from medvlp.methods.base import Method
-from medvlp.methods.parameters import own_tensors
+from medvlp.methods.base import Method, own_tensors
 from medvlp.study.training.callbacks import Callback
 from tests.backbone import small_clips
 from tests.methods.small import make_card, make_set

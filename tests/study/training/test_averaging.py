@@ -6,7 +6,7 @@ from math import exp
 import pytest
 import torch
 
-from medvlp.methods.parameters import own_tensors
+from medvlp.methods.base import own_tensors
 from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit

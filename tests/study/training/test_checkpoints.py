@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from medvlp.data.cards import DataCard
-from medvlp.methods.parameters import own_tensors
+from medvlp.methods.base import own_tensors
 from medvlp.methods.vip import ViP
 from medvlp.study.training.checkpoints import Run
 from medvlp.study.training.config import TrainConfig

@@ -20,7 +20,7 @@ from torch import nn
 from medvlp.methods.adapters.linear_probe import LinearProbe
 from medvlp.methods.adapters.text_probe import TextProbe
 from medvlp.methods.adapters.tip_adapter import TipAdapter
-from medvlp.methods.parameters import own_tensors, trainable_parameters
+from medvlp.methods.base import own_tensors, trainable_parameters
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.evaluation import evaluate, predict_logits

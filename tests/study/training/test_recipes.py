@@ -16,9 +16,8 @@ from medvlp.backbone.features import image_features
 from medvlp.methods.adapters.linear_probe import LinearProbe
 from medvlp.methods.adapters.text_probe import TextProbe
 from medvlp.methods.adapters.tip_adapter import TipAdapter
-from medvlp.methods.base import Method
+from medvlp.methods.base import Method, own_tensors
 from medvlp.methods.cilmp import CILMP
-from medvlp.methods.parameters import own_tensors
 from medvlp.methods.vip import ViP
 from medvlp.study.evaluation import evaluate
 from medvlp.study.training.batches import epoch_order
