@@ -1,5 +1,6 @@
 """What every method must do, asked of all of them in the registry."""
 
+import inspect
 import json
 
 import pytest
@@ -66,6 +67,13 @@ def shaken(method: Method) -> Method:
 
 def test_no_method_is_left_out():
     assert {name for name, _, _ in CASES} == set(METHODS)
+
+
+def test_the_default_knowledge_is_templates_where_a_class_has_one_feature_and_symptoms_elsewhere():
+    signatures = {name: inspect.signature(kind).parameters for name, kind in METHODS.items()}
+    defaults = {name: own["knowledge"].default for name, own in signatures.items() if "knowledge" in own}
+    one_feature = dict.fromkeys(["TipAdapter", "CLIPAdapter", "TextProbe"], "templates")
+    assert defaults == one_feature | dict.fromkeys(["ZeroShot", "BiomedCoOp", "ViP"], "symptoms")
 
 
 @every

@@ -31,6 +31,11 @@ class CLIPAdapter(Method):
     The adapter of the text features that the paper also tries, and a ratio learned or chosen for each data
     set, are not here; the authors' code has neither.
 
+    Notes:
+        The authors read one template a data set, "a photo of a {}." for ImageNet: knowledge="classnames" is
+        this one text, the first template of the card. By default all templates of the card are read, as
+        `TipAdapter` and `TextProbe` do.
+
     Args:
         clip: The frozen image and text towers.
         card: Gives the classes in label order, and their texts.
@@ -79,7 +84,7 @@ class CLIPAdapter(Method):
         *,
         ratio: float = 0.2,
         reduction: int = 4,
-        knowledge: str = "classnames",
+        knowledge: str = "templates",
         logit_scale: float | None = None,
         seed: int = 1,
     ) -> None:

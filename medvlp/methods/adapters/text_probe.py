@@ -32,6 +32,10 @@ class TextProbe(Method):
     classifier and the texts with one learned weight a class. It is not here: it takes step sizes of its own
     in place of a recipe, and starts at the class means of the images, not at zero-shot.
 
+    Notes:
+        The authors' t_c is the feature of one template: knowledge="classnames". By default t_c points to the
+        mean of all templates of the card, as in `TipAdapter` and `CLIPAdapter`.
+
     Args:
         clip: The frozen image and text towers.
         card: Gives the classes in label order, and their texts.
@@ -39,7 +43,7 @@ class TextProbe(Method):
         multiplier_views: Random views an image that lambda is found from, 20 as the authors have;
             0: the view of evaluation.
         knowledge: The texts that t_c points to, as `ZeroShot` has it. Its length is that of the feature of
-            the class name in the first template, as the tower gives it: "classnames" are the authors' t_c.
+            the class name in the first template, as the tower gives it.
         logit_scale: The factor on cosines, exp(logit_scale) above; by default the CLIP's own.
 
     Attributes:
@@ -84,7 +88,7 @@ class TextProbe(Method):
         *,
         constraint: bool = True,
         multiplier_views: int = 20,
-        knowledge: str = "classnames",
+        knowledge: str = "templates",
         logit_scale: float | None = None,
     ) -> None:
         """Encode the texts; see the class."""

@@ -40,6 +40,10 @@ class TipAdapter(Method):
     image's area and their mean is of features not yet normalised; here the views are those of
     `image_features`, whose crops may be smaller, and normalised before the mean.
 
+    Notes:
+        The authors' t_c is the mean over templates, seven for ImageNet and one elsewhere:
+        knowledge="templates", the default.
+
     Args:
         clip: The frozen image and text towers.
         card: Gives the classes in label order, and their texts.

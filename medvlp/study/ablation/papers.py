@@ -103,9 +103,9 @@ class Ablation:
 
 
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {  # name in tables: method, arguments
-    "CLAP": ("TextProbe", {}),
+    "CLAP": ("TextProbe", {"knowledge": "classnames"}),
     "Tip-Adapter-F": ("TipAdapter", {"trained": True}),
-    "CLIP-Adapter": ("CLIPAdapter", {}),
+    "CLIP-Adapter": ("CLIPAdapter", {"knowledge": "classnames"}),
     "CoOp": ("CoOp", {}),
     "CoOp, csc": ("CoOp", {"csc": True}),
     "CoCoOp": ("CoCoOp", {}),

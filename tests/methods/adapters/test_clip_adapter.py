@@ -33,7 +33,7 @@ def plain_logits(clip: Clip, images: torch.Tensor, W1: torch.Tensor, W2: torch.T
 
 @pytest.mark.parametrize("ratio", [0.2, 0.7, 1.0])
 def test_logits_are_the_authors_though_features_are_normalised_first(clip, images, ratio):
-    adapter = CLIPAdapter(clip, CARD, ratio=ratio)
+    adapter = CLIPAdapter(clip, CARD, ratio=ratio, knowledge="classnames")
     assert adapter.W1.shape == (10, 40) and adapter.W2.shape == (40, 10)
     expected = plain_logits(clip, images, adapter.W1, adapter.W2, ratio)
     assert torch.allclose(adapter(images), expected, atol=1e-4)
@@ -49,10 +49,10 @@ def test_without_the_adapter_it_is_zero_shot(clip, images, knowledge):
 
 def test_it_is_trained_as_plain_sgd_trains_it(clip, images, tmp_path):
     config = TrainConfig(epochs=4, lr=0.1, views=0, keep="last", warmup_lr=None)
-    adapter = CLIPAdapter(clip, CARD, ratio=0.5)
+    adapter = CLIPAdapter(clip, CARD, ratio=0.5, knowledge="classnames")
     fit(adapter, TRAIN, None, config, cache_dir=tmp_path, progress=False)
 
-    start = CLIPAdapter(clip, CARD, ratio=0.5)
+    start = CLIPAdapter(clip, CARD, ratio=0.5, knowledge="classnames")
     W1, W2 = (W.detach().clone().requires_grad_() for W in (start.W1, start.W2))
     sgd = torch.optim.SGD([W1, W2], lr=0.1, momentum=0.9, weight_decay=5e-4)
     for epoch in range(1, 5):

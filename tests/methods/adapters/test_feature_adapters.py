@@ -31,8 +31,8 @@ ALL = [
     (LinearProbe, {}),
     (TipAdapter, {"cache_views": 2}),
     (TipAdapter, {"cache_views": 2, "trained": True, "tune": False}),
-    (CLIPAdapter, {"ratio": 0.5, "reduction": 8}),
-    (TextProbe, {"multiplier_views": 2}),
+    (CLIPAdapter, {"ratio": 0.5, "reduction": 8, "knowledge": "classnames"}),
+    (TextProbe, {"multiplier_views": 2, "knowledge": "classnames"}),
     (TextProbe, {"constraint": False, "knowledge": "templates"}),
 ]
 OWN = {
@@ -106,8 +106,8 @@ def phantoms(cache):
         (LinearProbe, {}, {}),
         (TipAdapter, {}, {}),
         (TipAdapter, {"trained": True}, {"views": 4}),
-        (CLIPAdapter, {}, {"views": 4, "optimizer": "adamw", "lr": 0.01}),
-        (TextProbe, {}, {}),
+        (CLIPAdapter, {"knowledge": "classnames"}, {"views": 4, "optimizer": "adamw", "lr": 0.01}),
+        (TextProbe, {"knowledge": "classnames"}, {}),
     ],
 )
 def test_sixteen_phantoms_a_class_are_learned_by_the_published_recipe(
@@ -125,7 +125,7 @@ def test_sixteen_phantoms_a_class_are_learned_by_the_published_recipe(
 
 def test_few_steps_of_its_recipe_leave_clip_adapter_near_zero_shot(phantoms, cache):
     clip, data, test, zero = phantoms
-    method = CLIPAdapter(clip, data.card)
+    method = CLIPAdapter(clip, data.card, knowledge="classnames")
     fit(method, data.train, data.val, replace(recipe(method), views=4), cache_dir=cache, progress=False)
     accuracy = (predict_logits(method, test, cache).argmax(1) == test.labels).float().mean().item()
     assert accuracy == pytest.approx(zero, abs=0.1)

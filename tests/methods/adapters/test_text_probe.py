@@ -42,7 +42,7 @@ def test_before_the_first_step_it_is_zero_shot(clip, x, knowledge):
 def test_the_start_has_the_lengths_of_the_towers_features(clip):
     raw = raw_names(clip)
     assert (raw.norm(dim=1) - 1).abs().min() > 0.05
-    assert torch.allclose(TextProbe(clip, CARD).w, raw, atol=1e-4)
+    assert torch.allclose(TextProbe(clip, CARD, knowledge="classnames").w, raw, atol=1e-4)
     symptoms = TextProbe(clip, CARD, knowledge="symptoms")
     assert torch.allclose(symptoms.w.norm(dim=1), raw.norm(dim=1), atol=1e-4)
     means = torch.stack(
@@ -52,7 +52,7 @@ def test_the_start_has_the_lengths_of_the_towers_features(clip):
 
 
 def test_multipliers_are_the_mean_probability_of_the_own_class(clip, cache):
-    probe = TextProbe(clip, CARD, multiplier_views=2)
+    probe = TextProbe(clip, CARD, multiplier_views=2, knowledge="classnames")
     probe.before_training(TRAIN, None, cache)
     zero, expected = ZeroShot(clip, CARD, "classnames"), [[], [], []]
     for view in range(2):
@@ -70,7 +70,7 @@ def test_a_class_without_training_images_keeps_one(clip, cache):
 
 @pytest.mark.parametrize("constraint", [True, False])
 def test_it_is_trained_as_plain_sgd_trains_the_formula(clip, cache, x, constraint):
-    probe = TextProbe(clip, CARD, constraint=constraint, multiplier_views=0)
+    probe = TextProbe(clip, CARD, constraint=constraint, multiplier_views=0, knowledge="classnames")
     history = fit(probe, TRAIN, None, RUN, cache_dir=cache, progress=False)
 
     t = raw_names(clip)
