@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import nn
 
 from medvlp.data.cards import DataCard
 from medvlp.data.image_sets import ImageSet, Pixels
@@ -48,3 +49,17 @@ def set_of(card: DataCard, labels: np.ndarray, pixels: np.ndarray, split: str = 
     ids = [f"{split}/{i:03d}.png" for i in range(len(labels))]
     store = Pixels(pixels, np.arange(len(labels)))
     return ImageSet(card, split, ids, torch.as_tensor(labels, dtype=torch.int64), ids, store)
+
+
+def trained(method: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a method learns, by name."""
+    return {name: p for name, p in method.named_parameters() if p.requires_grad}
+
+
+def shake(method: nn.Module) -> nn.Module:
+    """Move every learned tensor away from its start."""
+    random = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for p in trained(method).values():
+            p.add_(torch.randn(p.shape, generator=random) * 0.3)
+    return method

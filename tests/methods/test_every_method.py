@@ -38,6 +38,8 @@ CASES = [  # method, options, the first parts of its own tensors' names
     ("MaPLe", {"n_ctx": 3, "depth": 1}, {"ctx", "A", "b"}),
     ("PromptSRC", {"n_ctx": 3, "templates": ["skin with {}."]}, {"ctx", "image_prompts"}),
     ("ViP", {"n_ctx": 2, "csc": True, "symptoms": SYMPTOMS}, {"ctx", "g", "Wq", "Wk"}),
+    ("ViP", {"aggregation": "mean"}, {"ctx"}),
+    ("ViP", {"aggregation": "max"}, {"ctx"}),
     ("ViP", {"context": False, "position": "front"}, {"g", "Wq", "Wk"}),
     ("CILMP", {"representations": ROWS, "rank": 2}, {"ctx", "image_prompts", "sites"}),
     ("CILMP", {"representations": ROWS, "image_depth": 0, "dropout": 0.0}, {"ctx", "sites"}),
@@ -95,6 +97,7 @@ def test_only_its_own_tensors_learn(clip, images, name, options, own):
         (F.cross_entropy(logits, LABELS) + penalty.mean()).backward()
         assert all(p.grad.norm() > 0 for p in learned.values())
     assert not any(p.requires_grad or p.grad is not None for p in clip.parameters())
+    assert not clip.model.training
 
 
 @every
@@ -124,6 +127,8 @@ def test_a_logit_scale_of_ones_own_changes_the_logits_only(clip, images, name, o
         assert torch.allclose(scaled(images), 7 / clip.logit_scale * plain(images), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="logit_scale must be above 0, got -1"):
         METHODS[name](clip, CARD, **options, logit_scale=-1.0)
+    with pytest.raises(ValueError, match="logit_scale must be above 0, got 0"):
+        METHODS[name](clip, CARD, **options, logit_scale=0.0)
 
 
 @every
@@ -173,7 +178,36 @@ def test_images_of_other_classes_are_refused(clip, name, options, own):
     for call in (lambda: fit(method, train, val), lambda: evaluate(method, val)):
         with pytest.raises(ValueError, match="same order"):
             call()
-    assert isinstance(recipe(method), TrainConfig)
+
+
+SGD = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "warmup_lr": 1e-5, "keep": "last"}
+PUBLISHED = {  # method: epochs, batch size, learning rate and the rest of its authors' recipe
+    "TextProbe": (300, 256, 0.1, SGD | {"weight_decay": 0, "views": 20}),
+    "TipAdapter": (20, 256, 0.001, {"optimizer": "adamw", "warmup_lr": None, "keep": "best"}),
+    "CLIPAdapter": (50, 32, 0.002, SGD),
+    "CoOp": (200, 32, 0.002, SGD),
+    "CoCoOp": (10, 1, 0.002, SGD),
+    "KgCoOp": (100, 128, 0.002, SGD),
+    "BiomedCoOp": (100, 4, 0.0025, SGD),
+    "VPT": (5, 4, 0.0025, SGD | {"views": "fresh"}),
+    "IVLP": (20, 4, 0.0025, SGD | {"views": "fresh"}),
+    "MaPLe": (5, 4, 0.0035, SGD | {"views": "fresh"}),
+    "PromptSRC": (20, 4, 0.0025, SGD | {"views": "fresh"}),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_recipe_is_the_authors(name):
+    config = recipe(METHODS[name])
+    assert isinstance(config, TrainConfig)
+    if name in PUBLISHED:
+        *numbers, rest = PUBLISHED[name]
+        assert [config.epochs, config.batch_size, config.lr] == numbers
+        assert {key: getattr(config, key) for key in rest} == rest
+
+
+def test_one_recipe_serves_ivlp_and_promptsrc():
+    assert recipe(METHODS["IVLP"]) == recipe(METHODS["PromptSRC"])
 
 
 def test_a_module_that_is_no_method_is_refused(clip, tmp_path):

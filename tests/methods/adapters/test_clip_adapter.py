@@ -8,7 +8,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.methods.adapters.clip_adapter import CLIPAdapter
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.study.training.config import TrainConfig, recipe
+from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 from tests.methods.small import make_card, make_set
 
@@ -77,12 +77,6 @@ def test_the_class_features_do_not_pass_through_the_text_tower_again(clip, tmp_p
     f = image_features(clip, TRAIN, cache_dir=tmp_path).features
     monkeypatch.setattr(clip.model, "encode_text", None)
     assert adapter.logits_from_features(f).shape == (6, 3)
-
-
-def test_the_published_recipe():
-    config = recipe(CLIPAdapter)
-    assert (config.epochs, config.batch_size, config.lr, config.optimizer) == (50, 32, 0.002, "sgd")
-    assert (config.warmup_lr, config.keep) == (1e-5, "last")
 
 
 @pytest.mark.parametrize(

@@ -99,26 +99,6 @@ def test_validation_may_lack_a_class(clip, tmp_path):
     assert probe.search["val_balanced_accuracy"].max() == 1
 
 
-def test_forward_is_features_then_logits_without_gradients(clip, tmp_path):
-    card, train, val, test = sets(2)
-    probe = LinearProbe(clip, card)
-    fit(probe, train, val, cache_dir=tmp_path)
-    images = torch.stack([clip.preprocess(test.image(i)) for i in range(4)])
-    cached = image_features(clip, test.subset(range(4)), cache_dir=tmp_path).features
-    assert torch.allclose(probe(images), probe.logits_from_features(cached), atol=1e-3)
-    assert not any(p.requires_grad for p in probe.parameters())
-
-
-def test_weights_save_and_load(clip, tmp_path):
-    card, train, val, _ = sets(2)
-    probe = LinearProbe(clip, card)
-    fit(probe, train, val, cache_dir=tmp_path)
-    other = LinearProbe(clip, card)
-    other.load_state_dict(probe.state_dict())
-    features = torch.randn(3, clip.embed_dim)
-    assert torch.equal(other.logits_from_features(features), probe.logits_from_features(features))
-
-
 def test_an_unfitted_probe_says_so(clip):
     with pytest.raises(RuntimeError, match="the linear probe is not fitted; call medvlp.fit"):
         LinearProbe(clip, make_card())(torch.zeros(1, 3, clip.image_size, clip.image_size))

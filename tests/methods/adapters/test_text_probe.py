@@ -10,7 +10,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.methods.adapters.text_probe import TextProbe
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.study.training.config import TrainConfig, recipe
+from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 from tests.methods.small import SYMPTOMS, make_card, make_set
 
@@ -100,18 +100,11 @@ def test_the_penalty_holds_the_weights_near_the_texts(clip, cache):
     assert 0 < moved() < 0.7 * moved(constraint=False)
 
 
-def test_the_published_recipe():
-    config = recipe(TextProbe)
-    assert (config.epochs, config.batch_size, config.lr, config.optimizer) == (300, 256, 0.1, "sgd")
-    assert (config.weight_decay, config.warmup_lr, config.views, config.keep) == (0, 1e-5, 20, "last")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"multiplier_views": -1}, "multiplier_views must be at least 0, got -1"),
         ({"knowledge": "names"}, "unknown knowledge 'names'"),
-        ({"logit_scale": -1.0}, "logit_scale must be above 0"),
     ],
 )
 def test_errors_name_what_is_wrong(clip, options, message):

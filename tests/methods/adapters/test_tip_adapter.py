@@ -11,7 +11,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.methods.adapters.tip_adapter import TipAdapter
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.study.training.config import TrainConfig, recipe
+from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 from tests.methods.small import make_card, make_set
 
@@ -146,12 +146,6 @@ def test_the_keys_are_trained_as_plain_adamw_trains_them(clip, cache):
     assert (tip.keys - x).abs().max() > 0.01
 
 
-def test_the_published_recipe(clip):
-    config = recipe(TipAdapter)
-    assert (config.epochs, config.batch_size, config.lr, config.optimizer) == (20, 256, 0.001, "adamw")
-    assert (config.warmup_lr, config.keep) == (None, "best")
-
-
 def test_an_empty_cache_says_so(clip):
     with pytest.raises(RuntimeError, match=r"the cache is empty; call medvlp\.fit"):
         TipAdapter(clip, CARD)(torch.zeros(1, 3, 32, 32))
@@ -164,7 +158,6 @@ def test_an_empty_cache_says_so(clip):
         ({"beta_max": 0.1}, "alpha_max and beta_max above 0.1"),
         ({"cache_views": -1}, "cache_views and n_cache are 0 or more, got -1 and 0"),
         ({"knowledge": "symptom"}, "unknown knowledge 'symptom'"),
-        ({"logit_scale": 0.0}, "logit_scale must be above 0"),
     ],
 )
 def test_errors_name_what_is_wrong(clip, options, message):

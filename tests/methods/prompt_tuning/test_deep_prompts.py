@@ -6,7 +6,6 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.datasets import load_dataset
@@ -22,7 +21,7 @@ from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import recipe
 from medvlp.study.training.fit import fit
 from tests.backbone import small_clips
-from tests.methods.small import make_card
+from tests.methods.small import make_card, trained
 
 KINDS = [VPT, IVLP, MaPLe, PromptSRC]
 TOWERS = ["openai_kind", "siglip_kind", "eos_kind", "coca_kind", "biomedclip_kind"]
@@ -33,10 +32,6 @@ LABELS = torch.tensor([0, 1, 2, 0])
 def draw_images(clip: Clip, n: int = 4) -> torch.Tensor:
     shape = n, 3, clip.image_size, clip.image_size
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def trained(method: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in method.named_parameters() if p.requires_grad}
 
 
 # --- all methods ---
@@ -95,19 +90,6 @@ def test_a_tower_of_few_blocks_has_prompts_in_all_and_no_more(clip, kind):
         kind(clip, CARD, depth=4)
     with pytest.raises(ValueError, match="n_ctx must be at least 1, got 0"):
         kind(clip, CARD, n_ctx=0)
-
-
-def test_the_recipes_are_the_published_ones():
-    found = {kind: recipe(kind) for kind in KINDS}
-    assert found[IVLP] == found[PromptSRC]
-    assert [(r.epochs, r.batch_size, r.lr) for r in map(found.get, (VPT, IVLP, MaPLe))] == [
-        (5, 4, 0.0025),
-        (20, 4, 0.0025),
-        (5, 4, 0.0035),
-    ]
-    for r in found.values():
-        assert (r.momentum, r.weight_decay, r.warmup_lr) == (0.9, 5e-4, 1e-5)
-        assert (r.optimizer, r.views, r.keep) == ("sgd", "fresh", "last")
 
 
 # --- texts ---

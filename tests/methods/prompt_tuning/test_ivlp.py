@@ -7,20 +7,11 @@ from medvlp.methods.prompt_tuning.ivlp import IVLP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
-from tests.methods import deep_oracle
-from tests.methods.small import make_card, make_set
+from tests.methods.prompt_tuning import deep_oracle
+from tests.methods.small import make_card, make_set, shake
 
 CARD = make_card()
 TEXTS = [f"a photo of a {name}." for name in CARD.classnames]
-
-
-def shake(method: torch.nn.Module) -> torch.nn.Module:
-    """Move every learned tensor away from its start."""
-    random = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for p in (p for p in method.parameters() if p.requires_grad):
-            p.add_(torch.randn(p.shape, generator=random) * 0.3)
-    return method
 
 
 @pytest.mark.parametrize(("depth", "image_depth"), [(1, 1), (2, 1), (3, 2), (1, 2)])

@@ -8,7 +8,7 @@ from medvlp.backbone.clip import Clip, load_clip
 from medvlp.methods.prompt_tuning.coop import CoOp
 from medvlp.methods.prompt_tuning.kgcoop import KgCoOp
 from tests.backbone import small_clips
-from tests.methods import coop_oracle
+from tests.methods.prompt_tuning import coop_oracle
 from tests.methods.small import make_card
 
 CARD = make_card()

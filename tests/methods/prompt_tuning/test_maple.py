@@ -8,7 +8,7 @@ from medvlp.backbone.clip import load_clip
 from medvlp.methods.prompt_tuning.ivlp import IVLP
 from medvlp.methods.prompt_tuning.maple import MaPLe
 from tests.backbone import small_clips
-from tests.methods import deep_oracle
+from tests.methods.prompt_tuning import deep_oracle
 from tests.methods.small import make_card
 
 CARD = make_card()

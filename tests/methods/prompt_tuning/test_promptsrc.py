@@ -13,7 +13,7 @@ from medvlp.methods.prompt_tuning.promptsrc import PromptSRC
 from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
-from tests.methods import deep_oracle
+from tests.methods.prompt_tuning import deep_oracle
 from tests.methods.small import make_card, make_set
 
 CARD = make_card()

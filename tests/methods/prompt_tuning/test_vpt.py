@@ -3,28 +3,19 @@
 import pytest
 import torch
 
-from medvlp.backbone.clip import Clip
 from medvlp.methods.prompt_tuning.vpt import VPT
 from medvlp.methods.zero_shot import ZeroShot
-from tests.methods import deep_oracle
-from tests.methods.small import make_card
+from tests.methods.prompt_tuning import deep_oracle
+from tests.methods.small import make_card, shake
 
 CARD = make_card()
-
-
-def shaken(clip: Clip, **switches) -> VPT:
-    """With prompts away from their start."""
-    vpt, random = VPT(clip, CARD, **switches), torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        vpt.image_prompts.add_(torch.randn(vpt.image_prompts.shape, generator=random) * 0.3)
-    return vpt
 
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("before_patches", [False, True])
 def test_logits_and_gradients_are_those_of_the_equations(clip, images, depth, before_patches):
     """Wherever the prompts stand: the papers have them before and after the patches."""
-    vpt = shaken(clip, n_ctx=3, depth=depth, templates=["skin with {}."])
+    vpt = shake(VPT(clip, CARD, n_ctx=3, depth=depth, templates=["skin with {}."]))
     assert vpt.image_prompts.shape == (depth, 3, 64)
     t = clip.encode_texts([f"skin with {name}." for name in CARD.classnames])
     f = deep_oracle.image_features(clip, images, vpt.image_prompts, before_patches)
