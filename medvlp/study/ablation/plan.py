@@ -286,21 +286,21 @@ def _source_of(kind: type) -> str:
     # besides methods: what a property, a cached one, a static and a class method call
     wrapped = [getattr(one, name, None) for one in members.values() for name in ("fget", "func", "__func__")]
     functions = [one for one in (*members.values(), *wrapped) if inspect.isfunction(one)]
-    if not functions:  # a class of constants alone
-        constants = (bool, int, float, str, list, tuple, dict)
-        return repr([(name, value) for name, value in members.items() if isinstance(value, constants)])
     try:
-        cell = "".join(inspect.findsource(functions[0])[0])
+        cell = "".join(inspect.findsource(functions[0])[0]) if functions else ""
+        nodes = ast.walk(ast.parse(cell))
+        classes = [node for node in nodes if isinstance(node, ast.ClassDef) and node.name == kind.__name__]
+        if classes:
+            return "\n".join(map(ast.unparse, classes))
+        # no statement made it, as with type("Mine", (Base,), {...}): its constants, and its functions' source
+        constants = (bool, int, float, str, list, tuple, dict)
+        named = [repr((name, value)) for name, value in members.items() if isinstance(value, constants)]
+        return "\n".join([*named, *map(inspect.getsource, functions)])
     except OSError:
-        cell = ""
-    nodes = ast.walk(ast.parse(cell))
-    classes = [node for node in nodes if isinstance(node, ast.ClassDef) and node.name == kind.__name__]
-    if not classes:
         raise ValueError(
             f"the source of {kind.__name__} cannot be read, so a study could not notice when it changes; "
             "write the class in a file or in a notebook's cell."
-        )
-    return "\n".join(map(ast.unparse, classes))
+        ) from None
 
 
 def _check_told_apart(runs: list[Run]) -> None:
