@@ -13,7 +13,7 @@ from medvlp.data.card_parts import SPLITS
 from medvlp.data.cards import DataCard, load_card
 from medvlp.data.errors import check_same_classes
 from medvlp.data.files import sha256
-from medvlp.data.folders import Problems, read_csv, read_folder
+from medvlp.data.folders import Problems, listed_files, read_csv, read_folder
 from medvlp.data.image_sets import ImageSet, PhantomSet, Rendered
 from medvlp.data.medmnist import read_medmnist
 from medvlp.data.phantoms.worlds import get_world
@@ -56,6 +56,8 @@ class Data:
         lines += [f"groups in both {pair}, as the data was given: {n}" for pair, n in shared.items()]
         if self.record["skipped"]:
             lines.append(f"left out: {len(self.record['skipped'])}; see record['skipped']")
+        if self.record.get("other_files"):
+            lines.append(f"no images, left out: {listed_files(self.record['other_files'])}")
         return "\n".join(lines)
 
     def summary(self) -> pd.DataFrame:

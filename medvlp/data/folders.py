@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from medvlp.data.card_parts import SPLITS
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
 from medvlp.data.image_sets import Files, ImageSet
-from medvlp.data.images import SUFFIXES
+from medvlp.data.images import image_suffixes
 
 SPLIT_WORDS = {"training": "train", "train": "train", "testing": "test", "test": "test"} | dict.fromkeys(
     ("dev", "valid", "validation", "val"), "val"
@@ -88,11 +89,11 @@ def read_folder(
             f"card {card.name!r}: no split folder {missing[0]!r} in {base}; it has {inside}."
         )
     unused = sorted(set(subfolders.values()) - set(present.values())) if present else []
-    parts, others = {}, 0
+    parts, others = {}, Counter()
     for split, folder in (present or {"train": base}).items():
         parts[split], more = _read_class_folders(card, split, base, folder, problems)
         others += more
-    return parts, {"other_files": others, "unused_folders": [path.name for path in unused]}
+    return parts, {"other_files": dict(others), "unused_folders": [path.name for path in unused]}
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -105,9 +106,9 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _read_class_folders(
     card: DataCard, split: str, base: Path, folder: Path, problems: Problems
-) -> tuple[ImageSet, int]:
-    """All images under the class folders of one folder, and how many files there are no images."""
-    rows, others = [], 0
+) -> tuple[ImageSet, Counter]:
+    """All images under the class folders of one folder, and how many files of which ending are no images."""
+    rows, others, suffixes = [], Counter(), image_suffixes()
     for class_folder in _subfolders(folder):
         try:
             label = card.label_of(class_folder.name)
@@ -118,16 +119,21 @@ def _read_class_folders(
             continue
         for where, inside, names in os.walk(class_folder):
             inside[:] = sorted(name for name in inside if not name.startswith("."))
-            images = sorted(n for n in names if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES)
-            others += len(names) - len(images)
-            paths = [Path(where, name) for name in images]
+            endings = {n: "hidden" if n.startswith(".") else Path(n).suffix.lower() for n in sorted(names)}
+            others.update(ending for ending in endings.values() if ending not in suffixes)
+            paths = [Path(where, name) for name, ending in endings.items() if ending in suffixes]
             rows += [(path.relative_to(base).as_posix(), label, "", path) for path in paths]
     if not rows:
         raise ValueError(
-            f"card {card.name!r}: no images in the class folders of {folder} ({others} other file(s)). "
-            f"An image file ends in {', '.join(sorted(SUFFIXES))}."
+            f"card {card.name!r}: no images in the class folders of {folder} (other files: "
+            f"{listed_files(others)}). An image's name ends as Pillow knows it: .png, .jpg, .tif, ..."
         )
     return _image_set(card, split, rows), others
+
+
+def listed_files(others: dict[str, int]) -> str:
+    """Numbers of files by ending in words, such as "3 .txt, 1 hidden"."""
+    return ", ".join(f"{n} {ending or 'without ending'}" for ending, n in sorted(others.items())) or "none"
 
 
 def _image_set(card: DataCard, split: str, rows: list[tuple[str, int, str, Path]]) -> ImageSet:

@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# What an image file may be called. Anything else in a folder of images is left alone.
-SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+# What Pillow knows, but does not decode by itself (videos, grids of numbers, drawings).
+NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 DEPTHS = (8, 10, 12, 14, 16)  # bits a grey value that detectors and files use
 PHOTOMETRIC, MIN_IS_WHITE = 262, 0  # TIFF tag and its value for "small numbers are bright"
 
@@ -21,6 +19,13 @@ _DECODER_ERRORS += (struct.error, zlib.error, Image.DecompressionBombError)
 
 class ImageError(ValueError):
     """A file that cannot be read as an image; the message names it and says what to do."""
+
+
+def image_suffixes() -> set[str]:
+    """What a picture's name may end in: whatever Pillow opens, with the plugins that are registered now."""
+    formats = Image.registered_extensions()  # .png: PNG, ...
+    pictures = {suffix for suffix, name in formats.items() if name in Image.OPEN and name not in NO_PICTURES}
+    return pictures | {".mpo"}  # several JPEG pictures in one file: the JPEG reader opens it
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -168,14 +168,37 @@ def test_patients_that_given_splits_share_are_counted(tmp_path):
         assert f"groups in both {pair}, as the data was given: {n}" in repr(data)
 
 
-def test_other_files_are_left_alone_and_counted(tmp_path):
+def test_other_files_are_left_alone_counted_and_said(tmp_path):
     draw_classes(tmp_path)
-    (tmp_path / "dark" / "Thumbs.db").write_text("x")
-    (tmp_path / "dark" / ".hidden.png").write_text("x")
+    assert "no images" not in repr(load_dataset(FOLDER, root=tmp_path))
+    for name in ("Thumbs.db", ".hidden.png", "LICENSE", "a.PDF", "b.pdf", "c.mpg", "d.eps", "e.h5", "f.dcm"):
+        (tmp_path / "dark" / name).write_text("x")
     (tmp_path / "__MACOSX").mkdir()
     data = load_dataset(FOLDER, root=tmp_path)
     assert data.summary()["total"].sum() == 60
-    assert data.record["other_files"] == 2
+    others = dict.fromkeys(("", ".db", ".dcm", ".eps", ".h5", ".mpg", "hidden"), 1) | {".pdf": 2}
+    assert data.record["other_files"] == others
+    said = "1 without ending, 1 .db, 1 .dcm, 1 .eps, 1 .h5, 1 .mpg, 2 .pdf, 1 hidden"
+    assert f"no images, left out: {said}" in repr(data)
+
+
+def test_whatever_pillow_writes_and_opens_again_is_an_image(tmp_path):
+    """Every ending that Pillow knows, in either case, beside the usual ones."""
+    draw_classes(tmp_path)
+    endings = []
+    for suffix in Image.registered_extensions():
+        path = tmp_path / "dark" / f"own{suffix.upper() if len(endings) % 2 else suffix}"
+        try:
+            Image.new("1" if suffix in (".msp", ".xbm") else "RGB", (16, 16), 255).save(path)
+            Image.open(path).load()
+        except (OSError, ValueError, KeyError):
+            path.unlink(missing_ok=True)
+        else:
+            endings.append(suffix)
+    assert {".jfif", ".mpo", ".avif", ".tga", ".pnm", ".jpx"} < set(endings) and len(endings) > 30
+    data = load_dataset(FOLDER, root=tmp_path)
+    assert data.summary()["dark"].sum() == 20 + len(endings)
+    assert data.record["other_files"] == {}
 
 
 def test_an_unknown_class_folder_is_named_with_the_choices_or_skipped(tmp_path):
@@ -201,7 +224,7 @@ def test_a_missing_root_says_what_is_expected_and_how_to_get_it(tmp_path, monkey
 def test_empty_splits_and_classes(tmp_path):
     draw_classes(tmp_path / "train")
     (tmp_path / "test" / "dark").mkdir(parents=True)
-    refused(r"no images in the class folders of .*test \(0 other file\(s\)\)", FOLDER, tmp_path)
+    refused(r"no images in the class folders of .*test \(other files: none\)", FOLDER, tmp_path)
     draw_classes(tmp_path / "some", names=["dark", "grey"])
     refused("no image of class 'bright' in the train split", FOLDER, tmp_path / "some")
 
