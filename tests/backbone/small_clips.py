@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertTokenizerFast
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vip_csc0.npz"
+FAMILY = Path(__file__).parents[1] / "golden" / "family"
 MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
 VISION = {"image_size": 32, "patch_size": 8, "layers": 2, "width": 64, "head_width": 32}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 48, "heads": 2, "layers": 3}
@@ -107,22 +108,55 @@ def biomedclip_kind(folder: Path, pooler: str = "cls_last_hidden_state_pooler") 
 
 
 def golden_kind(folder: Path, file: Path = GOLDEN) -> str:
-    """The CLIP that the golden numbers in `file` were made on."""
-    golden = np.load(file)
-    weights = {
-        key.removeprefix("clip/"): torch.from_numpy(golden[key])
-        for key in golden.files
-        if key.startswith("clip/") and ".ids" not in key and ".rows" not in key
-    }
-    tokens = torch.zeros(49408, 64)
-    tokens[torch.from_numpy(golden["clip/token_embedding.ids"])] = torch.from_numpy(
-        golden["clip/token_embedding.rows"]
-    )
-    weights["token_embedding.weight"] = tokens
+    """The CLIP that the golden numbers of ViP and CILMP were made on."""
     cfg = {
         "embed_dim": 64,
         "quick_gelu": True,
         "vision_cfg": {"image_size": 32, "patch_size": 8, "layers": 3, "width": 64, "head_width": 64},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 3},
     }
+    return write_clip(folder, cfg, weights=_golden_weights(file))
+
+
+def family_kind(folder: Path) -> str:
+    """The CLIP that the golden numbers of all other methods were made on: two heads a tower."""
+    cfg = {
+        "embed_dim": 80,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "layers": 3, "width": 128, "head_width": 64},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3},
+    }
+    return write_clip(folder, cfg, weights=_golden_weights(FAMILY / "clip.npz"))
+
+
+def family_bert_kind(folder: Path) -> str:
+    """The CLIP with a BERT tower that BiomedCoOp's golden numbers were made on; its image tower is unused."""
+    golden = np.load(FAMILY / "bert_text.npz")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text(str(golden["vocab"]))
+    (folder / "config.json").write_text(str(golden["bert_config"]))
+    BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
+    cfg = json.loads(str(golden["open_clip_config"]))["model_cfg"]
+    cfg["text_cfg"] |= {"hf_model_name": str(folder), "hf_tokenizer_name": "some/bert"}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        weights = open_clip.CustomTextCLIP(**cfg).state_dict()
+    weights |= {key: as_float32(golden[key]) for key in golden.files if key == "logit_scale"}
+    text = [key for key in golden.files if key.startswith("text/")]
+    weights |= {key.replace("/", "."): as_float32(golden[key]) for key in text}
     return write_clip(folder, cfg, weights=weights)
+
+
+def as_float32(numbers: np.ndarray) -> torch.Tensor:
+    """Numbers of a golden file as a tensor; what is kept in float16 was float32 that float16 holds."""
+    return torch.from_numpy(numbers.astype(np.float32) if numbers.dtype == np.float16 else numbers.copy())
+
+
+def _golden_weights(file: Path) -> dict[str, torch.Tensor]:
+    """The CLIP's weights in a golden file; token embeddings that no text there uses are 0."""
+    golden = np.load(file)
+    named = {key.removeprefix("clip/"): as_float32(golden[key]) for key in golden.files if "clip/" in key}
+    ids, rows = (named.pop(f"token_embedding.{part}") for part in ("ids", "rows"))
+    tokens = torch.zeros(49408, rows.shape[1])
+    tokens[ids.long()] = rows
+    return named | {"token_embedding.weight": tokens}

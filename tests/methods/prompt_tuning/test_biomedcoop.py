@@ -1,4 +1,4 @@
-"""BiomedCoOp: its losses written out prompt by prompt, as the authors score, prune and distil."""
+"""BiomedCoOp: which prompts are kept, and what the penalties hold the context to."""
 
 import numpy as np
 import pytest
@@ -9,11 +9,9 @@ from medvlp.backbone.clip import Clip, load_clip
 from medvlp.methods.prompt_tuning.biomedcoop import BiomedCoOp, kept_prompts
 from medvlp.methods.prompt_tuning.coop import CoOp
 from tests.backbone import small_clips
-from tests.methods.prompt_tuning import coop_oracle
 from tests.methods.small import SYMPTOMS, make_card
 
 CARD = make_card()
-LABELS = torch.tensor([0, 1, 2, 0, 1])
 PHRASES = ["dark", "round", "ragged", "waxy", "blue and gray", "even brown color", "white dots"]
 PROMPTS = {c: [f"{phrase} {c[0]}" for phrase in PHRASES] for c in CARD.classnames}
 
@@ -28,37 +26,6 @@ def authors_choice(scores: list[float], tau: float) -> list[bool]:
     s = np.array(scores)
     z = (s - np.median(s)) / np.median(np.abs(s - np.median(s)))
     return (np.abs((z - z.mean()) / z.std(ddof=1)) <= tau).tolist()
-
-
-def test_losses_and_gradient_are_those_of_the_formula(clip, f):
-    method = BiomedCoOp(clip, CARD, symptoms=PROMPTS, sccm_weight=3.0, kdsp_weight=0.5, tau=1.2)
-    ctx = method.ctx.detach().clone().requires_grad_()
-    t = coop_oracle.text_features(clip, CARD.classnames, ctx)  # (n_cls, D)
-    w = torch.stack([clip.encode_texts([f"{p}." for p in PROMPTS[c]]) for c in CARD.classnames])
-
-    mean = F.normalize(w.mean(dim=1), dim=-1)
-    sccm = sum(((t[c] - mean[c]) ** 2).mean() for c in range(3)) / 3
-    scores = [
-        np.mean([max(float(f[b] @ w[c, i]) for c in range(3)) for b in range(5)]) for i in range(len(PHRASES))
-    ]
-    kept = authors_choice(scores, 1.2)
-    assert 0 < sum(kept) < len(PHRASES)
-    selected = F.normalize(w[:, kept].mean(dim=1), dim=-1)
-    logits = clip.logit_scale * f @ t.T
-    kdsp = []
-    for b in range(5):
-        q = (clip.logit_scale * selected @ f[b]).softmax(dim=0)
-        kdsp.append((q * (q.log() - logits[b].softmax(dim=0).log())).sum() / 3)
-    expected = 3.0 * sccm + 0.5 * torch.stack(kdsp)
-
-    ours, penalty = method.training_logits(f)
-    assert torch.equal(ours, method.logits_from_features(f))
-    assert torch.allclose(method.selected_features(f), selected, atol=1e-5)
-    assert penalty.shape == (5,) and penalty.min() > 0
-    assert torch.allclose(penalty, expected, rtol=1e-3, atol=1e-6)
-    (F.cross_entropy(logits, LABELS) + expected.mean()).backward()
-    (F.cross_entropy(ours, LABELS) + penalty.mean()).backward()
-    assert torch.allclose(method.ctx.grad, ctx.grad, atol=1e-4 * float(ctx.grad.abs().max()))
 
 
 @pytest.mark.parametrize("tau", [1.0, 1.5, 2.0])

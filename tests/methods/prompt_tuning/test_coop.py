@@ -1,35 +1,19 @@
-"""CoOp: its formula, worked out without hooks."""
+"""CoOp: what is learned, and of which class."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.methods.prompt_tuning.coop import CoOp
 from tests.backbone import small_clips
-from tests.methods.prompt_tuning import coop_oracle
 from tests.methods.small import make_card
 
 CARD = make_card()
-LABELS = torch.tensor([0, 1, 2, 0, 1])
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Clip:
     return load_clip(small_clips.openai_kind(tmp_path_factory.mktemp("clip")), device="cpu")
-
-
-@pytest.mark.parametrize("csc", [False, True])
-@pytest.mark.parametrize("position", ["end", "middle", "front"])
-def test_logits_and_gradients_are_those_of_the_formula(clip, f, position, csc):
-    coop = CoOp(clip, CARD, n_ctx=5, csc=csc, position=position)
-    ctx = coop.ctx.detach().clone().requires_grad_()
-    t = coop_oracle.text_features(clip, CARD.classnames, ctx, position)
-    logits = clip.logit_scale * f @ t.T
-    assert torch.allclose(coop.logits_from_features(f), logits, atol=1e-4)
-    F.cross_entropy(logits, LABELS).backward()
-    F.cross_entropy(coop.logits_from_features(f), LABELS).backward()
-    assert torch.allclose(coop.ctx.grad, ctx.grad, atol=1e-4 * float(ctx.grad.abs().max()))
 
 
 def test_class_specific_context_changes_its_own_class_only(clip):

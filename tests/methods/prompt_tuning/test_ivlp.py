@@ -1,4 +1,4 @@
-"""IVLP: equal to its equations written out, and at its start to zero-shot."""
+"""IVLP: at its start equal to zero-shot, and no work is done twice."""
 
 import pytest
 import torch
@@ -7,27 +7,10 @@ from medvlp.methods.prompt_tuning.ivlp import IVLP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
-from tests.methods.prompt_tuning import deep_oracle
-from tests.methods.small import make_card, make_set, shake
+from tests.methods.small import make_card, make_set
 
 CARD = make_card()
 TEXTS = [f"a photo of a {name}." for name in CARD.classnames]
-
-
-@pytest.mark.parametrize(("depth", "image_depth"), [(1, 1), (2, 1), (3, 2), (1, 2)])
-def test_logits_and_gradients_are_those_of_the_equations(clip, images, depth, image_depth):
-    ivlp = shake(IVLP(clip, CARD, n_ctx=2, n_image_ctx=3, depth=depth, image_depth=image_depth))
-    learned = ivlp.ctx, ivlp.image_prompts
-    assert [p.shape for p in learned] == [(depth, 2, 48), (image_depth, 3, 64)]
-    f = deep_oracle.image_features(clip, images, ivlp.image_prompts)
-    t = deep_oracle.text_features(clip, TEXTS, ivlp.ctx)
-    expected, logits = clip.logit_scale * f @ t.T, ivlp(images)
-    assert torch.allclose(logits, expected, atol=1e-4)
-    weights = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
-    ours, theirs = (torch.autograd.grad((x * weights).sum(), learned) for x in (logits, expected))
-    for a, b in zip(ours, theirs, strict=True):
-        assert (a - b).norm() <= 1e-4 * b.norm()
-        assert (b.flatten(1).norm(dim=1) > 0).all()  # of every block's
 
 
 @pytest.mark.parametrize("n_ctx", [1, 4])

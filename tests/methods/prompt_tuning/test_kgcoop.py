@@ -1,42 +1,20 @@
-"""KgCoOp: the penalty written out, and what holds the context back."""
+"""KgCoOp: what its penalty holds the context to."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.methods.prompt_tuning.coop import CoOp
 from medvlp.methods.prompt_tuning.kgcoop import KgCoOp
 from tests.backbone import small_clips
-from tests.methods.prompt_tuning import coop_oracle
 from tests.methods.small import make_card
 
 CARD = make_card()
-LABELS = torch.tensor([0, 1, 2, 0, 1])
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Clip:
     return load_clip(small_clips.openai_kind(tmp_path_factory.mktemp("clip")), device="cpu")
-
-
-def test_penalty_and_gradient_are_those_of_the_formula(clip, f):
-    method = KgCoOp(clip, CARD, weight=8.0)
-    ctx = method.ctx.detach().clone().requires_grad_()
-    t = coop_oracle.text_features(clip, CARD.classnames, ctx)
-    w = clip.encode_texts([f"a dermoscopy image of {name}." for name in CARD.classnames])
-    cosines = [F.cosine_similarity(t[c], w[c], dim=0) for c in range(3)]
-    expected = 8.0 * (1 - sum(cosines) / 3)
-    assert expected > 0.1
-    assert expected.item() == pytest.approx(4.0 * (t - w).square().sum(dim=1).mean().item(), rel=1e-3)
-
-    logits, penalty = method.training_logits(f)
-    assert torch.equal(logits, method.logits_from_features(f))
-    assert penalty.shape == (5,)
-    assert penalty.tolist() == pytest.approx([expected.item()] * 5, rel=1e-4)
-    (F.cross_entropy(clip.logit_scale * f @ t.T, LABELS) + expected).backward()
-    (F.cross_entropy(logits, LABELS) + penalty.mean()).backward()
-    assert torch.allclose(method.ctx.grad, ctx.grad, atol=1e-4 * float(ctx.grad.abs().max()))
 
 
 def test_there_is_no_penalty_where_the_context_is_the_template(clip, f):

@@ -1,6 +1,4 @@
-"""PromptSRC: its three constraints computed by hand, and without them IVLP."""
-
-import math
+"""PromptSRC: what its constraints hold it to, and without them IVLP."""
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ from medvlp.methods.prompt_tuning.promptsrc import PromptSRC
 from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
-from tests.methods.prompt_tuning import deep_oracle
 from tests.methods.small import make_card, make_set
 
 CARD = make_card()
@@ -44,45 +41,6 @@ def test_the_frozen_texts_are_the_mean_over_templates_before_it_is_normalised(cl
         assert torch.allclose(src.frozen_text_features[c], F.normalize(mean, dim=-1), atol=1e-5)
     own = PromptSRC(clip, CARD, templates=["a photo of a {}."])
     assert torch.allclose(own.frozen_text_features, clip.encode_texts(TEXTS), atol=1e-5)
-
-
-@pytest.mark.parametrize("weights", [(25, 10, 1), (2, 0, 0), (0, 3, 0), (0, 0, 4)])
-def test_the_penalty_is_the_three_constraints(clip, images, weights):
-    names = "text_weight", "image_weight", "logits_weight"
-    src = PromptSRC(clip, CARD, **dict(zip(names, weights, strict=True)))
-    logits, penalty = src.training_logits(images)
-    assert torch.equal(logits, src(images))
-    t, t0 = src.class_features().tolist(), src.frozen_text_features.tolist()
-    f, f0 = src.image_features(images).tolist(), clip.encode_images(images).tolist()
-    q = src(images).double().softmax(dim=1).tolist()
-    D, n_cls = 40, 3
-
-    def kl(b: int) -> float:
-        cosines = [sum(x * y for x, y in zip(f0[b], t0[c], strict=True)) for c in range(n_cls)]
-        q0 = torch.tensor(cosines, dtype=torch.float64).mul(clip.logit_scale).softmax(dim=0).tolist()
-        return sum(q0[c] * math.log(q0[c] / q[b][c]) for c in range(n_cls))
-
-    for b in range(4):
-        text = sum(abs(t[c][d] - t0[c][d]) for c in range(n_cls) for d in range(D)) / (n_cls * D)
-        image = sum(abs(f[b][d] - f0[b][d]) for d in range(D)) / D
-        expected = weights[0] * text + weights[1] * image + weights[2] * kl(b) / n_cls
-        assert penalty[b].item() == pytest.approx(expected, rel=1e-3)
-
-
-def test_gradients_are_those_of_the_authors_loss_written_out(clip, images):
-    src = PromptSRC(clip, CARD)
-    logits, penalty = src.training_logits(images)
-    f = deep_oracle.image_features(clip, images, src.image_prompts)
-    t = deep_oracle.text_features(clip, TEXTS, src.ctx)
-    f0, t0 = clip.encode_images(images), src.frozen_text_features
-    q, q0 = (clip.logit_scale * f @ t.T).log_softmax(1), (clip.logit_scale * f0 @ t0.T).log_softmax(1)
-    theirs = F.nll_loss(q, LABELS) + 25 * F.l1_loss(t, t0) + 10 * F.l1_loss(f, f0)
-    theirs = theirs + F.kl_div(q, q0, reduction="sum", log_target=True) / q.numel()
-    ours = (F.cross_entropy(logits, LABELS, reduction="none") + penalty).mean()
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    learned = src.ctx, src.image_prompts
-    for a, b in zip(*(torch.autograd.grad(loss, learned) for loss in (ours, theirs)), strict=True):
-        assert (a - b).norm() <= 1e-3 * b.norm()
 
 
 def test_at_the_frozen_towers_nothing_is_added(clip, images):
