@@ -1,7 +1,8 @@
 """Where a CLIP comes from: the package, a folder, the Hugging Face hub, or open_clip's own list.
 
 Each loader checks first that everything needed is at hand, so that a missing file or network is one
-clear error at once, not a log of retries.
+clear error at once, not a log of retries. Python code that lies beside a model is never run, whatever the
+model's configuration asks for.
 """
 
 import difflib
@@ -9,15 +10,18 @@ import json
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import open_clip
 import torch
+from open_clip.hf_configs import arch_dict
 from safetensors import SafetensorError
 from torch import nn
+from transformers import AutoConfig
+from transformers.utils import cached_file
 
 from medvlp.data.errors import unknown_name
 
@@ -30,6 +34,8 @@ WEIGHTS = (
 )
 TOWER_CONFIG = ("config.json",)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+PLACES = ("local-dir:", "hf-hub:")  # what begins so can hold anything; the other names are open_clip's own
+NO_CODE = "Python code that comes with a model is never run here"
 Loaded = tuple[nn.Module, Any, dict]  # model, tokenizer, model configuration
 
 
@@ -67,12 +73,14 @@ def _load_folder(name: str, folder: Path, precision: str) -> Loaded:
         for file in folder.iterdir()
     ):  # transformers would make an empty vocabulary without a word
         raise FileNotFoundError(f"clip {name!r}: no tokenizer; {folder / 'tokenizer.json'} is missing.")
+    refuse_code(f"clip {name!r}", str(folder))
     overrides = {}
     if text_cfg.get("hf_model_name"):
         if (folder / "config.json").is_file():
             text_cfg["hf_model_name"] = str(folder)
         tower = text_cfg["hf_model_name"]
         check_at_hand(name, tower, TOWER_CONFIG, f"Put the config.json of {tower!r} into {folder}.")
+        _check_tower(name, tower)
         overrides["text_cfg"] = text_cfg | {"hf_model_pretrained": False}
     try:
         model = open_clip.create_model(
@@ -87,9 +95,11 @@ def _load_folder(name: str, folder: Path, precision: str) -> Loaded:
             f"clip {name!r}: the weights in {folder} cannot be loaded as {config} says: {error}"
         ) from error
     try:
-        return model, open_clip.get_tokenizer(f"local-dir:{folder}"), cfg
+        return model, _tokenizer(f"local-dir:{folder}", text_cfg), cfg
     except (OSError, ValueError) as error:
-        raise ValueError(f"clip {name!r}: the tokenizer files in {folder} cannot be read: {error}") from error
+        raise ValueError(
+            f"clip {name!r}: the tokenizer files in {folder} cannot be read: {why_not(error)}"
+        ) from error
 
 
 def _load_hub(name: str, precision: str) -> Loaded:
@@ -97,12 +107,18 @@ def _load_hub(name: str, precision: str) -> Loaded:
     check_at_hand(name, repo, CONFIG, _take_along(repo))
     check_at_hand(name, repo, WEIGHTS, _take_along(repo))
     try:
+        refuse_code(f"clip {name!r}", repo)
+        cfg = open_clip.get_model_config(name)
+        if tower := cfg["text_cfg"].get("hf_model_name"):
+            _check_tower(name, tower)
         model = open_clip.create_model(
             name, precision=precision, force_custom_text=True, require_pretrained=True
         )
-        return model, open_clip.get_tokenizer(name), open_clip.get_model_config(name)
+        return model, _tokenizer(name, cfg["text_cfg"]), cfg
     except (OSError, RuntimeError) as error:
         raise ConnectionError(f"clip {name!r} could not be loaded: {error} {_take_along(repo)}") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"clip {name!r} cannot be loaded: {why_not(error)}") from error
 
 
 def _load_builtin(name: str, precision: str) -> Loaded:
@@ -134,10 +150,74 @@ def _load_builtin(name: str, precision: str) -> Loaded:
             pretrained_text=False,
             require_pretrained=tag != "random",
         )
-        tokenizer = open_clip.get_tokenizer(arch)
+        tokenizer = _tokenizer(arch, cfg["text_cfg"])
     except (OSError, RuntimeError) as error:
         raise ConnectionError(f"clip {name!r} could not be loaded: {error} {_take_along(repo)}") from error
     return model, tokenizer, cfg | {"quick_gelu": quick_gelu}
+
+
+def refuse_code(who: str, place: str, revision: str | None = None) -> None:
+    """Look whether the configurations of a model ask for code of its own.
+
+    Whoever loads the model passes `trust_remote_code=False`, too: then transformers takes its own class where
+    it has one, and refuses where it has none.
+
+    Args:
+        who: the model that was asked for, for the message.
+        place: a folder, or a repository on the hub.
+        revision: branch, tag or commit there.
+
+    Raises:
+        ValueError: one of them does, or is no JSON; the message names the file.
+    """
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    for file in (*CONFIG, *TOWER_CONFIG, "tokenizer_config.json"):
+        path = cached_file(place, file, revision=revision, **quiet)
+        if path is None:
+            continue
+        try:
+            config = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{who}: {path} is damaged ({error}).") from None
+        # transformers ignores this word in files of its own: without code beside it, it was left over there
+        trusts = any(_values(config, "trust_remote_code"))
+        if trusts and (file in CONFIG or any(_values(config, "auto_map"))):
+            raise ValueError(f"{who}: {path} asks for trust_remote_code. {NO_CODE}; take the entry away.")
+        kernels = [*_values(config, "attn_implementation"), *_values(config, "_attn_implementation")]
+        if any("/" in str(kernel) for kernel in kernels):
+            raise ValueError(f"{who}: {path} asks for attn_implementation {kernels[0]!r}. {NO_CODE}.")
+
+
+def why_not(error: Exception) -> str:
+    """What transformers says of a model that it does not load, without its advice to run the model's code."""
+    return f"it needs code of its own. {NO_CODE}." if "trust_remote_code" in str(error) else str(error)
+
+
+def _values(config: Any, key: str) -> Iterator[Any]:
+    """Every value that stands under `key`, however deep."""
+    if isinstance(config, dict):
+        yield from (value for name, value in config.items() if name == key)
+        config = list(config.values())
+    if isinstance(config, list):
+        for part in config:
+            yield from _values(part, key)
+
+
+def _check_tower(name: str, tower: str) -> None:
+    """ValueError unless open_clip can build the text tower with code of transformers."""
+    try:
+        refuse_code(f"clip {name!r}", tower)
+        kind = AutoConfig.from_pretrained(tower, trust_remote_code=False).model_type
+    except (OSError, ValueError) as error:
+        raise ValueError(f"clip {name!r}: its text tower {tower!r} is not known: {why_not(error)}") from error
+    if kind not in arch_dict:
+        raise ValueError(f"clip {name!r}: {unknown_name('text tower', kind, arch_dict)} {NO_CODE}.")
+
+
+def _tokenizer(name: str, text_cfg: dict) -> Any:
+    """The tokenizer; one of transformers runs no code of its own, whatever its `tokenizer_kwargs` say."""
+    safe = {"trust_remote_code": False} if text_cfg.get("hf_tokenizer_name") else {}
+    return open_clip.get_tokenizer(name, **safe)
 
 
 def _no_such_clip(name: str) -> str:

