@@ -19,6 +19,15 @@ SPLITS: tuple[str, ...] = get_args(Split)
 SHORTEST_WORD = 3  # aliases shorter than this ("mel" is not, "nv" is) are codes, allowed inside phrases
 
 
+def plain_name(classname: str) -> str:
+    """A class name as every text has it that a text tower or an LLM reads: an underscore is a space.
+
+    >>> plain_name("basal_cell carcinoma")
+    'basal cell carcinoma'
+    """
+    return classname.replace("_", " ")
+
+
 class Strict(BaseModel):
     """A model that refuses unknown fields and cannot be changed after it is made."""
 
@@ -71,7 +80,9 @@ class ClassInfo(Strict):
                 if texts.count(text) > 1:
                     raise ValueError(f"the phrase {phrase.text!r} is listed twice under {kind!r}")
                 for word in [self.name, *filter(_is_word, self.aliases)]:
-                    if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE):
+                    if re.search(
+                        rf"(?<!\w){re.escape(plain_name(word))}(?!\w)", plain_name(text), re.IGNORECASE
+                    ):
                         raise ValueError(
                             f"the phrase {phrase.text!r} under {kind!r} names its own class ({word!r}): "
                             "describe what is seen instead"

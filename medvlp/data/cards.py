@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from medvlp.data.card_parts import SOURCES, AnySource, ClassInfo, Phrase, Strict
+from medvlp.data.card_parts import SOURCES, AnySource, ClassInfo, Phrase, Strict, plain_name
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import sha256
 
@@ -86,6 +86,11 @@ class DataCard(Strict):
     def classnames(self) -> list[str]:
         """Class names in label order."""
         return [info.name for info in self.classes]
+
+    @property
+    def plain_names(self) -> list[str]:
+        """Class names as texts have them, in label order: an underscore is a space."""
+        return [plain_name(name) for name in self.classnames]
 
     @property
     def kinds(self) -> list[str]:

@@ -50,7 +50,7 @@ class Method(nn.Module):
         >>> class NamesOnly(medvlp.Method):
         ...     def __init__(self, clip, card, *, template="a photo of a {}."):
         ...         super().__init__(clip, card, locals())
-        ...         texts = [template.replace("{}", name) for name in card.classnames]
+        ...         texts = [template.replace("{}", name) for name in card.plain_names]
         ...         self.constant("text_features", clip.encode_texts(texts))
         >>> method = NamesOnly(medvlp.load_clip("tiny"), medvlp.load_card("phantom-derm"))
         >>> method.config, method.keeps_image_tower

@@ -153,6 +153,16 @@ def test_phrases_of_another_kind_make_another_card():
     assert other.hash != card.hash and "generated" not in card.kinds
 
 
+def test_an_underscore_in_a_class_name_is_a_space_in_texts():
+    card = load_card("pneumonia")
+    named = card.classes[1].model_copy(update={"name": "viral_pneumonia"})
+    card = card.model_copy(update={"classes": [card.classes[0], named]})
+    assert card.plain_names == ["normal lung", "viral pneumonia"]
+    for phrase in ("a viral_pneumonia smudge", "a Viral pneumonia smudge"):
+        with pytest.raises(ValueError, match="names its own class \\('viral_pneumonia'\\)"):
+            card.with_knowledge("mine", {"viral_pneumonia": [phrase], "normal lung": ["x"]})
+
+
 NAMING = {"pneumonia": ["a PNEUMONIA smudge"], "normal lung": ["x"]}
 
 

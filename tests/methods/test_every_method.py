@@ -171,6 +171,23 @@ def test_the_configuration_and_the_file_build_the_same_again(clip, images, tmp_p
 
 
 @every
+def test_an_underscore_in_a_class_name_is_read_as_a_space(clip, images, name, options, own):
+    if name == "LinearProbe":  # which reads no names
+        return
+    logits = []
+    for mark in (" ", "_"):
+        new = {old: f"skin{mark}{old}" for old in CARD.classnames}
+        named = [info.model_copy(update={"name": new[info.name]}) for info in CARD.classes]
+        card, given = CARD.model_copy(update={"classes": named}), dict(options)
+        if "symptoms" in given:
+            given["symptoms"] = {new[old]: phrases for old, phrases in SYMPTOMS.items()}
+        if "representations" in given:
+            given["representations"] = Representations({new[old]: rows for old, rows in ROWS.states.items()})
+        logits.append(shaken(METHODS[name](clip, card, **given))(images))
+    assert torch.equal(*logits)
+
+
+@every
 def test_images_of_other_classes_are_refused(clip, name, options, own):
     method = shaken(METHODS[name](clip, CARD, **options))
     other = CARD.with_classes(CARD.classnames[::-1])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip
+from medvlp.data.card_parts import plain_name
 
 SLOT = "\0"  # stands for one learned vector in a text
 PLACEHOLDERS = ("X", "Y")  # two words of one token each: where the token ids differ, there is a slot
@@ -22,11 +23,6 @@ def slotted(words: str, n_ctx: int, position: str) -> str:
     """
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
     return " ".join([*[SLOT] * before, words, *[SLOT] * (n_ctx - before)]) + "."
-
-
-def plain_name(classname: str) -> str:
-    """A class name as the text tower reads it: underscores are spaces."""
-    return classname.replace("_", " ")
 
 
 def in_templates(templates: Sequence[str], classnames: Sequence[str]) -> list[list[str]]:

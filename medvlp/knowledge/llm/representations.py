@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from medvlp.backbone.clip import find_device
+from medvlp.data.card_parts import plain_name
 from medvlp.data.cards import DataCard, list_cards, load_card
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import sha256
@@ -308,7 +309,7 @@ def _texts(card: DataCard, prompt: str) -> dict[str, str]:
     wants_symptoms = any(name == "symptoms" for name, _, _ in fields)
     phrases = card.symptoms() if wants_symptoms else dict.fromkeys(card.classnames, [])
     texts = {
-        name: prompt.format(name=name, modality=card.modality, symptoms="; ".join(phrases[name]))
+        name: prompt.format(name=plain_name(name), modality=card.modality, symptoms="; ".join(phrases[name]))
         for name in card.classnames
     }
     for one, other in combinations(texts, 2):

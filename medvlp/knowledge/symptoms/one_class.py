@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
+from medvlp.data.card_parts import plain_name
 from medvlp.data.cards import DataCard
 from medvlp.knowledge.symptoms.contact_sheet import ContactSheet
 from medvlp.knowledge.symptoms.phrases import PhraseChecker, phrase_features, words_of
@@ -166,9 +167,9 @@ class OneClass:
         """A question about this class; `values` are what only this question may ask for."""
         card = self.run.card
         common = {
-            "classname": self.name,
+            "classname": plain_name(self.name),
             "modality": card.modality,
-            "others": ", ".join(name for name in card.classnames if name != self.name),
+            "others": ", ".join(plain_name(name) for name in card.classnames if name != self.name),
             "count": SURPLUS * self.settings["n"],
             "shown": self.sheet.shown if self.sheet else 0,
         }

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_prompts
-from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, plain_name, slotted, word_tokens
+from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, slotted, word_tokens
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
 from medvlp.methods.base import Method
@@ -75,9 +75,9 @@ class ContextPrompts(Method):
             shape = (n_cls, M, clip.text_width) if csc else (M, clip.text_width)
             start = nn.init.normal_(torch.empty(shape), std=STD, generator=random)
         self.ctx = nn.Parameter(start.to(clip.device))
-        M, names = self.ctx.shape[-2], card.classnames
-        texts = [slotted(plain_name(name), M, position) for name in names]
-        called = [f"class {name!r}, with {M} context vectors" for name in names]
+        M = self.ctx.shape[-2]
+        texts = [slotted(name, M, position) for name in card.plain_names]
+        called = [f"class {name!r}, with {M} context vectors" for name in card.classnames]
         tokens, slots = find_slots(clip, texts, called)
         self.constant("tokens", tokens)
         self.constant("slots", slots)

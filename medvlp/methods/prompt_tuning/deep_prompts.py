@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_deep_text
 from medvlp.backbone.prompts.image_walk import encode_image_prompts
-from medvlp.backbone.prompts.slots import FIRST_CTX, STD, find_slots, plain_name, slotted, word_tokens
+from medvlp.backbone.prompts.slots import FIRST_CTX, STD, find_slots, slotted, word_tokens
+from medvlp.data.card_parts import plain_name
 from medvlp.methods.base import Method
 
 DEPTH = 9  # of the prompts of MaPLe and PromptSRC, in towers of 12 blocks

@@ -44,7 +44,8 @@ def kinds_of_knowledge(where: Where, more: Mapping[str, Mapping[str, Symptoms]] 
             `changes={"symptoms": functools.partial(kinds_of_knowledge, more=...)}`.
     """
     card = where.card
-    texts = {c: [template.replace("{}", c) for template in card.templates] for c in card.classnames}
+    names = zip(card.classnames, card.plain_names, strict=True)
+    texts = {c: [template.replace("{}", name) for template in card.templates] for c, name in names}
     kinds = {
         "symptoms": None,  # the card's own, which methods read by default
         "class names": {c: templates[:1] for c, templates in texts.items()},

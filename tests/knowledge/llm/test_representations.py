@@ -276,6 +276,11 @@ def test_braces_in_a_prompt_and_in_a_card_are_text(llm):
     }
 
 
+def test_an_underscore_in_a_class_name_is_a_space_in_the_text(llm):
+    told = llm_representations(make_card(["wild_cat", "dog"]), llm, prompt="the {name}")
+    assert told.provenance["texts"] == {"wild_cat": "the wild cat", "dog": "the dog"}
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_gpu_computes_in_bf16_and_gives_float32(llm, card):
     exact = llm_representations(card, llm, device="cpu")

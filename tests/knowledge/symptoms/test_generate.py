@@ -626,6 +626,18 @@ def test_names_with_braces_and_dollars_are_asked_as_they_are(ask):
     assert list(symptoms) == names
 
 
+def test_an_underscore_in_a_class_name_is_a_space_in_questions(ask):
+    named = [
+        info.model_copy(update={"name": name})
+        for info, name in zip(CARD.classes, ("bad_mole", "good_mole", "c"), strict=True)
+    ]
+    with FakeServer(["- dark border", "- round shape", "- waxy look"]) as server:
+        symptoms = ask(server, card=CARD.model_copy(update={"classes": named}), n=1)
+    assert list(symptoms) == ["bad_mole", "good_mole", "c"]
+    asked = question(server.asked[0])
+    assert "to detect bad mole in" in asked and "(good mole, c)" in asked and "_mole" not in asked
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 
 from medvlp.backbone.clip import load_clip
-from medvlp.data.cards import DataCard
 from medvlp.data.datasets import load_dataset
 from medvlp.methods.prompt_tuning.biomedcoop import BiomedCoOp
 from medvlp.methods.prompt_tuning.cocoop import CoCoOp
@@ -54,18 +53,6 @@ def test_any_text_tower(tmp_path, kind):
         assert torch.allclose(method(images), expected, atol=1e-3)
         F.cross_entropy(method.logits_from_features(f), torch.tensor([0, 1])).backward()
         assert method.ctx.grad.norm() > 0
-
-
-def test_an_underscore_in_a_name_is_a_space(clip, f):
-    def card(name: str) -> DataCard:
-        return DataCard.model_validate(CARD.model_dump() | {"classes": [{"name": "nevus"}, {"name": name}]})
-
-    own = {name: {"nevus": ["round"], name: ["dark"]} for name in ("blue_nevus", "blue nevus")}
-    for kind in ALL:
-        more = [{"symptoms": given} if kind is BiomedCoOp else {} for given in own.values()]
-        a, b = (kind(clip, card(name), **m) for name, m in zip(own, more, strict=True))
-        assert torch.equal(a.logits_from_features(f), b.logits_from_features(f))
-    assert torch.equal(*(KgCoOp(clip, card(name)).w for name in own))
 
 
 # --- starts and configurations ---

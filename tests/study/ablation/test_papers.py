@@ -106,6 +106,14 @@ def test_kinds_of_knowledge_are_those_of_the_card_and_more(clip):
     assert len(planned(grids, clip)) == 14
 
 
+def test_an_underscore_in_a_class_name_is_a_space_in_texts_made_of_it():
+    card = load_card("phantom-cxr")
+    named = [info.model_copy(update={"name": info.name.replace(" ", "_")}) for info in card.classes]
+    where = variants.Where("phantom-cxr", card.model_copy(update={"classes": named}), "all", 1)
+    names = {named.name: named.value for named in variants.kinds_of_knowledge(where)}["class names"]
+    assert names["normal_lung"] == ["a chest X-ray of normal lung."]
+
+
 def test_methods_that_are_compared_get_the_same_care(clip):
     """Each trained method has three rates to choose from, the same recipe otherwise, and as many epochs."""
     ablation = ABLATIONS["family"]
