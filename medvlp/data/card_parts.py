@@ -80,9 +80,8 @@ class ClassInfo(Strict):
                 if texts.count(text) > 1:
                     raise ValueError(f"the phrase {phrase.text!r} is listed twice under {kind!r}")
                 for word in [self.name, *filter(_is_word, self.aliases)]:
-                    if re.search(
-                        rf"(?<!\w){re.escape(plain_name(word))}(?!\w)", plain_name(text), re.IGNORECASE
-                    ):
+                    name = re.escape(plain_name(word))
+                    if re.search(rf"(?<!\w){name}(?!\w)", plain_name(text), re.IGNORECASE):
                         raise ValueError(
                             f"the phrase {phrase.text!r} under {kind!r} names its own class ({word!r}): "
                             "describe what is seen instead"
