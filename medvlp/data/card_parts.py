@@ -3,6 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, get_args
 
+import regex
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -13,6 +14,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from medvlp.data.files import composed
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -38,7 +41,7 @@ def _spoken(value: Any) -> Any:
     """YAML's 0 is the text "0"; its yes, no, on and off are not text at all."""
     if isinstance(value, bool):
         raise ValueError("YAML reads an unquoted yes, no, on, off, true or false as a truth value: quote it")
-    return str(value) if isinstance(value, int) else value
+    return composed(str(value) if isinstance(value, int) else value)
 
 
 Name = Annotated[str, BeforeValidator(_spoken), Field(min_length=1)]
@@ -123,8 +126,8 @@ class Source(Strict):
     @classmethod
     def _one_group(cls, pattern: str | None) -> str | None:
         try:
-            groups = re.compile("()" if pattern is None else pattern).groups
-        except re.error as error:
+            groups = regex.compile("()" if pattern is None else pattern).groups
+        except regex.error as error:
             raise ValueError(f"group_pattern {pattern!r} is no regular expression: {error}") from error
         if groups != 1:
             raise ValueError(f"group_pattern {pattern!r} must have exactly one (...) group, it has {groups}")

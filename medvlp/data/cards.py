@@ -8,6 +8,7 @@ A card that says `like: pneumonia` has the classes, templates and modality of th
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from medvlp.data.card_parts import SOURCES, AnySource, ClassInfo, Phrase, Strict, plain_name
 from medvlp.data.errors import unknown_name
-from medvlp.data.files import sha256
+from medvlp.data.files import as_word, composed, sha256
 
 INHERITED = {"modality", "templates", "classes"}  # what a card that is `like` another takes from it
 
@@ -74,10 +75,10 @@ class DataCard(Strict):
     def _names_differ(cls, classes: list[ClassInfo]) -> list[ClassInfo]:
         owner: dict[str, str] = {}
         for info in classes:
-            if owner.get(info.name.casefold()) == info.name:
+            if owner.get(as_word(info.name)) == info.name:
                 raise ValueError(f"two classes are called {info.name!r}")
             for word in info.words:
-                other = owner.setdefault(word.casefold(), info.name)
+                other = owner.setdefault(as_word(word), info.name)
                 if other != info.name:
                     raise ValueError(f"{word!r} means both class {other!r} and class {info.name!r}")
         return classes
@@ -133,6 +134,7 @@ class DataCard(Strict):
         that no card may have.
         """
         where = f"card {self.name!r}"
+        phrases = {composed(name): of_class for name, of_class in phrases.items()}
         if kind in self._some_kinds():
             listed = _listed(self._some_kinds())
             raise ValueError(f"{where} has phrases of kind {kind!r} already; its kinds: {listed}.")
@@ -162,8 +164,8 @@ class DataCard(Strict):
 
     def label_of(self, alias: str) -> int:
         """Label of a class by its name or an alias, upper or lower case; ValueError for an unknown one."""
-        labels = {word.casefold(): label for label, info in enumerate(self.classes) for word in info.words}
-        label = labels.get(str(alias).strip().casefold())
+        labels = {as_word(word): label for label, info in enumerate(self.classes) for word in info.words}
+        label = labels.get(as_word(str(alias)))
         if label is None:
             words = dict.fromkeys(word for info in self.classes for word in info.words)
             raise ValueError(unknown_name("class", alias, words, where=f"card {self.name!r}"))
@@ -217,7 +219,7 @@ def load_card(name_or_path: str | Path) -> DataCard:
 def _card_file(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.suffix == ".md":
-        if not path.is_file():
+        if not os.path.isfile(path):
             known = unknown_name("packaged card", path.stem, list_cards())
             raise FileNotFoundError(f"there is no file {path}, and {known}")
         return path
@@ -299,7 +301,10 @@ def _place(loc: tuple, front: dict) -> str:
 
 def _front_matter(path: Path) -> tuple[dict, str]:
     """Fields and text of a file; ValueError, naming the file, where the front matter is missing or bad."""
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}. A card is text in UTF-8.") from error
     parts = re.match(r"\s*---[ \t]*\n(.*?)\n---[ \t]*(?:\n(.*))?\Z", text, re.DOTALL)
     if parts is None:
         raise ValueError(f"{path}: it must start with YAML between two lines of three dashes (---).")

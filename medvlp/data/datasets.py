@@ -73,12 +73,12 @@ class Data:
         return replace(self, card=card, record=self.record | {"classes": card.classnames}, **parts)
 
     def split_table(self) -> pd.DataFrame:
-        """One row an image: id, label, classname, split, group. Saved, it serves as a card's CSV table."""
+        """One row an image: id, label (the class's name), split, group. Saved, it serves as a card's CSV."""
         tables = []
         for name, images in self.splits.items():
-            table = pd.DataFrame({"id": images.ids, "label": images.labels.tolist()})
-            classnames = table["label"].map(dict(enumerate(self.card.classnames)))
-            tables.append(table.assign(classname=classnames, split=name, group=images.groups))
+            labels = [self.card.classnames[label] for label in images.labels.tolist()]
+            columns = {"id": images.ids, "label": labels, "split": name, "group": images.groups}
+            tables.append(pd.DataFrame(columns))
         return pd.concat(tables, ignore_index=True)
 
 

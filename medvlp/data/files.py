@@ -1,12 +1,20 @@
-"""Files that are either whole or not there, and hashes of what is in them."""
+"""Files that are either whole or not there, what they are called and hold: names, hashes, rows of tables."""
 
+import csv
 import hashlib
+import io
 import os
 import secrets
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from medvlp.data.errors import unknown_name
+
+DELIMITERS = ",;\t|"  # between the columns of a table
 
 
 @contextmanager
@@ -54,3 +62,66 @@ def sha256(*parts: bytes | str) -> str:
         digest.update(len(raw).to_bytes(8, "little"))
         digest.update(raw)
     return digest.hexdigest()
+
+
+def composed(text: Any) -> Any:
+    """Text with é as one letter (NFC), as most systems write it; macOS's names have two (NFD)."""
+    return unicodedata.normalize("NFC", text) if isinstance(text, str) and not text.isascii() else text
+
+
+def as_word(text: str) -> str:
+    """What two ways of writing one name have in common: upper or lower case, é as one letter or two."""
+    return composed(text.strip().casefold())
+
+
+def on_disk(folder: Path, name: str) -> Path:
+    """The path of `name` in a folder, as it is spelled there; as it is given, where nothing is there.
+
+    Names from other systems have \\ between folders, or é as two letters where the disk has one.
+    """
+    for text in dict.fromkeys((name, name.replace("\\", "/"))):
+        for spelled in dict.fromkeys((text, composed(text), unicodedata.normalize("NFD", text))):
+            if os.path.exists(os.path.join(folder, spelled)):
+                return Path(folder, spelled)
+    return Path(folder, name)
+
+
+def printable(name: str | Path) -> str:
+    r"""A file's name or path as text that can be printed: what is not UTF-8 becomes \xff."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def read_table(file: Path, columns: dict[str, str | None]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each row's line in the file and its values by role ("path", "label", ...), stripped.
+
+    Columns are parted by comma, semicolon, tab or |: by what the header has most of the columns with. What
+    stands beyond the header's columns is the row's "too many"; commas at the end of a line are not.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        tables = {mark: _rows(text, mark) for mark in DELIMITERS}
+        headers = {mark: [composed(name) for name in next(rows)[1]] for mark, rows in tables.items()}
+        wanted = {role: composed(column) for role, column in columns.items() if column}
+        mark = max(DELIMITERS, key=lambda mark: len(set(headers[mark]) & set(wanted.values())))
+        header = headers[mark]
+        for role, column in wanted.items():
+            if column not in header:
+                hint = unknown_name("column", column, header, where=str(file))
+                raise ValueError(f"{hint} Name the {role} column in the card under source, columns.")
+        place = {role: header.index(column) for role, column in wanted.items()}
+        for line, row in tables[mark]:
+            values = {role: row[i] if i < len(row) else "" for role, i in place.items()}
+            extra = ", ".join(filter(None, row[len(header) :]))
+            yield line, dict.fromkeys(columns, "") | values | {"too many": extra}
+    except (OSError, UnicodeError, StopIteration, csv.Error) as error:
+        reason = "it is empty" if isinstance(error, StopIteration) else error
+        raise ValueError(f"cannot read the table {file}: {reason}. Save it as CSV in UTF-8.") from error
+
+
+def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table that are not blank, each with the line where it begins."""
+    reader, line = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True), 1
+    for row in reader:
+        if any(row):
+            yield line, [value.strip() for value in row]
+        line = reader.line_num + 1

@@ -3,21 +3,28 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-import pandas as pd
+import regex
 import torch
 
 from medvlp.data.card_parts import SPLITS
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
+from medvlp.data.files import as_word, composed, on_disk, printable, read_table
 from medvlp.data.image_sets import Files, ImageSet
 from medvlp.data.images import image_suffixes
 
 SPLIT_WORDS = {"training": "train", "train": "train", "testing": "test", "test": "test"} | dict.fromkeys(
     ("dev", "valid", "validation", "val"), "val"
 )
+# Folders with such names hold drawings on images. None of their images is one of a class.
+MASKS = re.compile(
+    r"(mask|segmentation|annotation|label|overlay|contour|ground.?truth)s?$|^gts?$", re.IGNORECASE
+)
+PATTERN_SECONDS = 1.0  # for the card's group_pattern on one name: (a|aa)+$ may take for ever
 
 
 class Problems:
@@ -42,16 +49,17 @@ def find_folder(card: DataCard, root: str | Path | None, fits: Callable[[Path], 
     FileNotFoundError names the card, what is expected, where it was looked for and how to get it.
     """
     if root is not None:
-        starts = [Path(root).expanduser()]
+        starts = [root]
     else:
-        starts = [Path(os.environ["MEDVLP_DATA"])] if os.environ.get("MEDVLP_DATA") else []
+        starts = [os.environ["MEDVLP_DATA"]] if os.environ.get("MEDVLP_DATA") else []
         starts += [card.path.parent] if card.path else []
-    name = getattr(card.source, "folder", ".")
-    tried = list(dict.fromkeys(folder for start in starts for folder in (start / name, start)))
+    starts = [Path(os.path.expanduser(start)) for start in starts]  # Path's own fails on unknown users
+    name = os.path.expanduser(getattr(card.source, "folder", "."))
+    tried = list(dict.fromkeys(folder for start in starts for folder in (on_disk(start, name), start)))
     for folder in tried:
         if fits(folder):
             return folder
-    looked = ", ".join(str(folder) for folder in tried) or "nowhere"
+    looked = ", ".join(printable(folder) for folder in tried) or "nowhere"
     raise FileNotFoundError(
         f"card {card.name!r}: its images were not found. Expected: {expected}. Looked in: {looked}. "
         "Give root=... (that folder or its parent) or set the environment variable MEDVLP_DATA. "
@@ -65,12 +73,12 @@ def read_folder(
     """Images in class folders, with or without split folders above them."""
     source = card.source
     says = "splits" in source.model_fields_set  # else the usual names of split folders are looked for
-    split_of = {folder.casefold(): split for split, folder in source.splits.items() if folder}
+    split_of = {as_word(folder): split for split, folder in source.splits.items() if folder}
     split_of = split_of if says else SPLIT_WORDS
-    words = {word.casefold() for info in card.classes for word in info.words}
+    words = {as_word(word) for info in card.classes for word in info.words}
 
     def fits(folder: Path) -> bool:
-        inside = {path.name.casefold() for path in _subfolders(folder)}
+        inside = {as_word(path.name) for path in _subfolders(folder)}
         meant = root is not None if source.folder == "." else folder.name == Path(source.folder).name
         return bool(inside & (words | split_of.keys())) or (bool(inside) and meant)
 
@@ -79,56 +87,164 @@ def read_folder(
         f"class folders such as '{classes}' (names or aliases), in {source.folder!r} or in its split folders"
     )
     base = find_folder(card, root, fits, expected)
-    subfolders = {path.name.casefold(): path for path in _subfolders(base)}
-    present = {split: subfolders[name] for name, split in split_of.items() if name in subfolders}
+    subfolders = _subfolders(base)
+    folders_of: dict[str, list[Path]] = {}
+    for path in subfolders:
+        if split := split_of.get(as_word(path.name)):
+            folders_of.setdefault(split, []).append(path)
+    present = {}
+    for split, paths in folders_of.items():
+        exact = [path for path in paths if says and path.name == source.splits[split]]
+        present[split], *more = exact or paths
+        if more:
+            raise ValueError(
+                f"card {card.name!r}: {' and '.join(repr(path.name) for path in paths)} are both {split} "
+                f"folders in {base}. Rename one, or name in the card, under source, splits, which is meant."
+            )
     needed = split_of if says else {"train": "train"}
     missing = [name for name, split in needed.items() if split not in present]
     if present and missing:
-        inside = ", ".join(repr(path.name) for path in subfolders.values())
         raise FileNotFoundError(
-            f"card {card.name!r}: no split folder {missing[0]!r} in {base}; it has {inside}."
+            f"card {card.name!r}: no split folder {missing[0]!r} in {base}; it has {_listed(subfolders)}."
         )
-    unused = sorted(set(subfolders.values()) - set(present.values())) if present else []
+    unused = [path for path in subfolders if path not in present.values()] if present else []
     parts, others = {}, Counter()
     for split, folder in (present or {"train": base}).items():
-        parts[split], more = _read_class_folders(card, split, base, folder, problems)
-        others += more
-    return parts, {"other_files": dict(others), "unused_folders": [path.name for path in unused]}
+        walk = _Walk(base, split if present else None, problems)
+        parts[split] = _read_class_folders(card, split, folder, walk)
+        others += walk.others
+    return parts, {"other_files": dict(others), "unused_folders": [printable(path.name) for path in unused]}
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry]:
+    """What a folder holds, in the order of the names; ValueError where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: composed(entry.name))
+    except OSError as error:
+        raise ValueError(f"the folder {printable(folder)} cannot be read ({error.strerror}).") from error
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Whether it is a folder or a link to one; a link to itself or to nothing is none."""
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
-    return sorted(
-        path for path in folder.iterdir() if not path.name.startswith((".", "__")) and path.is_dir()
-    )
+    entries = [entry for entry in _entries(folder) if not entry.name.startswith((".", "__"))]
+    return [Path(entry.path) for entry in entries if _is_folder(entry)]
 
 
-def _read_class_folders(
-    card: DataCard, split: str, base: Path, folder: Path, problems: Problems
-) -> tuple[ImageSet, Counter]:
-    """All images under the class folders of one folder, and how many files of which ending are no images."""
-    rows, others, suffixes = [], Counter(), image_suffixes()
+def _listed(paths: Sequence[str | Path]) -> str:
+    """The names of some files or folders, the first ten of them."""
+    names = ", ".join(f"'{printable(os.path.basename(path))}'" for path in paths[:10])
+    return f"{names}, ..." if len(paths) > 10 else names
+
+
+class _Walk:
+    """Reads what is under class folders, through links, each folder once.
+
+    A name is a path within `base` in the disk's own spelling, parted by /. `split` is that of the folder
+    that is read, None where there are no split folders. `others` counts what is no image, by its ending.
+    """
+
+    def __init__(self, base: Path, split: str | None, problems: Problems) -> None:
+        self.base, self.split, self.problems = base, split, problems
+        self.suffixes, self.others = image_suffixes(), Counter()
+        self.read: set[tuple[int, int]] = set()  # the folders, by device and inode
+        self.above: dict[tuple[int, int], str] = {}
+        for folder in (base, *base.resolve().parents):
+            with suppress(OSError):
+                self.above[_place(folder)] = str(folder)
+
+    def images(self, name: str) -> list[str]:
+        """Names of the images under the folder of this name, in order: its own before those of its folders.
+
+        Problems: a loop of links, a name that is not UTF-8, a folder that cannot be read, and one
+        with images that is, by its name, of another split or of masks.
+        """
+        folder = f"{self.base}/{name}"
+        try:
+            place, entries = _place(folder), _entries(folder)
+            if place in self.above:
+                raise ValueError(
+                    f"{folder} leads back to {self.above[place]}: a loop of links. Remove the link."
+                )
+        except (OSError, ValueError) as error:
+            self.problems.add(name, str(error))
+            return []
+        if place in self.read:
+            return []
+        self.read.add(place)
+        self.above[place] = folder
+        images, folders = [], []
+        for entry in entries:
+            hidden, inside = entry.name.startswith("."), f"{name}/{entry.name}"
+            if _is_folder(entry):
+                folders += [] if hidden or not self.is_text(inside) else [inside]
+                continue
+            ending = "hidden" if hidden else os.path.splitext(entry.name)[1].lower()
+            if ending not in self.suffixes:
+                self.others[printable(ending)] += 1
+            elif self.is_text(inside):
+                images.append(inside)
+        for inside in folders:
+            found = self.images(inside)
+            fault = self._fault(inside.rsplit("/", 1)[1]) if found else None
+            if fault:
+                self.problems.add(
+                    composed(inside),
+                    f"the folder {self.base}/{inside} holds {len(found)} image(s), but by its name {fault} "
+                    f"{folder} holds {_listed(folders)}.",
+                )
+            images += [] if fault else found
+        del self.above[place]
+        return images
+
+    def is_text(self, name: str) -> bool:
+        """Whether a name is UTF-8; if not, that is a problem."""
+        plain = name if name.isascii() else printable(name)
+        if plain != name:
+            path = printable(f"{self.base}/{name}")
+            self.problems.add(plain, f"the name of {path} is not UTF-8 where it says \\x. Rename it.")
+        return plain == name
+
+    def _fault(self, word: str) -> str | None:
+        """What a folder inside a class folder is, by its name, other than images of the class."""
+        if SPLIT_WORDS.get(as_word(word), self.split) != self.split:
+            advice = "Put split folders above class folders, or list images in a table with a split column."
+            return f"it is a split, inside a class folder. {advice}"
+        return "it is of masks or the like. Move it out of the class folder." if MASKS.search(word) else None
+
+
+def _place(folder: str | Path) -> tuple[int, int]:
+    info = os.stat(folder)
+    return info.st_dev, info.st_ino
+
+
+def _read_class_folders(card: DataCard, split: str, folder: Path, walk: _Walk) -> ImageSet:
+    """All images under the class folders of one folder."""
+    rows = []
     for class_folder in _subfolders(folder):
+        name = class_folder.relative_to(walk.base).as_posix()
+        if not walk.is_text(name):
+            continue
         try:
             label = card.label_of(class_folder.name)
         except ValueError as error:
             advice = "Rename the folder, or add its name to the card as an alias."
-            reason = f"class folder {class_folder}: {error} {advice}"
-            problems.add(class_folder.relative_to(base).as_posix(), reason)
+            walk.problems.add(name, f"class folder {class_folder}: {error} {advice}")
             continue
-        for where, inside, names in os.walk(class_folder):
-            inside[:] = sorted(name for name in inside if not name.startswith("."))
-            endings = {n: "hidden" if n.startswith(".") else Path(n).suffix.lower() for n in sorted(names)}
-            others.update(ending for ending in endings.values() if ending not in suffixes)
-            paths = [Path(where, name) for name, ending in endings.items() if ending in suffixes]
-            rows += [(path.relative_to(base).as_posix(), label, "", path) for path in paths]
+        walk.read.clear()
+        rows += [(image, label, "") for image in walk.images(name)]
     if not rows:
         raise ValueError(
             f"card {card.name!r}: no images in the class folders of {folder} (other files: "
-            f"{listed_files(others)}). An image's name ends as Pillow knows it: .png, .jpg, .tif, ..."
+            f"{listed_files(walk.others)}). An image's name ends as Pillow knows it: .png, .jpg, .tif, ..."
         )
-    return _image_set(card, split, rows), others
+    return _image_set(card, split, walk.base, rows)
 
 
 def listed_files(others: dict[str, int]) -> str:
@@ -136,73 +252,82 @@ def listed_files(others: dict[str, int]) -> str:
     return ", ".join(f"{n} {ending or 'without ending'}" for ending, n in sorted(others.items())) or "none"
 
 
-def _image_set(card: DataCard, split: str, rows: list[tuple[str, int, str, Path]]) -> ImageSet:
-    """Images from rows of id, label, group and file.
+def _image_set(card: DataCard, split: str, base: Path, rows: list[tuple[str, int, str]]) -> ImageSet:
+    """Images from rows of name (the path within `base`), label and group.
 
     A row without a group has the one that the card's pattern finds in the file name, else its id.
     """
-    ids, labels, groups, paths = map(list, zip(*rows, strict=True))
-    pattern = card.source.group_pattern
+    names, labels, groups = map(list, zip(*rows, strict=True))
+    ids = [composed(name) for name in names]
+    pattern = card.source.group_pattern and regex.compile(card.source.group_pattern)
     for i, name in enumerate(ids):
-        match = re.search(pattern, name.rsplit("/", 1)[-1]) if pattern else None
-        groups[i] = groups[i] or (match and match[1]) or name
-    return ImageSet(card, split, ids, torch.tensor(labels), groups, Files(paths))
+        groups[i] = groups[i] or (pattern and _group(card, pattern, name)) or name
+    return ImageSet(card, split, ids, torch.tensor(labels), groups, Files(base, names))
+
+
+def _group(card: DataCard, pattern: regex.Pattern, name: str) -> str | None:
+    """What a card's pattern finds in a file name."""
+    try:
+        match = pattern.search(name.rsplit("/", 1)[-1], timeout=PATTERN_SECONDS)
+    except TimeoutError:
+        raise ValueError(
+            f"card {card.name!r}: the group_pattern {card.source.group_pattern!r} took more than "
+            f"{PATTERN_SECONDS:g} s on the name {name!r}. Repeats inside a repeat, such as (a|aa)+, do that; "
+            "write a simpler pattern."
+        ) from None
+    return match and match[1]
 
 
 def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tuple[dict[str, ImageSet], dict]:
     """Images listed in a table. Rows are counted as lines of the file: the header is line 1."""
-    source, columns = card.source, card.source.columns
+    source = card.source
     base = find_folder(
-        card, root, lambda folder: (folder / source.file).is_file(), f"the table {source.file!r}"
+        card,
+        root,
+        lambda folder: os.path.isfile(on_disk(folder, source.file)),
+        f"the table {source.file!r}",
     )
-    file = base / source.file
-    try:
-        table = pd.read_csv(
-            file, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig"
-        )
-    except ValueError as error:  # pandas' own errors are ValueErrors
-        raise ValueError(f"cannot read the table {file}: {error}") from error
-    for role, column in columns.items():
-        if column and column not in table.columns:
-            hint = unknown_name("column", column, table.columns, where=str(file))
-            raise ValueError(f"{hint} Name the {role} column in the card under source, columns.")
-    rows: dict[str, list[tuple[str, int, str, Path]]] = {split: [] for split in SPLITS}
+    file = on_disk(base, source.file)
+    rows: dict[str, list[tuple[str, int, str]]] = {split: [] for split in SPLITS}
     lines: dict[Path, int] = {}  # where each image is listed
-    for number, row in enumerate(table.map(str.strip).to_dict("records"), start=2):
-        name, where = row[columns["path"]], f"line {number} of {file}"
-        path = base / name
+    for number, row in read_table(file, source.columns):
+        name, where = row["path"], f"line {number} of {file}"
+        path = on_disk(base, name)
         try:
-            label = label_from(card, row[columns["label"]])
-            split = _split_name(row[columns["split"]]) if columns["split"] else "train"
+            if row["too many"]:
+                raise ValueError(f"it has more values than the header, such as {row['too many']!r}.")
+            label = label_from(card, row["label"])
+            split = _split_name(row["split"]) if source.columns["split"] else "train"
         except ValueError as error:
             problems.add(name, f"{where}: {error}")
             continue
-        if not name or not path.is_file():
-            problems.add(name, f"{where}: there is no image file {path}.", FileNotFoundError)
+        if not os.path.isfile(path):
+            problems.add(name, f"{where}: there is no image file {base / name}.", FileNotFoundError)
         elif path in lines:
             problems.add(name, f"{where}: the image {name!r} is already in line {lines[path]}.")
         else:
             lines[path] = number
-            group = row[columns["group"]] if columns["group"] else ""
-            rows[split].append((Path(name).as_posix(), label, group, path))
+            inside = path.relative_to(base) if path.is_relative_to(base) else path
+            rows[split].append((inside.as_posix(), label, composed(row["group"])))
     if not rows["train"]:
         raise ValueError(f"the table {file} names no image for train.")
-    return {split: _image_set(card, split, rows[split]) for split in SPLITS if rows[split]}, {}
+    return {split: _image_set(card, split, base, rows[split]) for split in SPLITS if rows[split]}, {}
 
 
 def label_from(card: DataCard, text: str) -> int:
     """Label written as a class name, an alias or a number; ValueError names the choices.
 
-    A number is the alias that says so, or, where no alias is a number, the label itself.
+    A number is the alias that says so, or, where no alias is a number, the label itself. 1.0 is 1.
     """
-    if not _is_number(text):
-        return card.label_of(text)
     words = [(word, label) for label, info in enumerate(card.classes) for word in info.words]
+    number = re.fullmatch(r"(-?[0-9]+)(?:[.,]0*)?", text)
+    if not number or as_word(text) in {as_word(word) for word, _ in words}:
+        return card.label_of(text)
     codes = {int(word): label for word, label in words if _is_number(word)} or {i: i for _, i in words}
-    if int(text) not in codes:
+    if int(number[1]) not in codes:
         named = ", ".join(f"{code} {card.classnames[label]}" for code, label in sorted(codes.items()))
         raise ValueError(f"label {text} is out of range; card {card.name!r} has {named}.")
-    return codes[int(text)]
+    return codes[int(number[1])]
 
 
 def _is_number(text: str) -> bool:
@@ -210,7 +335,7 @@ def _is_number(text: str) -> bool:
 
 
 def _split_name(text: str) -> str:
-    split = SPLIT_WORDS.get(text.casefold())
+    split = SPLIT_WORDS.get(as_word(text))
     if split is None:
         raise ValueError(unknown_name("split", text, SPLITS))
     return split

@@ -29,21 +29,22 @@ from medvlp.data.phantoms.worlds import CHUNK, Latents, World
 
 @dataclass
 class Files:
-    """Image files, read one by one."""
+    """Image files, read one by one; `names` are paths within `folder`."""
 
-    paths: list[Path]
+    folder: Path
+    names: list[str]
 
     def image(self, i: int) -> Image.Image:
         """Image i, PIL RGB."""
-        return read_image(self.paths[i])
+        return read_image(Path(self.folder, self.names[i]))
 
     def take(self, rows: np.ndarray) -> "Files":
         """These files only."""
-        return Files([self.paths[i] for i in rows])
+        return Files(self.folder, [self.names[i] for i in rows])
 
     def content(self) -> str:
         """Hash of the files' sizes and times; none is read."""
-        stats = [path.stat() for path in self.paths]
+        stats = [Path(self.folder, name).stat() for name in self.names]
         return sha256(*(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats))
 
 

@@ -314,7 +314,7 @@ def test_a_saved_split_table_gives_the_same_splits_back(tmp_path):
     draw_classes(tmp_path)
     data = load_dataset(card_of(kind="folder", group_pattern=r"^(p\d+)_"), root=tmp_path, seed=5)
     data.split_table().to_csv(tmp_path / "labels.csv", index=False)
-    columns = {"path": "id", "label": "classname", "split": "split", "group": "group"}
+    columns = {"path": "id", "label": "label", "split": "split", "group": "group"}
     again = load_dataset(card_of(kind="csv", columns=columns), root=tmp_path, seed=1)
     for first, second in zip(data.splits.values(), again.splits.values(), strict=True):
         assert (second.fingerprint, second.groups) == (first.fingerprint, first.groups)  # and ids and labels
@@ -623,9 +623,9 @@ def test_three_classes_from_the_file_names_through_a_table(data_root, tmp_path):
     table = load_dataset("pneumonia", root=data_root).split_table()
     words = {"bacteria": "bacterial pneumonia", "virus": "viral pneumonia"}
     in_name = table["id"].str.extract("_(bacteria|virus)_", expand=False)
-    table["classname"] = in_name.map(words).fillna("normal lung")
+    table["label"] = in_name.map(words).fillna("normal lung")
     table.to_csv(tmp_path / "three.csv", index=False)
-    columns = {"path": "id", "label": "classname", "split": "split", "group": "group"}
+    columns = {"path": "id", "label": "label", "split": "split", "group": "group"}
     source = {"kind": "csv", "folder": "chest_xray", "file": str(tmp_path / "three.csv"), "columns": columns}
     classes = ["normal lung", *words.values()]
     card = DataCard(name="three", title="Three", modality="an X-ray", classes=classes, source=source)
