@@ -170,8 +170,7 @@ def _train(method: Method, run: Run, train: ImageSet, val: ImageSet, workshop: W
         callbacks = [EpochAverage.published(method, epochs) or EpochAverage(epochs)]
     options = {"callbacks": callbacks, "cache_dir": workshop.cache_dir, "progress": False}
     history = fit(method, train, val, run.config, **options)
-    last = history["epoch"].iloc[-1] if len(history) else None
-    if last not in (0, run.config.epochs):  # fit was interrupted and returned what it had
+    if history.attrs.get("interrupted"):  # fit returned what it had
         raise KeyboardInterrupt
     return history
 

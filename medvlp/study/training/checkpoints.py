@@ -8,7 +8,7 @@ Random states are not needed: all that is random in an epoch comes from the seed
 import glob
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from medvlp.data.datasets import ImageSet
 from medvlp.data.tensor_files import read_tensors, write_tensors
 from medvlp.methods.base import Method, load_own_tensors, own_tensors
+from medvlp.study.training.batches import FeatureBatches, ImageBatches
 from medvlp.study.training.callbacks import Callback
 from medvlp.study.training.config import TrainConfig
 
@@ -32,6 +33,15 @@ HASHED = {  # facts that are hashes or long: named in errors, not shown
 }
 
 
+@dataclass(frozen=True)
+class SoFar:
+    """What whole epochs brought; replaced as one, so that Ctrl-C never leaves parts of two epochs."""
+
+    kept: dict[str, Tensor]  # the weights that are kept: the method's own tensors by name
+    history: list[dict[str, Any]]  # a row an epoch
+    callbacks: list[dict[str, Tensor]]  # the callbacks' states
+
+
 @dataclass
 class Run:
     """One run of `fit`: what it works with, and how far it is."""
@@ -41,20 +51,25 @@ class Run:
     callbacks: Sequence[Callback]
     accelerator: Accelerator  # device, precision, processes; its scaler of the loss, under fp16
     optimizer: Optimizer | None  # None where nothing is trained by gradients
-    kept: dict[str, Tensor]  # the weights that are kept so far: the method's own tensors by name
-    history: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
+    batches: FeatureBatches | ImageBatches | None  # likewise
+    so_far: SoFar
+
+    def forget_unfinished_epoch(self) -> None:
+        """Give the callbacks the states again that they had after the last whole epoch."""
+        for callback, state in zip(self.callbacks, self.so_far.callbacks, strict=True):
+            callback.load_state_dict(state)
 
     def write(self, path: Path, facts: dict[str, Any]) -> None:
         """Replace the checkpoint at `path` by this run, or leave it whole. `facts`: see `run_facts`."""
-        groups = {"own": own_tensors(self.method), "kept": self.kept}
+        groups = {"own": own_tensors(self.method), "kept": self.so_far.kept}
         for name, parameter in self.method.named_parameters():
             for what, tensor in self.optimizer.state.get(parameter, {}).items():  # momentum_buffer, step ...
                 if tensor is not None:
                     groups.setdefault(f"optimizer/{what}", {})[name] = tensor
-        groups |= {f"callback {i}": callback.state_dict() for i, callback in enumerate(self.callbacks)}
+        groups |= {f"callback {i}": state for i, state in enumerate(self.so_far.callbacks)}
         tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
-        write_tensors(path, tensors, KIND, {"run": facts, "history": self.history, "scaler": scaler})
+        write_tensors(path, tensors, KIND, {"run": facts, "history": self.so_far.history, "scaler": scaler})
 
     def resume(self, path: Path, facts: dict[str, Any]) -> None:
         """Go on from the checkpoint at `path`; nothing happens where there is none yet.
@@ -83,7 +98,7 @@ class Run:
             return {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
 
         load_own_tensors(self.method, group("own"), f"checkpoint {path}")
-        self.kept = {name: t.to(self.kept[name].device) for name, t in group("kept").items()}
+        kept = {name: t.to(self.so_far.kept[name].device) for name, t in group("kept").items()}
         parameters = dict(self.method.named_parameters())
         for key, tensor in group("optimizer").items():
             what, _, name = key.partition("/")
@@ -93,7 +108,13 @@ class Run:
             callback.load_state_dict(group(f"callback {i}"))
         if self.accelerator.scaler and stored["scaler"]:
             self.accelerator.scaler.load_state_dict(stored["scaler"])
-        self.history = stored["history"]
+        self.so_far = SoFar(kept, stored["history"], states_of(self.callbacks))
+
+
+def states_of(callbacks: Sequence[Callback]) -> list[dict[str, Tensor]]:
+    """Copies of the callbacks' states, on the CPU."""
+    states = [callback.state_dict() for callback in callbacks]
+    return [{name: t.detach().to("cpu", copy=True) for name, t in state.items()} for state in states]
 
 
 def run_facts(

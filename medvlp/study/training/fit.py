@@ -2,7 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from math import isfinite, isnan, nan
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -19,7 +21,7 @@ from medvlp.methods.base import Method, check_method, load_own_tensors, own_tens
 from medvlp.study.evaluation import loss_and_metrics, predict_logits
 from medvlp.study.training.batches import FeatureBatches, ImageBatches, class_weights, epoch_seed
 from medvlp.study.training.callbacks import Callback
-from medvlp.study.training.checkpoints import Run, run_facts
+from medvlp.study.training.checkpoints import Run, SoFar, run_facts, states_of
 from medvlp.study.training.config import LOWER_IS_BETTER, TrainConfig, recipe
 from medvlp.study.training.devices import Logits, make_optimizer, one_accelerator
 
@@ -67,13 +69,15 @@ def fit(
     Returns:
         One row an epoch: epoch (from 1), lr, loss (the mean over the epoch's images, penalty included),
         val_loss (cross-entropy) and val_ with each metric of `evaluate`, seconds, and best (True for one
-        epoch; ties: the earliest). Stopped by Ctrl-C it has the epochs so far, and the method their best
-        weights (its own before training, if none).
+        epoch; ties: the earliest). Stopped by Ctrl-C it has the whole epochs so far, the method their best
+        weights (its own before training, if none), and `history.attrs["interrupted"]` is True. Ctrl-C before
+        the first step raises KeyboardInterrupt, and the method is as it was.
 
     Raises:
         ValueError: nothing to train, an empty set, a label outside the card, other classes than the method's,
             a damaged checkpoint or one of another run, a metric that is undefined on the validation images.
-        FloatingPointError: the loss is no longer finite; the method holds the best weights before that.
+        FloatingPointError: the loss is no longer finite. After this and any other error the method holds the
+            best weights before it.
 
     Example:
         >>> import medvlp
@@ -87,79 +91,37 @@ def fit(
     """
     config = config or recipe(method)
     _check(method, train, val, config)
-    with (
-        one_accelerator(method, config) as accelerator,
-        torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []),
-    ):
-        method.to(accelerator.device)
-        progress = progress and accelerator.is_main_process
-
-        # Data: what the method takes from it before the first step, and features of a frozen image tower.
-        with accelerator.main_process_first():  # the others find the features in the cache
-            method.before_training(train, val, cache_dir, progress=progress)
-            parameters = [p for p in method.parameters() if p.requires_grad]
-            cached = method.keeps_image_tower
-            if cached and parameters and val is not None:
-                image_features(method.clip, val, cache_dir=cache_dir, progress=progress)
-            if cached and parameters and config.views != "fresh":
-                batches = FeatureBatches(method.clip, train, config, cache_dir, progress)
-            else:
-                batches = ImageBatches(method.clip, train, config)
-
-        # What steps are made with. Without a scaler accelerate's are the same as torch's, and take longer.
-        optimizer = make_optimizer(config, parameters) if parameters else None
-        if parameters and accelerator.scaler:
-            optimizer = accelerator.prepare(optimizer)
-        run = Run(method, config, callbacks, accelerator, optimizer, kept=_copy(own_tensors(method)))
-        if not parameters:
-            return _without_steps(run, val, cache_dir, progress)
-        model = accelerator.prepare(Logits(method, isinstance(batches, FeatureBatches)))
-        weight = class_weights(config, train)  # (n_cls,)
-        weight = None if weight is None else weight.to(accelerator.device)
-
-        # A checkpoint: the run goes on from it, if it is there.
-        path = Path(checkpoint) if checkpoint else None
-        if path:
-            facts = run_facts(method, train, val, config, callbacks)
-            run.resume(path, facts)
-
-        # Epochs: steps, validation, callbacks, and the checkpoint.
-        E, done, steps = config.epochs, len(run.history), max(1, len(train) // config.batch_size)
-        counts = {"total": E * steps, "initial": done * steps, "unit": "step"}
-        name, shown = f"{type(method).__name__}, {train.card.name}", {}  # `shown` stands beside the bar
-        with tqdm(**counts, desc=name, disable=not progress) as bar:
-            try:
-                for epoch in range(done + 1, E + 1):
-                    start = time.perf_counter()
-                    row = {"epoch": epoch, "lr": config.learning_rate(epoch)}
-                    row["loss"] = _steps(run, model, batches, weight, epoch, bar, shown)
-                    if val is not None:
-                        row |= _validate(run, val, epoch, cache_dir, progress)
-                    row["seconds"] = time.perf_counter() - start
-                    for callback in callbacks:
-                        callback.on_epoch_end(method, epoch, row)
-                    run.history.append(row)
-                    if config.keep == "last" or _best(run) is row:
-                        run.kept = _copy(own_tensors(method))
-                    shown |= {key: row[key] for key in ("loss", _column(config.metric)) if key in row}
-                    bar.set_postfix(shown, refresh=False)
-                    if path and accelerator.is_main_process:
-                        run.write(path, facts)
-            except KeyboardInterrupt:
-                if accelerator.is_main_process:
-                    tqdm.write(_interrupted(run))
-            except FloatingPointError:
-                load_own_tensors(method, run.kept, "the best epoch")
-                raise
-
-        # The weights that are kept.
-        load_own_tensors(method, run.kept, "the epoch kept")
-        for callback in callbacks if run.history else ():
-            callback.on_fit_end(method)
-        method.eval()
-        method.after_training(val, cache_dir, progress=progress)
-        best = _best(run)
-        return pd.DataFrame([row | {"best": row is best} for row in run.history])
+    go_back, run = _way_back(method), None
+    try:
+        with (
+            torch.enable_grad(),  # and what it was before, also where Ctrl-C comes as a no_grad ends
+            one_accelerator(method, config) as accelerator,
+            torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []),
+        ):
+            method.to(accelerator.device)
+            options = {"cache_dir": cache_dir, "progress": progress and accelerator.is_main_process}
+            ready = _prepare(method, train, val, config, callbacks, accelerator, **options)
+            facts = checkpoint and run_facts(method, train, val, config, callbacks)
+            path = Path(checkpoint) if checkpoint else None
+            if path and ready.optimizer:
+                ready.resume(path, facts)
+            run = ready  # from here on there is something to keep
+            if run.optimizer:
+                _train(run, train, val, path, facts, **options)
+            return _finish(run, val, **options)
+    except KeyboardInterrupt:
+        if run is None:
+            go_back()
+            raise
+        if accelerator.is_main_process:
+            tqdm.write(_interrupted(run))
+        run.forget_unfinished_epoch()
+        history = _finish(run, val, **options)  # again, where it was there already
+        history.attrs["interrupted"] = True
+        return history
+    except Exception:
+        load_own_tensors(method, run.so_far.kept, "the best epoch") if run else go_back()
+        raise
 
 
 def _check(method: Method, train: ImageSet, val: ImageSet | None, config: TrainConfig) -> None:
@@ -179,13 +141,107 @@ def _check(method: Method, train: ImageSet, val: ImageSet | None, config: TrainC
         raise ValueError(f"{type(method).__name__} has nothing to train: no parameter requires a gradient.")
 
 
-def _without_steps(
-    run: Run, val: ImageSet | None, cache_dir: str | Path | None, progress: bool
-) -> pd.DataFrame:
-    """The history of a method that `before_training` has fitted: one row, of epoch 0."""
-    start = time.perf_counter()
-    run.method.eval()
-    run.method.after_training(val, cache_dir, progress=progress)
+def _way_back(method: Method) -> Callable[[], None]:
+    """What gives a method the attributes and tensors again that it has now, beside its CLIP."""
+    of_clip, tensors = set(method.clip.modules()), _copy(own_tensors(method))
+    states = [
+        (
+            module,
+            {name: copy(value) if isinstance(value, dict) else value for name, value in vars(module).items()},
+        )
+        for module in method.modules()
+        if module not in of_clip
+    ]
+
+    def go_back() -> None:
+        for module, state in states:
+            vars(module).clear()
+            vars(module).update(state)
+        load_own_tensors(method, tensors, "the start")
+
+    return go_back
+
+
+def _prepare(
+    method: Method,
+    train: ImageSet,
+    val: ImageSet | None,
+    config: TrainConfig,
+    callbacks: Sequence[Callback],
+    accelerator: Accelerator,
+    cache_dir: str | Path | None,
+    progress: bool,
+) -> Run:
+    """The run before its first step, with what the method takes from the data, and cached features."""
+    with accelerator.main_process_first():  # the others find the features in the cache
+        method.before_training(train, val, cache_dir, progress=progress)
+        parameters = [p for p in method.parameters() if p.requires_grad]
+        batches = None
+        if parameters and method.keeps_image_tower and val is not None:
+            image_features(method.clip, val, cache_dir=cache_dir, progress=progress)
+        if parameters and method.keeps_image_tower and config.views != "fresh":
+            batches = FeatureBatches(method.clip, train, config, cache_dir, progress)
+        elif parameters:
+            batches = ImageBatches(method.clip, train, config)
+    # Without a scaler accelerate's optimiser is the same as torch's, and takes longer.
+    optimizer = make_optimizer(config, parameters) if parameters else None
+    if parameters and accelerator.scaler:
+        optimizer = accelerator.prepare(optimizer)
+    so_far = SoFar(_copy(own_tensors(method)), [], states_of(callbacks))
+    return Run(method, config, callbacks, accelerator, optimizer, batches, so_far)
+
+
+def _train(
+    run: Run,
+    train: ImageSet,
+    val: ImageSet | None,
+    path: Path | None,
+    facts: dict[str, Any] | None,
+    cache_dir: str | Path | None,
+    progress: bool,
+) -> None:
+    """Epochs: steps, validation, callbacks, and the checkpoint."""
+    method, config, accelerator = run.method, run.config, run.accelerator
+    model = accelerator.prepare(Logits(method, isinstance(run.batches, FeatureBatches)))
+    weight = class_weights(config, train)  # (n_cls,)
+    weight = None if weight is None else weight.to(accelerator.device)
+    E, done, steps = config.epochs, len(run.so_far.history), max(1, len(train) // config.batch_size)
+    counts = {"total": E * steps, "initial": done * steps, "unit": "step"}
+    name, shown = f"{type(method).__name__}, {train.card.name}", {}  # `shown` stands beside the bar
+    with tqdm(**counts, desc=name, disable=not progress) as bar:
+        for epoch in range(done + 1, E + 1):
+            start = time.perf_counter()
+            row = {"epoch": epoch, "lr": config.learning_rate(epoch)}
+            row["loss"] = _steps(run, model, weight, epoch, bar, shown)
+            if val is not None:
+                row |= _validate(run, val, epoch, cache_dir, progress)
+            row["seconds"] = time.perf_counter() - start
+            for callback in run.callbacks:
+                callback.on_epoch_end(method, epoch, row)
+            history, kept = [*run.so_far.history, row], run.so_far.kept
+            if config.keep == "last" or _best(history, config) is row:
+                kept = _copy(own_tensors(method))
+            run.so_far = SoFar(kept, history, states_of(run.callbacks))
+            shown |= {key: row[key] for key in ("loss", _column(config.metric)) if key in row}
+            bar.set_postfix(shown, refresh=False)
+            if path and accelerator.is_main_process:
+                run.write(path, facts)
+
+
+def _finish(run: Run, val: ImageSet | None, cache_dir: str | Path | None, progress: bool) -> pd.DataFrame:
+    """The history, once the weights that are kept are in place; the same when it is done twice.
+
+    Of a method that takes no steps, `before_training` having fitted it, the history is one row, of epoch 0.
+    """
+    method, history, start = run.method, run.so_far.history, time.perf_counter()
+    load_own_tensors(method, run.so_far.kept, "the epoch kept")
+    for callback in run.callbacks if history else ():
+        callback.on_fit_end(method)
+    method.eval()
+    method.after_training(val, cache_dir, progress=progress)
+    if run.optimizer:
+        best = _best(history, run.config)
+        return pd.DataFrame([row | {"best": row is best} for row in history])
     row = {"epoch": 0, "lr": nan, "loss": nan}
     if val is not None:
         row |= _validate(run, val, 0, cache_dir, progress)
@@ -195,7 +251,6 @@ def _without_steps(
 def _steps(
     run: Run,
     model: nn.Module,
-    batches: FeatureBatches | ImageBatches,
     weight: Tensor | None,
     epoch: int,
     bar: tqdm,
@@ -209,7 +264,7 @@ def _steps(
         group["lr"] = config.learning_rate(epoch)
     run.method.train()
     torch.manual_seed(epoch_seed(config, epoch, f"process {process}"))
-    for step, batch in enumerate(batches.epoch(epoch, process, n_processes), start=1):
+    for step, batch in enumerate(run.batches.epoch(epoch, process, n_processes), start=1):
         logits, penalty = model(batch.inputs)  # (b, n_cls), (b,)
         loss = F.cross_entropy(logits.float(), batch.labels, weight=weight, reduction="sum")
         loss = loss + penalty.float().sum()
@@ -255,21 +310,24 @@ def _validate(
     return {_column(metric): value for metric, value in values.items()}
 
 
-def _best(run: Run) -> dict[str, Any] | None:
+def _best(history: list[dict[str, Any]], config: TrainConfig) -> dict[str, Any] | None:
     """The history's best row by validation; the earliest of equals."""
-    column = _column(run.config.metric)
-    better = min if run.config.metric in LOWER_IS_BETTER else max  # these give the first of equals
-    return better((row for row in run.history if column in row), key=lambda row: row[column], default=None)
+    column = _column(config.metric)
+    better = min if config.metric in LOWER_IS_BETTER else max  # these give the first of equals
+    return better((row for row in history if column in row), key=lambda row: row[column], default=None)
 
 
 def _interrupted(run: Run) -> str:
-    best, column, done = _best(run), _column(run.config.metric), len(run.history)
+    config, history = run.config, run.so_far.history
+    best, column, done = _best(history, config), _column(config.metric), len(history)
+    if done == config.epochs or not run.optimizer:
+        return "interrupted after the last step: the training is complete."
     kept = "the weights are those from before training"
-    if done and run.config.keep == "last":
+    if done and config.keep == "last":
         kept = f"the weights are those of epoch {done}"
     elif best:
         kept = f"the weights are those of epoch {best['epoch']} ({column} {best[column]:.4g})"
-    return f"interrupted in epoch {done + 1} of {run.config.epochs}: {kept}."
+    return f"interrupted in epoch {done + 1} of {config.epochs}: {kept}."
 
 
 def _not_finite(what: str, config: TrainConfig) -> str:

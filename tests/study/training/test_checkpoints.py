@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from medvlp.data.cards import DataCard
 from medvlp.methods.base import own_tensors
 from medvlp.methods.vip import ViP
-from medvlp.study.training.checkpoints import Run
+from medvlp.study.training.checkpoints import Run, SoFar
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 from tests.methods.small import make_set
@@ -33,23 +33,24 @@ def stopped(clip, sets, tmp_path):
 
 def run_of(method) -> Run:
     optimizer, accelerator = torch.optim.SGD([method.weight], 0.1, 0.9), SimpleNamespace(scaler=None)
-    return Run(method, CONFIG, [], accelerator, optimizer, kept={"weight": method.weight.detach() + 1})
+    so_far = SoFar({"weight": method.weight.detach() + 1}, [], [])
+    return Run(method, CONFIG, [], accelerator, optimizer, None, so_far)
 
 
 def test_what_is_written_is_read(clip, tmp_path):
     file = tmp_path / "deep" / "run.safetensors"
     written, read = run_of(Prototypes(clip, CARD)), run_of(Prototypes(clip, CARD, seed=2))
-    written.history = [{"epoch": 1, "loss": 0.1 + 0.2, "val_AUROC": float("nan")}]
+    written.so_far.history.append({"epoch": 1, "loss": 0.1 + 0.2, "val_AUROC": float("nan")})
     written.optimizer.state[written.method.weight]["momentum_buffer"] = torch.rand(3, clip.embed_dim)
     read.resume(file, {"lr": 1})
-    assert read.history == [] and not read.optimizer.state
+    assert read.so_far.history == [] and not read.optimizer.state
     written.write(file, {"lr": 1})
     read.resume(file, {"lr": 1})
     assert torch.equal(read.method.weight, written.method.weight)
-    assert torch.equal(read.kept["weight"], written.method.weight + 1)
+    assert torch.equal(read.so_far.kept["weight"], written.method.weight + 1)
     one, other = (run.optimizer.state[run.method.weight]["momentum_buffer"] for run in (written, read))
     assert torch.equal(one, other)
-    assert read.history[0]["loss"] == 0.1 + 0.2 and isnan(read.history[0]["val_AUROC"])
+    assert read.so_far.history[0]["loss"] == 0.1 + 0.2 and isnan(read.so_far.history[0]["val_AUROC"])
 
 
 @pytest.mark.parametrize(
