@@ -63,7 +63,8 @@ def generate_symptoms(
     Args:
         card: whose classes.
         client: `openai.OpenAI()`, with `base_url=` for any other server. Its key comes from the environment;
-            it is never stored or shown. Its `timeout` and `max_retries` hold.
+            it is never stored or shown. Its `timeout` and `max_retries` hold; a whole reply may take twice
+            the timeout and 16 MB, and nothing is sent on to another server.
         model: the name that the server knows the model by.
         n: symptoms a class; ViP's lists have 4.
         images: training images (`data.train`) for stage 2. They leave this machine, so it takes send_images.

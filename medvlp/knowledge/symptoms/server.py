@@ -9,9 +9,10 @@ import re
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from medvlp.knowledge.symptoms.questions import SCHEMA
+from medvlp.knowledge.symptoms.replies import ReplyBounds, ReplyEnded, address
 from medvlp.knowledge.symptoms.sets import now
 
 if TYPE_CHECKING:  # it takes a second to import
@@ -82,6 +83,7 @@ class Server:
                 "environment, or in default_headers."
             )
         self.client, self.model = client, model
+        self._bounds = ReplyBounds(client)
         self._check_headers()
         self._options: dict[str, Any] = {
             "temperature": temperature,
@@ -96,8 +98,7 @@ class Server:
     @property
     def address(self) -> str:
         """The base URL without user, password, query and fragment."""
-        url = urlsplit(str(self.client.base_url))
-        return urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path.rstrip("/"), "", ""))
+        return address(self.client.base_url)
 
     @property
     def place(self) -> str:
@@ -135,12 +136,14 @@ class Server:
                 options.pop("response_format", None)
             try:
                 ask = self.client.chat.completions.create
-                completion = ask(model=self.model, messages=messages, **options)
+                with self._bounds:
+                    completion = ask(model=self.model, messages=messages, **options)
                 break
-            except (openai.OpenAIError, ValueError, RecursionError) as error:
-                if self._learn(error, options):
+            except (openai.OpenAIError, ValueError, RecursionError, ReplyEnded) as error:
+                if self._bounds.why is None and self._learn(error, options):
                     continue
-                kind, problem = self._problem(error, sheet)
+                kind, problem = self._bounds.why or self._problem(error, sheet)
+                problem = self.clean(problem)
             # outside of the except block: the error above holds the request, and so the key
             raise self._error(kind, problem, classname)
         answer = _parts(completion)
@@ -253,9 +256,12 @@ class Server:
         import openai
 
         try:
-            return sorted(str(model.id) for model in self.client.models.list())
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError):
+            with self._bounds:
+                return sorted(str(model.id) for model in self.client.models.list())
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError, ReplyEnded):
             return []
+        finally:
+            self._bounds.why = None  # this was not what was asked
 
     def _secrets(self) -> set[str]:
         """Every secret that the client or the environment holds, in the forms that it could come back in."""

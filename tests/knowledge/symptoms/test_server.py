@@ -1,8 +1,14 @@
 """Servers of all kinds behind generate_symptoms: options, failures, retries, and a key that is nowhere."""
 
+import gzip
 import json
 import logging
+import resource
+import socket
+import threading
+import time
 import traceback
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import openai
@@ -115,6 +121,178 @@ def test_the_clients_retries_come_first(ask):
     with FakeServer(lambda body: busy if len(server.asked) == 1 else told(body)) as server:
         assert dict(ask(server, client=server.client(max_retries=1))) == LISTS
     assert server.calls == 4
+
+
+# Replies without an end, and roads to elsewhere
+
+DONE = json.dumps({"choices": [{"message": {"role": "assistant", "content": "- red dots"}}]}).encode()
+
+
+@contextmanager
+def raw_server(answer):
+    """A server that reads a request whole and lets `answer` write to the socket; gives its base URL."""
+
+    def serve():
+        while True:
+            try:
+                link, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=talk, args=(link,), daemon=True).start()
+
+    def talk(link):
+        with suppress(OSError), link, link.makefile("rb") as file:
+            while file.readline():
+                length = 0
+                while (line := file.readline().strip().lower()) != b"":
+                    length = int(line.split(b":")[1]) if line.startswith(b"content-length") else length
+                file.read(length)
+                answer(link)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def drip(head: bytes, body: bytes = b""):
+    def answer(link):
+        link.sendall(head)
+        for byte in body * 10_000:
+            time.sleep(0.05)
+            link.sendall(bytes([byte]))
+
+    return answer
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+DRIPS = {
+    "the status line": drip(b"HTTP/1.1 200 ", b"OK"),
+    "headers": drip(OK, b"A: b\r\n"),
+    "a body": drip(OK + b"Content-Length: 50000\r\n\r\n", b"  "),
+    "a body in chunks": drip(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    "a body until the connection ends": drip(OK + b"Connection: close\r\n\r\n", b" "),
+    "an error": drip(OK.replace(b"200 OK", b"500 No") + b"Content-Length: 50000\r\n\r\n", b" "),
+    "a redirect": drip(b"HTTP/1.1 307 No\r\nLocation: /v1\r\nContent-Length: 9999\r\n\r\n", b" "),
+}
+
+
+@pytest.mark.parametrize(("what", "retries"), [*((what, 0) for what in DRIPS), ("headers", 2)])
+def test_a_reply_that_drips_ends_at_twice_the_clients_timeout(ask, what, retries):
+    with raw_server(DRIPS[what]) as url:
+        client = openai.OpenAI(api_key=KEY, base_url=url, timeout=0.2, max_retries=retries)
+        start = time.perf_counter()
+        with pytest.raises(SymptomError, match=r"did not finish its reply within 0.4 s, twice") as caught:
+            ask(None, client=client)
+    assert time.perf_counter() - start < 4 and caught.value.kind == "timeout"
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
+
+
+def test_a_reply_that_drips_over_a_connection_that_was_kept_ends_too(ask):
+    answers = []
+
+    def answer(link):
+        if answers:
+            DRIPS["headers"](link)
+        answers.append(link)
+        link.sendall(OK + b"Content-Length: %d\r\n\r\n" % len(DONE) + DONE)
+
+    with raw_server(answer) as url, pytest.raises(SymptomError, match="class 'nevus'.*did not finish"):
+        ask(None, client=openai.OpenAI(api_key=KEY, base_url=url, timeout=0.2, max_retries=0), n=1)
+    assert len(answers) == 1
+
+
+def test_a_server_that_drips_its_models_is_an_unknown_model_all_the_same(ask):
+    def answer(link):
+        if not asked:
+            asked.append(link)
+            body = b'{"error": {"message": "no such model"}}'
+            link.sendall(b"HTTP/1.1 404 No\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        else:
+            DRIPS["headers"](link)
+
+    asked = []
+    with raw_server(answer) as url, pytest.raises(SymptomError, match="it does not say which"):
+        ask(None, client=openai.OpenAI(api_key=KEY, base_url=url, timeout=0.2, max_retries=0))
+
+
+def flood(head: bytes, piece: bytes):
+    def answer(link):
+        link.sendall(head)
+        for _ in range(200):
+            link.sendall(piece)
+            sent.append(len(piece))
+
+    sent = []
+    answer.sent = sent
+    return answer
+
+
+MANY = b" " * 2**20
+BOMB = gzip.compress(b" " * 2**28)
+FLOODS = {
+    "announced": (OK + b"Content-Length: 1000000000\r\n\r\n", MANY),
+    "not announced": (OK + b"Connection: close\r\n\r\n", MANY),
+    "in chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"100000\r\n" + MANY + b"\r\n"),
+    "an error": (OK.replace(b"200 OK", b"404 No") + b"Connection: close\r\n\r\n", MANY),
+    "compressed": (OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(BOMB), BOMB),
+}
+
+
+@pytest.mark.parametrize("what", FLOODS)
+def test_a_reply_without_bounds_is_not_read(ask, what):
+    answer = flood(*FLOODS[what])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with raw_server(answer) as url, pytest.raises(SymptomError, match="more than 16 MB") as caught:
+        ask(None, client=openai.OpenAI(api_key=KEY, base_url=url, timeout=5, max_retries=2))
+    assert caught.value.kind == "server" and sum(answer.sent) < 40 * 2**20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+@pytest.mark.parametrize(("pack", "head"), [(bytes, b""), (gzip.compress, b"Content-Encoding: gzip\r\n")])
+def test_a_long_reply_and_a_compressed_one_are_read(ask, pack, head):
+    lists = list(LISTS.values())
+
+    def answer(link):
+        message = {"role": "assistant", "content": bullets(*lists.pop(0)), "reasoning_content": "so " * 2**20}
+        body = pack(json.dumps({"choices": [{"message": message}]}).encode())
+        link.sendall(OK + head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+    with raw_server(answer) as url:
+        assert dict(ask(None, client=openai.OpenAI(api_key=KEY, base_url=url, timeout=5))) == LISTS
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_to_another_server_is_followed(ask, status):
+    with FakeServer(told) as other:
+        address = other.base_url + "/chat/completions?token=planted-pass"
+        for location in (address, address.replace("127.0.0.1", "localhost"), address.removeprefix("http:")):
+            say = Say("", status=status, headers=(("Location", location),), body=b"")
+            with FakeServer(lambda body, say=say: say) as server, pytest.raises(SymptomError) as caught:
+                client = server.client(default_headers={"x-api-key": KEY}, max_retries=2)
+                ask(server, client=client)
+            where = location.removeprefix("http:").partition("?")[0]
+            assert f"another server, http:{where}. Nothing was sent there" in str(caught.value)
+            assert server.calls == 1 and "planted" not in everything(caught.value)
+        assert other.calls == 0 and not other.headers
+
+
+def test_a_redirect_on_the_same_server_is_followed(ask):
+    def script(body):
+        moved = len(server.asked) == 1
+        return Say("", status=307, headers=(("Location", "/v2/chat"),), body=b"") if moved else told(body)
+
+    with FakeServer(script) as server:
+        assert dict(ask(server)) == LISTS
+
+
+def test_the_callers_client_is_as_it_was(ask):
+    with FakeServer(told) as server:
+        client = server.client()
+        ask(server, client=client)
+        assert client._client.event_hooks == {"request": [], "response": []}
+    with FakeServer([Say("no", status=401)]) as server, pytest.raises(SymptomError):
+        ask(server, client=server.client())
 
 
 # Keys
