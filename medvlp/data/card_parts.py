@@ -1,4 +1,4 @@
-"""What a card is made of: classes with their phrases of knowledge, and four kinds of sources of images."""
+"""What a card is made of: classes with their phrases, attributes of images, and four kinds of sources."""
 
 import re
 from typing import Annotated, Any, Literal, get_args
@@ -47,11 +47,23 @@ def _spoken(value: Any) -> Any:
 Name = Annotated[str, BeforeValidator(_spoken), Field(min_length=1)]
 
 
+def _as_list(value: Any) -> Any:
+    """One word will do where several may stand."""
+    return value if isinstance(value, list) else [value]
+
+
+Names = Annotated[list[Name], BeforeValidator(_as_list), Field(min_length=1)]
+
+
 class Phrase(Strict):
-    """One visual phrase and the clinical criterion it was taken from; a plain string in YAML will do."""
+    """One visual phrase and the clinical criterion it was taken from; a plain string in YAML will do.
+
+    `claims` says which attribute of the card it speaks of, and which value or values it claims.
+    """
 
     text: str = Field(min_length=1)
     criterion: str | None = None
+    claims: dict[Name, Names] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -95,6 +107,24 @@ class ClassInfo(Strict):
     def words(self) -> list[str]:
         """The name and the aliases."""
         return [self.name, *self.aliases]
+
+
+class Attribute(Strict):
+    """What an expert notes of every image, such as the colour of granules.
+
+    `values` maps each value, as the table spells it, to phrases that say so. `column` is the table's, by
+    default the name; `criterion` says where the attribute is defined.
+    """
+
+    name: Name
+    values: dict[Name, Names] = Field(min_length=2)
+    column: Name = ""
+    criterion: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _column_of_that_name(cls, given: Any) -> Any:
+        return {"column": given.get("name"), **given} if isinstance(given, dict) else given
 
 
 def _is_word(alias: str) -> bool:

@@ -17,11 +17,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from medvlp.data.card_parts import SOURCES, AnySource, ClassInfo, Phrase, Strict, plain_name
+from medvlp.data.card_parts import SOURCES, AnySource, Attribute, ClassInfo, Phrase, Strict, plain_name
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import as_word, composed, sha256
 
-INHERITED = {"modality", "templates", "classes"}  # what a card that is `like` another takes from it
+INHERITED = {"modality", "templates", "classes", "attributes"}  # what a card that is `like` another takes from it
 
 
 class DataCard(Strict):
@@ -44,6 +44,7 @@ class DataCard(Strict):
     modality: str = Field(pattern=r"^[^{}]+$")
     classes: list[ClassInfo] = Field(min_length=2)
     source: AnySource
+    attributes: list[Attribute] = []
     templates: list[str] = Field(default=[], min_length=1)
     licence: str = "unknown"
     redistribution: bool = False
@@ -82,6 +83,27 @@ class DataCard(Strict):
                 if other != info.name:
                     raise ValueError(f"{word!r} means both class {other!r} and class {info.name!r}")
         return classes
+
+    @model_validator(mode="after")
+    def _attributes_are_sound(self) -> "DataCard":
+        """Every attribute is there once, in a table, and phrases claim nothing else."""
+        names = [attribute.name for attribute in self.attributes]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two attributes are called {name!r}")
+        if names and self.source.kind != "csv":
+            raise ValueError(f"attributes are read from a table, and a source of kind {self.source.kind!r} has none")
+        values = {attribute.name: attribute.values for attribute in self.attributes}
+        for info in self.classes:
+            for phrase in (phrase for phrases in info.knowledge.values() for phrase in phrases):
+                where = f"class {info.name!r}, the claims of {phrase.text!r}"
+                for name, claimed in phrase.claims.items():
+                    if name not in values:
+                        raise ValueError(unknown_name("attribute", name, names, where))
+                    for value in claimed:
+                        if value not in values[name]:
+                            raise ValueError(unknown_name(f"value of {name!r}", value, values[name], where))
+        return self
 
     @property
     def classnames(self) -> list[str]:
@@ -283,6 +305,8 @@ def _model_at(loc: tuple) -> type[BaseModel]:
         return DataCard
     if loc[0] == "source":
         return SOURCES[loc[1]]
+    if loc[0] == "attributes":
+        return Attribute
     return Phrase if "knowledge" in loc else ClassInfo
 
 
@@ -292,10 +316,11 @@ def _place(loc: tuple, front: dict) -> str:
     words = [f"entry {part + 1}" if isinstance(part, int) else str(part) for part in loc]
     if loc[:1] == ("source",):
         words = [word for i, word in enumerate(words) if i != 1]  # the kind, which pydantic puts there
-    if loc[:1] == ("classes",) and len(loc) > 1:
-        info = front["classes"][loc[1]]
+    one = {"classes": "class", "attributes": "attribute"}.get(loc[0] if loc else None)
+    if one and len(loc) > 1:
+        info = front[loc[0]][loc[1]]
         name = info.get("name") if isinstance(info, dict) else info
-        words[:2] = [f"class {name!r}" if isinstance(name, str) else f"class number {loc[1] + 1}"]
+        words[:2] = [f"{one} {name!r}" if isinstance(name, str) else f"{one} number {loc[1] + 1}"]
     return ", ".join(words)
 
 
