@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
@@ -116,6 +117,7 @@ class ImageSet(Dataset):
         groups: N names; images of one group (one patient) stay in one split.
         store: What holds the images.
         transform: what is done to an image, or None.
+        annotations: What experts noted, a table each, `attributes` being the first.
 
     Example:
         >>> import medvlp
@@ -136,6 +138,15 @@ class ImageSet(Dataset):
     groups: list[str]
     store: Files | Pixels | Rendered
     transform: Callable | None = None
+    annotations: tuple[pd.DataFrame, ...] = ()
+
+    @property
+    def attributes(self) -> pd.DataFrame:
+        """What an expert noted of each image: a row for each, by its id, and a column for each attribute.
+
+        Columns are categorical, missing where nobody looked; there are none where the card has no attributes.
+        """
+        return self.annotations[0] if self.annotations else pd.DataFrame(index=self.ids)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -176,6 +187,7 @@ class ImageSet(Dataset):
             labels=self.labels[torch.from_numpy(rows)],
             groups=[self.groups[i] for i in rows],
             store=self.store.take(rows),
+            annotations=tuple(table.iloc[rows] for table in self.annotations),
         )
 
     def of_classes(self, card: DataCard) -> "ImageSet":
@@ -235,11 +247,9 @@ class PhantomSet(ImageSet):
         return self.store.latents
 
     @property
-    def attributes(self) -> Tensor:
-        """Which attributes each image shows, (N, K) bool."""
-        return self.latents.attributes
-
-    @property
-    def attribute_names(self) -> list[str]:
-        """Names of the K attributes."""
-        return [attribute.name for attribute in self.world.attributes]
+    def attributes(self) -> pd.DataFrame:
+        """Which attributes each image shows: "present" or "absent"; `latents.attributes` has them as bool."""
+        shown = np.where(self.latents.attributes, "present", "absent")  # (N, K)
+        names = [attribute.name for attribute in self.world.attributes]
+        kind = pd.CategoricalDtype(["absent", "present"])
+        return pd.DataFrame(shown, index=self.ids, columns=names).astype(kind)

@@ -135,11 +135,11 @@ def what_is_seen(
         >>> from medvlp.show import what_is_seen
         >>> data = medvlp.load_dataset("phantom-derm", num_shots=8)
         >>> table = what_is_seen(medvlp.load_clip("tiny"), data.train, data.test, n_images=20)
-        >>> list(table.index) == data.test.attribute_names
+        >>> list(table.index) == list(data.test.attributes)
         True
     """
     world, (plain, *flipped) = phantoms(images).world, with_flips(some(images, n_images, seed))
-    x, present = encode(clip, phantoms(train)).numpy(), train.attributes.numpy()  # (N_train, D), (N_train, K)
+    x, present = encode(clip, phantoms(train)).numpy(), train.latents.attributes.numpy()  # (N_train, D), (N_train, K)
     f = encode(clip, plain).numpy()  # (N, D)
     texts = [f"{wording[0]}." for a in world.attributes for wording in (a.present, a.absent)]
     t = clip.encode_texts(texts).detach().cpu().unflatten(0, (-1, 2))  # (K, 2, D)
@@ -147,7 +147,7 @@ def what_is_seen(
     for k, attribute in enumerate(world.attributes):
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, present[:, k])
         g = encode(clip, flipped[k]).numpy()  # (N, D)
-        here = plain.attributes[:, k].numpy()  # (N,)
+        here = plain.latents.attributes[:, k].numpy()  # (N,)
         score = probe.decision_function(np.concatenate([f, g]))  # (2 N,)
         rows[attribute.name] = {
             "probe": roc_auc_score(np.concatenate([here, ~here]), score),

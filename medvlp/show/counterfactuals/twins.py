@@ -54,8 +54,8 @@ def flip(images: PhantomSet, attribute: str) -> PhantomSet:
         >>> import medvlp
         >>> from medvlp.show import flip
         >>> images = medvlp.load_dataset("phantom-derm", num_shots=2).test
-        >>> changed = flip(images, "veil").attributes != images.attributes
-        >>> changed[:, images.attribute_names.index("veil")].all().item(), changed.sum().item() == len(images)
+        >>> changed = flip(images, "veil").attributes != images.attributes  # (N, K)
+        >>> bool(changed["veil"].all()), int(changed.sum().sum()) == len(images)
         (True, True)
     """
     latents = phantoms(images).latents.flip(images.world.index(attribute))

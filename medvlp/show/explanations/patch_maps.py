@@ -286,7 +286,7 @@ def localisation(
         >>> from medvlp.show import localisation
         >>> images = medvlp.load_dataset("phantom-derm", num_shots=2).test
         >>> table = localisation(medvlp.load_clip("tiny"), images, maps=["similarity"], n_images=3)
-        >>> table["attribute"].tolist() == images.attribute_names
+        >>> table["attribute"].tolist() == list(images.attributes)
         True
     """
     for name in maps:
@@ -295,7 +295,7 @@ def localisation(
     images = some(images, n_images, seed).with_transform(clip.preprocess)
     rows = []
     for attribute in tqdm(images.world.attributes, desc="localisation", leave=False, delay=2):
-        present = images.attributes[:, images.world.index(attribute.name)]  # (N,)
+        present = images.latents.attributes[:, images.world.index(attribute.name)]  # (N,)
         twins = flip(images, attribute.name).with_transform(clip.preprocess)
         shares, aurocs = [], {name: [] for name in maps}
         with torch.no_grad():

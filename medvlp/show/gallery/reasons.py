@@ -136,13 +136,13 @@ def misled_by(images: PhantomSet, rows: np.ndarray, predicted: np.ndarray) -> pd
     """
     world, classnames = images.world, images.card.classnames
     p = world.probability[[world.classnames.index(name) for name in classnames]]  # (n_cls, K)
-    present = images.attributes[torch.from_numpy(rows)]  # (n, K)
+    present = images.latents.attributes[torch.from_numpy(rows)]  # (n, K)
     log_p = torch.where(present[:, None], p.log(), (1 - p).log())  # (n, n_cls, K)
     each, true = torch.arange(len(rows)), images.labels[torch.from_numpy(rows)]
     argues = log_p[each, torch.from_numpy(predicted[rows])] - log_p[each, true]  # (n, K)
     most, which = argues.max(dim=1)
     names = [
-        f"{images.attribute_names[k]} {'present' if shown[k] else 'absent'}" if nats > 0 else None
+        f"{world.attributes[k].name} {'present' if shown[k] else 'absent'}" if nats > 0 else None
         for k, nats, shown in zip(which.tolist(), most.tolist(), present.tolist(), strict=True)
     ]
     best = log_p.sum(dim=2).argmax(dim=1).tolist()

@@ -171,8 +171,7 @@ def test_an_image_is_not_its_own_neighbour_and_few_images_have_few_neighbours(cl
 
 
 def test_a_method_that_looks_at_one_attribute_is_misled_by_that_attribute(phantoms):
-    veil = phantoms.attribute_names.index("veil")
-    shown = phantoms.attributes[:, veil]
+    shown = phantoms.latents.attributes[:, phantoms.world.index("veil")]
     found = failures(torch.stack([shown, ~shown], dim=1).float(), phantoms)  # melanoma where there is a veil
     assert len(found) > 20 and len(found.pairs()) == 2
     says = {"melanoma": "veil present", "nevus": "veil absent"}
@@ -182,12 +181,12 @@ def test_a_method_that_looks_at_one_attribute_is_misled_by_that_attribute(phanto
 
 
 def test_the_best_rule_is_bayes_rule_and_nothing_misleads_against_all_evidence(phantoms):
-    best = phantoms.world.posterior(phantoms.attributes).argmax(dim=1)
+    best = phantoms.world.posterior(phantoms.latents.attributes).argmax(dim=1)
     rows = np.arange(len(phantoms))
     found = misled_by(phantoms, rows, 1 - phantoms.labels.numpy())
     assert found["best_rule"].tolist() == [phantoms.world.classnames[c] for c in best.tolist()]
     p = phantoms.world.probability  # (2, K)
-    likelihood = torch.where(phantoms.attributes[:, None], p, 1 - p)  # (N, 2, K)
+    likelihood = torch.where(phantoms.latents.attributes[:, None], p, 1 - p)  # (N, 2, K)
     own, other = likelihood[rows, phantoms.labels], likelihood[rows, 1 - phantoms.labels]  # (N, K) each
     nothing = (other <= own).all(dim=1)
     assert (found["misled_by"].isna().to_numpy() == nothing.numpy()).all()
@@ -230,7 +229,7 @@ def test_the_figure_shows_classes_and_what_argued_and_typesets_nothing(clip, ima
     fig.canvas.draw()  # "$\frac{1}{$" as mathematics would raise an error
     assert len(fig.axes) == 2 and all(len(ax.images) == 1 for ax in fig.axes)
     assert all(", predicted " in ax.get_title().replace("\n", " ") for ax in fig.axes)
-    shown = phantoms.attributes[:, 0]
+    shown = phantoms.latents.attributes[:, 0]
     misled = failures(torch.stack([shown, ~shown], dim=1).float(), phantoms).figure(n=3)
     assert all("misled by: veil" in ax.get_title() for ax in misled.axes[:3])
 

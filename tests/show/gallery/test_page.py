@@ -141,7 +141,7 @@ def test_several_galleries_share_a_page_with_their_own_words(tmp_path):
     clip = load_clip("tiny")
     data = load_dataset("phantom-derm")
     train, test = data.train.subset(range(200)), data.test.subset(range(60))
-    shown = test.attributes[:, 0]
+    shown = test.latents.attributes[:, 0]
     found = failures(torch.stack([shown, ~shown], dim=1).float(), test, train, clip)
     suspects = label_noise_suspects(train, clip)
     assert len(suspects)
