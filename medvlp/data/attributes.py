@@ -1,37 +1,11 @@
-"""What experts noted of images: read from the tables that a card names, and how far two experts agree."""
+"""How far two experts agree about what images show."""
 
-from collections.abc import Sequence
+import math
 
 import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
-from medvlp.data.cards import DataCard
-from medvlp.data.errors import unknown_name
 from medvlp.data.image_sets import ImageSet
-
-
-def annotation_table(card: DataCard, ids: Sequence[str], rows: Sequence[dict[str, str] | None]) -> pd.DataFrame:
-    """One row an image and one categorical column an attribute.
-
-    Args:
-        ids: Names of the images.
-        rows: What the table says of each, by attribute; None where it has no such image. Empty text: nobody
-            looked.
-
-    Raises:
-        ValueError: A value that the card does not have; the message has the image, and the nearest value.
-    """
-    columns = {}
-    for attribute in card.attributes:
-        known = {value.casefold(): value for value in attribute.values}
-        texts = [row[attribute.name] if row else "" for row in rows]
-        for name, text in zip(ids, texts, strict=True):
-            if text and text.casefold() not in known:
-                where = f"image {name!r}"
-                raise ValueError(unknown_name(f"value of {attribute.name!r}", text, attribute.values, where))
-        values = [known.get(text.casefold()) for text in texts]
-        columns[attribute.name] = pd.Categorical(values, categories=list(attribute.values))
-    return pd.DataFrame(columns, index=list(ids))
 
 
 def attribute_agreement(images: ImageSet) -> pd.DataFrame:
@@ -45,7 +19,8 @@ def attribute_agreement(images: ImageSet) -> pd.DataFrame:
             not count.
 
     Returns:
-        Index attribute; columns images (how many both looked at), agreement (0..1) and kappa (-1..1).
+        Index attribute; columns images (how many both looked at), agreement (0..1) and kappa (-1..1,
+        NaN where only one value was noted).
 
     Raises:
         ValueError: nobody described the images a second time.
@@ -66,9 +41,7 @@ def attribute_agreement(images: ImageSet) -> pd.DataFrame:
     for name in first:
         both = first[name].notna() & second[name].notna()  # (N,)
         one, other = first.loc[both, name].astype(str), second.loc[both, name].astype(str)
-        rows[name] = {
-            "images": int(both.sum()),
-            "agreement": (one == other).mean(),
-            "kappa": cohen_kappa_score(one, other),
-        }
+        varied = len({*one, *other}) > 1  # else kappa is 0 / 0
+        kappa = cohen_kappa_score(one, other) if varied else math.nan
+        rows[name] = {"images": int(both.sum()), "agreement": (one == other).mean(), "kappa": kappa}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("attribute")

@@ -191,12 +191,15 @@ class FolderSource(Source):
 class CsvSource(Source):
     """A table with one image a row; `columns` names its path, label, split and group columns.
 
-    Paths are relative to `folder`. The split and group columns may be None: not there.
+    Paths are relative to `folder`. The split and group columns may be None: not there. `file` is one table,
+    or one for each split. `second_file` lists some of the images again, with attributes as another expert
+    noted them.
     """
 
     kind: Literal["csv"]
     folder: str = "."
-    file: str = "labels.csv"
+    file: str | dict[Split, str] = "labels.csv"
+    second_file: str | None = None
     columns: Annotated[
         dict[Literal["path", "label", "split", "group"], str | None],
         Field(validate_default=True),
@@ -209,6 +212,12 @@ class CsvSource(Source):
         if not (columns["path"] and columns["label"]):
             raise ValueError("the path and the label column must have a name")
         return columns
+
+    @model_validator(mode="after")
+    def _one_word_on_splits(self) -> "CsvSource":
+        if isinstance(self.file, dict) and ("train" not in self.file or self.columns["split"]):
+            raise ValueError("with a table for each split there is one for train, and no split column")
+        return self
 
 
 class MedMNISTSource(Source):

@@ -21,7 +21,8 @@ from medvlp.data.card_parts import SOURCES, AnySource, Attribute, ClassInfo, Phr
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import as_word, composed, sha256
 
-INHERITED = {"modality", "templates", "classes", "attributes"}  # what a card that is `like` another takes from it
+# What a card that is `like` another takes from it.
+INHERITED = {"modality", "templates", "classes", "attributes"}
 
 
 class DataCard(Strict):
@@ -92,7 +93,10 @@ class DataCard(Strict):
             if names.count(name) > 1:
                 raise ValueError(f"two attributes are called {name!r}")
         if names and self.source.kind != "csv":
-            raise ValueError(f"attributes are read from a table, and a source of kind {self.source.kind!r} has none")
+            kind = self.source.kind
+            raise ValueError(f"attributes are read from a table, and a source of kind {kind!r} has none")
+        if not names and getattr(self.source, "second_file", None):
+            raise ValueError("second_file has what another expert noted, but the card has no attributes")
         values = {attribute.name: attribute.values for attribute in self.attributes}
         for info in self.classes:
             for phrase in (phrase for phrases in info.knowledge.values() for phrase in phrases):

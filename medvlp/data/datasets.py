@@ -13,11 +13,12 @@ from medvlp.data.card_parts import SPLITS
 from medvlp.data.cards import DataCard, load_card
 from medvlp.data.errors import check_same_classes
 from medvlp.data.files import sha256
-from medvlp.data.folders import Problems, listed_files, read_csv, read_folder
+from medvlp.data.folders import Problems, listed_files, read_folder
 from medvlp.data.image_sets import ImageSet, PhantomSet, Rendered
 from medvlp.data.medmnist import read_medmnist
 from medvlp.data.phantoms.worlds import get_world
 from medvlp.data.splits import cut_to_shots, split
+from medvlp.data.tables import read_csv
 
 PHANTOM_SIZE = 64  # pixels a side, where no image_size is given
 

@@ -107,7 +107,7 @@ def read_table(file: Path, columns: dict[str, str | None]) -> Iterator[tuple[int
         for role, column in wanted.items():
             if column not in header:
                 hint = unknown_name("column", column, header, where=str(file))
-                raise ValueError(f"{hint} Name the {role} column in the card under source, columns.")
+                raise ValueError(f"{hint} Name the {role} column in the card.")
         place = {role: header.index(column) for role, column in wanted.items()}
         for line, row in tables[mark]:
             values = {role: row[i] if i < len(row) else "" for role, i in place.items()}

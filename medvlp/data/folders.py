@@ -1,4 +1,4 @@
-"""Images in files: class folders, or a table that lists them."""
+"""Images in class folders; what folders and tables of images have in common."""
 
 import os
 import re
@@ -10,10 +10,9 @@ from pathlib import Path
 import regex
 import torch
 
-from medvlp.data.card_parts import SPLITS
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
-from medvlp.data.files import as_word, composed, on_disk, printable, read_table
+from medvlp.data.files import as_word, composed, on_disk, printable
 from medvlp.data.image_sets import Files, ImageSet
 from medvlp.data.images import image_suffixes
 
@@ -244,7 +243,7 @@ def _read_class_folders(card: DataCard, split: str, folder: Path, walk: _Walk) -
             f"card {card.name!r}: no images in the class folders of {folder} (other files: "
             f"{listed_files(walk.others)}). An image's name ends as Pillow knows it: .png, .jpg, .tif, ..."
         )
-    return _image_set(card, split, walk.base, rows)
+    return image_set(card, split, walk.base, rows)
 
 
 def listed_files(others: dict[str, int]) -> str:
@@ -252,7 +251,7 @@ def listed_files(others: dict[str, int]) -> str:
     return ", ".join(f"{n} {ending or 'without ending'}" for ending, n in sorted(others.items())) or "none"
 
 
-def _image_set(card: DataCard, split: str, base: Path, rows: list[tuple[str, int, str]]) -> ImageSet:
+def image_set(card: DataCard, split: str, base: Path, rows: list[tuple[str, int, str]]) -> ImageSet:
     """Images from rows of name (the path within `base`), label and group.
 
     A row without a group has the one that the card's pattern finds in the file name, else its id.
@@ -276,66 +275,3 @@ def _group(card: DataCard, pattern: regex.Pattern, name: str) -> str | None:
             "write a simpler pattern."
         ) from None
     return match and match[1]
-
-
-def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tuple[dict[str, ImageSet], dict]:
-    """Images listed in a table. Rows are counted as lines of the file: the header is line 1."""
-    source = card.source
-    base = find_folder(
-        card,
-        root,
-        lambda folder: os.path.isfile(on_disk(folder, source.file)),
-        f"the table {source.file!r}",
-    )
-    file = on_disk(base, source.file)
-    rows: dict[str, list[tuple[str, int, str]]] = {split: [] for split in SPLITS}
-    lines: dict[Path, int] = {}  # where each image is listed
-    for number, row in read_table(file, source.columns):
-        name, where = row["path"], f"line {number} of {file}"
-        path = on_disk(base, name)
-        try:
-            if row["too many"]:
-                raise ValueError(f"it has more values than the header, such as {row['too many']!r}.")
-            label = label_from(card, row["label"])
-            split = _split_name(row["split"]) if source.columns["split"] else "train"
-        except ValueError as error:
-            problems.add(name, f"{where}: {error}")
-            continue
-        if not os.path.isfile(path):
-            problems.add(name, f"{where}: there is no image file {base / name}.", FileNotFoundError)
-        elif path in lines:
-            problems.add(name, f"{where}: the image {name!r} is already in line {lines[path]}.")
-        else:
-            lines[path] = number
-            inside = path.relative_to(base) if path.is_relative_to(base) else path
-            rows[split].append((inside.as_posix(), label, composed(row["group"])))
-    if not rows["train"]:
-        raise ValueError(f"the table {file} names no image for train.")
-    return {split: _image_set(card, split, base, rows[split]) for split in SPLITS if rows[split]}, {}
-
-
-def label_from(card: DataCard, text: str) -> int:
-    """Label written as a class name, an alias or a number; ValueError names the choices.
-
-    A number is the alias that says so, or, where no alias is a number, the label itself. 1.0 is 1.
-    """
-    words = [(word, label) for label, info in enumerate(card.classes) for word in info.words]
-    number = re.fullmatch(r"(-?[0-9]+)(?:[.,]0*)?", text)
-    if not number or as_word(text) in {as_word(word) for word, _ in words}:
-        return card.label_of(text)
-    codes = {int(word): label for word, label in words if _is_number(word)} or {i: i for _, i in words}
-    if int(number[1]) not in codes:
-        named = ", ".join(f"{code} {card.classnames[label]}" for code, label in sorted(codes.items()))
-        raise ValueError(f"label {text} is out of range; card {card.name!r} has {named}.")
-    return codes[int(number[1])]
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"-?[0-9]+", text) is not None
-
-
-def _split_name(text: str) -> str:
-    split = SPLIT_WORDS.get(as_word(text))
-    if split is None:
-        raise ValueError(unknown_name("split", text, SPLITS))
-    return split

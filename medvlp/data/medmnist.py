@@ -11,8 +11,8 @@ import torch
 from medvlp.data.card_parts import SPLITS
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
-from medvlp.data.folders import label_from
 from medvlp.data.image_sets import ImageSet, Pixels
+from medvlp.data.tables import label_from
 
 SIZES = (28, 64, 128, 224)  # pixels a side that MedMNIST comes in
 

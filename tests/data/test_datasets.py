@@ -466,7 +466,8 @@ def test_phantoms_know_what_they_show(phantom_card):
     k = world.index("veil")
     shown = data.train.attributes
     assert list(shown) == [attribute.name for attribute in world.attributes]
-    assert shown.index.tolist() == data.train.ids and set(shown["veil"].cat.categories) == {"absent", "present"}
+    assert shown.index.tolist() == data.train.ids
+    assert set(shown["veil"].cat.categories) == {"absent", "present"}
     assert (shown == "present").to_numpy().tolist() == data.train.latents.attributes.tolist()
     few = data.train.latents[torch.tensor([3, 140])]
     drawn = [np.asarray(data.train.image(i)) for i in (3, 140)]

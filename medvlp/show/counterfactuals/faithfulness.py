@@ -139,7 +139,8 @@ def what_is_seen(
         True
     """
     world, (plain, *flipped) = phantoms(images).world, with_flips(some(images, n_images, seed))
-    x, present = encode(clip, phantoms(train)).numpy(), train.latents.attributes.numpy()  # (N_train, D), (N_train, K)
+    x = encode(clip, phantoms(train)).numpy()  # (N_train, D)
+    present = train.latents.attributes.numpy()  # (N_train, K)
     f = encode(clip, plain).numpy()  # (N, D)
     texts = [f"{wording[0]}." for a in world.attributes for wording in (a.present, a.absent)]
     t = clip.encode_texts(texts).detach().cpu().unflatten(0, (-1, 2))  # (K, 2, D)

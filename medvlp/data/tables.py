@@ -1,0 +1,143 @@
+"""Images that a table lists, one a row, with what experts noted of them."""
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from medvlp.data.card_parts import SPLITS, Attribute
+from medvlp.data.cards import DataCard
+from medvlp.data.errors import unknown_name
+from medvlp.data.files import as_word, composed, on_disk, read_table
+from medvlp.data.folders import SPLIT_WORDS, Problems, find_folder, image_set
+from medvlp.data.image_sets import ImageSet
+
+Row = dict[str, str]  # a row's values by role: "path", "label", ..., "attribute granule colour", ...
+Noted = dict[str, str | None]  # what an expert noted of one image, by attribute; None where nobody looked
+
+
+def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tuple[dict[str, ImageSet], dict]:
+    """Images listed in a table, or in one for each split. Rows are counted as lines: the header is line 1."""
+    source = card.source
+    tables = source.file if isinstance(source.file, dict) else {"": source.file}
+    needed = [*tables.values(), *filter(None, [source.second_file])]
+    base = find_folder(
+        card,
+        root,
+        lambda folder: all(os.path.isfile(on_disk(folder, name)) for name in needed),
+        "the table " + " and ".join(map(repr, needed)),
+    )
+    rows: dict[str, list[tuple[str, int, str]]] = {split: [] for split in SPLITS}
+    noted: dict[str, list[Noted]] = {split: [] for split in SPLITS}
+    listed: dict[Path, str] = {}  # where each image is listed
+    columns = source.columns | {_role(attribute): attribute.column for attribute in card.attributes}
+    for split_of_table, name_of_table in tables.items():
+        file = on_disk(base, name_of_table)
+        for number, row in read_table(file, columns):
+            name, where = row["path"], f"line {number} of {file}"
+            path = on_disk(base, name)
+            try:
+                if row["too many"]:
+                    raise ValueError(f"it has more values than the header, such as {row['too many']!r}.")
+                label = label_from(card, row["label"])
+                split = _split_name(row["split"]) if source.columns["split"] else split_of_table or "train"
+                values = _noted(card, row)
+            except ValueError as error:
+                problems.add(name, f"{where}: {error}")
+                continue
+            if not os.path.isfile(path):
+                problems.add(name, f"{where}: there is no image file {base / name}.", FileNotFoundError)
+            elif path in listed:
+                problems.add(name, f"{where}: the image {name!r} is already in {listed[path]}.")
+            else:
+                listed[path] = f"line {number}" if len(tables) == 1 else where
+                inside = path.relative_to(base) if path.is_relative_to(base) else path
+                rows[split].append((inside.as_posix(), label, composed(row["group"])))
+                noted[split].append(values)
+    if not rows["train"]:
+        raise ValueError(f"the table {on_disk(base, next(iter(tables.values())))} names no image for train.")
+    parts = {split: image_set(card, split, base, rows[split]) for split in SPLITS if rows[split]}
+    if card.attributes:
+        parts = {split: _annotated(images, noted[split]) for split, images in parts.items()}
+    if source.second_file:
+        again = _second_notes(card, base, set(listed), problems)
+        for split, images in parts.items():
+            paths = [Path(base, name) for name in images.store.names]
+            parts[split] = _annotated(images, [again.get(path, {}) for path in paths])
+    return parts, {}
+
+
+def _role(attribute: Attribute) -> str:
+    return f"attribute {attribute.name}"
+
+
+def _noted(card: DataCard, row: Row) -> Noted:
+    """What a row says of the card's attributes; ValueError for a value that the card does not have."""
+    noted = {}
+    for attribute in card.attributes:
+        text = row[_role(attribute)]
+        value = text if text in attribute.values else None
+        if text and value is None:
+            value = {as_word(value): value for value in attribute.values}.get(as_word(text))
+            if value is None:
+                raise ValueError(unknown_name(f"value of {attribute.name!r}", text, attribute.values))
+        noted[attribute.name] = value
+    return noted
+
+
+def _second_notes(card: DataCard, base: Path, images: set[Path], problems: Problems) -> dict[Path, Noted]:
+    """What another expert noted, by the image's file."""
+    columns = {"path": card.source.columns["path"]}
+    columns |= {_role(attribute): attribute.column for attribute in card.attributes}
+    file, notes = on_disk(base, card.source.second_file), {}
+    for number, row in read_table(file, columns):
+        path, where = on_disk(base, row["path"]), f"line {number} of {file}"
+        try:
+            if path not in images:
+                raise ValueError(f"no image {row['path']!r} is in {card.source.file}.")
+            if path in notes:
+                raise ValueError(f"the image {row['path']!r} is there twice.")
+            notes[path] = _noted(card, row)
+        except ValueError as error:
+            problems.add(row["path"], f"{where}: {error}")
+    return notes
+
+
+def _annotated(images: ImageSet, noted: list[Noted]) -> ImageSet:
+    """The images with one table more: a row an image, a categorical column an attribute."""
+    columns = {
+        attribute.name: pd.Categorical(
+            [values.get(attribute.name) for values in noted], categories=list(attribute.values)
+        )
+        for attribute in images.card.attributes
+    }
+    return replace(images, annotations=(*images.annotations, pd.DataFrame(columns, index=images.ids)))
+
+
+def label_from(card: DataCard, text: str) -> int:
+    """Label written as a class name, an alias or a number; ValueError names the choices.
+
+    A number is the alias that says so, or, where no alias is a number, the label itself. 1.0 is 1.
+    """
+    words = [(word, label) for label, info in enumerate(card.classes) for word in info.words]
+    number = re.fullmatch(r"(-?[0-9]+)(?:[.,]0*)?", text)
+    if not number or as_word(text) in {as_word(word) for word, _ in words}:
+        return card.label_of(text)
+    codes = {int(word): label for word, label in words if _is_number(word)} or {i: i for _, i in words}
+    if int(number[1]) not in codes:
+        named = ", ".join(f"{code} {card.classnames[label]}" for code, label in sorted(codes.items()))
+        raise ValueError(f"label {text} is out of range; card {card.name!r} has {named}.")
+    return codes[int(number[1])]
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?[0-9]+", text) is not None
+
+
+def _split_name(text: str) -> str:
+    split = SPLIT_WORDS.get(as_word(text))
+    if split is None:
+        raise ValueError(unknown_name("split", text, SPLITS))
+    return split
