@@ -8,10 +8,12 @@ feels it.
 import importlib.util
 import json
 import os
+import re
 import socketserver
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +30,11 @@ if TYPE_CHECKING:  # it may not be installed
     from openai import OpenAI
 
 HOST = "127.0.0.1"
+LOCAL = re.compile(r"(?i)(127\.0\.0\.1|localhost)(:\d+)?")  # how programs on this machine name it
 NEEDS = ("openai", "gguf")
 MAX_TOKENS = 400  # of an answer to a question that does not say
+MAX_REQUEST = 2**24  # bytes
+STATUS = {PermissionError: 403, FileNotFoundError: 404, (ValueError, TypeError, AttributeError): 400}
 TOP = 50  # words that a word is drawn from, as transformers does
 
 
@@ -42,7 +47,8 @@ class LocalLLM:
         port: where it listens; None until it was started, unless one was asked for.
 
     It ends with `close()`, with this object and with the interpreter. It asks for no key and answers whoever
-    has an account on this machine. Of a request it reads model, messages, max_tokens, temperature and seed.
+    has an account on this machine, but no web page. It knows chat completions and the name of its model. Of a
+    request it reads model, messages, max_tokens, temperature and seed.
     """
 
     def __init__(self, llm: LLM, port: int | None, progress: bool) -> None:
@@ -275,18 +281,38 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         model = {"id": self.server.writer.name, "object": "model", "created": 0, "owned_by": "medvlp"}
-        self._send(200, {"object": "list", "data": [model]})
+        self._reply("/models", lambda: {"object": "list", "data": [model]})
 
     def do_POST(self) -> None:
+        self._reply("/chat/completions", lambda: self.server.writer.answer(json.loads(self._body())))
+
+    def _reply(self, path: str, answer: Callable[[], dict[str, Any]]) -> None:
         try:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)))
-            status, body = 200, self.server.writer.answer(asked)
+            self._check_sender()
+            if self.path.partition("?")[0].removeprefix("/v1") != path:
+                raise FileNotFoundError("this server has POST /v1/chat/completions and GET /v1/models.")
+            status, body = 200, answer()
         except Exception as error:  # a client that waits must hear of it
-            asked_wrongly = isinstance(error, ValueError | TypeError | AttributeError)
+            status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
             message = f"{type(error).__name__}: {error}"
-            status = 400 if asked_wrongly else 500
             body = {"error": {"message": message, "type": "medvlp", "code": None}}
         self._send(status, body)
+
+    def _check_sender(self) -> None:
+        """PermissionError for a web page, whatever address it found the server by."""
+        hosts = ", ".join(self.headers.get_all("Host", []))
+        if not LOCAL.fullmatch(hosts):
+            raise PermissionError(f"this server is asked as {HOST}, not as {hosts!r}.")
+        own = {f"http://{hosts}", "same-origin", "none"}
+        for name in ("Origin", "Sec-Fetch-Site"):
+            if self.headers.get(name, "none") not in own:
+                raise PermissionError("this server answers programs, not web pages.")
+
+    def _body(self) -> bytes:
+        length = int(self.headers["Content-Length"] or 0)
+        if not 0 <= length <= MAX_REQUEST:
+            raise ValueError(f"a request has at most {MAX_REQUEST:,} bytes, not {length:,}.")
+        return self.rfile.read(length)
 
     def _send(self, status: int, body: dict[str, Any]) -> None:
         content = json.dumps(body).encode()

@@ -1,7 +1,9 @@
 """The local LLM's server: a tiny LLM asked over HTTP, its starts, ends and errors; SmolLM2 once."""
 
 import gc
+import http.client
 import importlib.util
+import json
 import socket
 import threading
 import time
@@ -38,6 +40,11 @@ def running(folder):
         yield server
 
 
+def running_writer(server: LocalLLM):
+    """What answers inside a server that runs."""
+    return server._stop.peek()[1].__self__.writer
+
+
 def ask(server: LocalLLM, **settings) -> str:
     request = {"model": server.model, "messages": QUESTION, "max_tokens": 12, "temperature": 0, **settings}
     return server.client.chat.completions.create(**request).choices[0].message.content
@@ -55,6 +62,87 @@ def test_a_folder_is_served_on_loopback_alone_by_a_name_without_its_path(running
     assert [model.id for model in running.client.models.list()] == [running.model]
     assert reachable("127.0.0.1", running.port) and not reachable("127.0.0.2", running.port)
     assert running.client.default_headers[SAYS_WHICH] == running.llm.sha256
+
+
+def send(port: int, method: str, path: str, *headers: tuple[str, str]) -> tuple[int, str]:
+    """Status and body of a request with these headers and no others."""
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    link.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+    body = json.dumps({"model": "any", "messages": QUESTION}).encode() if method == "POST" else b""
+    for name, value in (*headers, ("Content-Length", str(len(body)))):
+        link.putheader(name, value)
+    link.endheaders(body)
+    response = link.getresponse()
+    return response.status, response.read().decode()
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/chat/completions"), ("GET", "/v1/models")])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example:PORT", "Origin": "http://evil.example:PORT"},  # DNS rebinding
+        {"Host": "evil.example"},
+        {"Host": "127.0.0.1.evil.example:PORT"},
+        {"Host": "evil.example@127.0.0.1:PORT"},
+        {"Host": "0.0.0.0:PORT"},
+        {"Host": ""},
+        {},
+        {"Host": "127.0.0.1:PORT", "Origin": "http://evil.example"},  # a page that posts to this address
+        {"Host": "127.0.0.1:PORT", "Origin": "null"},
+        {"Host": "127.0.0.1:PORT", "Origin": "http://localhost:8888"},
+        {"Host": "127.0.0.1:PORT", "Sec-Fetch-Site": "cross-site"},
+    ],
+)
+def test_a_web_page_gets_nothing(running, monkeypatch, method, path, headers):
+    monkeypatch.setattr(running_writer(running), "answer", lambda asked: pytest.fail("answered"))
+    headers = [(name, value.replace("PORT", str(running.port))) for name, value in headers.items()]
+    status, said = send(running.port, method, path, *headers)
+    assert status == 403 and "error" in json.loads(said) and running.model not in said
+
+
+def test_two_hosts_are_none(running):
+    assert send(running.port, "GET", "/v1/models", ("Host", "127.0.0.1"), ("Host", "evil.example"))[0] == 403
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *[
+            ("POST", f"/{name}")
+            for name in ("load_model", "reset", "v1/completions", "v1/models", "v1/files")
+        ],
+        *[
+            ("POST", path)
+            for path in ("/", "/v1/chat/completions/../../reset", "http://a/v1/chat/completions")
+        ],
+        *[("GET", path) for path in ("/", "/reset", "/v1/chat/completions", "/v1/files", "/health")],
+    ],
+)
+def test_the_server_knows_chat_completions_and_the_name_of_its_model_alone(
+    running, monkeypatch, method, path
+):
+    monkeypatch.setattr(running_writer(running), "answer", lambda asked: pytest.fail("answered"))
+    status, said = send(running.port, method, path, ("Host", f"127.0.0.1:{running.port}"))
+    assert status == 404 and "/v1/chat/completions" in json.loads(said)["error"]["message"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:PORT", "localhost:PORT", "LOCALHOST", "127.0.0.1:8000"])
+def test_programs_on_this_machine_are_answered(running, host):
+    """Also over a forwarded port, and from a page of the server's own address."""
+    host = host.replace("PORT", str(running.port))
+    for headers in ([], [("Origin", f"http://{host}")], [("Sec-Fetch-Site", "none")]):
+        status, said = send(running.port, "GET", "/v1/models", ("Host", host), *headers)
+        assert status == 200 and running.model in said
+    status, said = send(running.port, "POST", "/chat/completions", ("Host", host))
+    assert status == 400 and "'any' was asked" in said
+
+
+@pytest.mark.parametrize("length", ["-1", "1000000000000", "many"])
+def test_a_request_of_an_impossible_size_is_refused(running, length):
+    with socket.create_connection(("127.0.0.1", running.port), timeout=20) as link:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n\r\n"
+        link.sendall(head.encode())
+        assert b" 400 " in link.recv(1000)
 
 
 def test_only_the_shipped_llm_and_hub_names_stand_without_a_hash():
