@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,7 +42,7 @@ def running(folder):
 
 
 def running_writer(server: LocalLLM):
-    """What answers inside a server that runs."""
+    """The loaded LLM behind a server."""
     return server._stop.peek()[1].__self__.writer
 
 
@@ -104,23 +105,19 @@ def test_two_hosts_are_none(running):
     assert send(running.port, "GET", "/v1/models", ("Host", "127.0.0.1"), ("Host", "evil.example"))[0] == 403
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        *[
-            ("POST", f"/{name}")
-            for name in ("load_model", "reset", "v1/completions", "v1/models", "v1/files")
-        ],
-        *[
-            ("POST", path)
-            for path in ("/", "/v1/chat/completions/../../reset", "http://a/v1/chat/completions")
-        ],
-        *[("GET", path) for path in ("/", "/reset", "/v1/chat/completions", "/v1/files", "/health")],
-    ],
+POSTS = (
+    "/",
+    "/load_model",
+    "/reset",
+    "/v1/completions",
+    "/v1/chat/completions/../reset",
+    "http://a/v1/models",
 )
-def test_the_server_knows_chat_completions_and_the_name_of_its_model_alone(
-    running, monkeypatch, method, path
-):
+GETS = ("/", "/reset", "/v1/chat/completions", "/v1/files", "/health")
+
+
+@pytest.mark.parametrize(("method", "path"), [*product(["POST"], POSTS), *product(["GET"], GETS)])
+def test_the_server_knows_chat_completions_and_its_model_alone(running, monkeypatch, method, path):
     monkeypatch.setattr(running_writer(running), "answer", lambda asked: pytest.fail("answered"))
     status, said = send(running.port, method, path, ("Host", f"127.0.0.1:{running.port}"))
     assert status == 404 and "/v1/chat/completions" in json.loads(said)["error"]["message"]
@@ -178,11 +175,6 @@ def test_an_answer_ends_at_the_llms_last_word(running):
     finally:
         config.eos_token_id = before
     assert answer.choices[0].finish_reason == "stop" and answer.usage.completion_tokens == 1
-
-
-def running_writer(server: LocalLLM):
-    """The loaded LLM behind a server."""
-    return server._stop.peek()[1].__self__.writer
 
 
 def ord_of(server: LocalLLM, text: str) -> int:
