@@ -35,7 +35,7 @@ class Method(nn.Module):
 
     Attributes:
         recipe: Fields of `TrainConfig` that the method was published with, over the defaults.
-        average: The average over epochs that it was published with; see `EpochAverage.published`.
+        average: The average over epochs that it was published with, which `fit` takes; see `EpochAverage`.
         symptoms: {classname: [phrase, ...]} that it scores; None for a method that scores none.
         conditional: Whether the classes' text features depend on the image.
         modality: What the class features are: "text", or "weights" that no text gave.

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from medvlp.methods.registry import METHODS
 from medvlp.study.evaluation import evaluate
 from medvlp.study.prediction import predict
 from medvlp.study.saving import load, save
+from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig, recipe
 from medvlp.study.training.fit import fit
 from tests.methods.small import SYMPTOMS, make_card, make_set
@@ -195,6 +197,40 @@ def test_images_of_other_classes_are_refused(clip, name, options, own):
     for call in (lambda: fit(method, train, val), lambda: evaluate(method, val)):
         with pytest.raises(ValueError, match="same order"):
             call()
+
+
+AVERAGED = [case for case in CASES if METHODS[case[0]].average] + [("CoOp", {}, {"ctx"})]
+
+
+@pytest.mark.parametrize(("name", "options", "own"), AVERAGED, ids=lambda value: str(value)[:12])
+def test_fit_averages_what_was_published_so_unless_told_not_to(clip, tmp_path, name, options, own):
+    train, val = make_set(CARD, [0, 1, 2] * 4), make_set(CARD, [0, 1, 2], "val")
+    recipe_of = recipe(METHODS[name])
+    assert recipe_of.average is None
+
+    def fitted(callbacks=(), **changes) -> tuple[dict, torch.Tensor]:
+        method = METHODS[name](clip, CARD, **options)
+        few = {"epochs": 4, "batch_size": 4, "views": 0, "num_workers": 0, "warmup_lr": None}
+        config = replace(recipe_of, **few | changes)
+        history = fit(method, train, val, config, callbacks=callbacks, cache_dir=tmp_path, progress=False)
+        return {key: tensor.clone() for key, tensor in own_tensors(method).items()}, history
+
+    def same(one: dict, other: dict) -> bool:
+        return all(torch.equal(one[key], other[key]) for key in one)
+
+    plain, history = fitted(average=False)
+    assert "average_weight" not in history
+    average = EpochAverage.published(METHODS[name](clip, CARD, **options), 4)
+    averaged = fitted([average], average=False)[0] if average else plain
+    assert same(averaged, plain) == (average is None)
+    assert same(fitted()[0], averaged)
+    by_default = average or EpochAverage(4)
+    assert same(
+        fitted(average=True)[0],
+        fitted([EpochAverage(4, by_default.mean, by_default.std, by_default.tensors)])[0],
+    )
+    # the best epoch is asked for, so it is what comes out
+    assert same(fitted(keep="best", metric="loss")[0], fitted(keep="best", metric="loss", average=False)[0])
 
 
 SGD = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "warmup_lr": 1e-5, "keep": "last"}

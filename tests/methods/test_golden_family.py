@@ -26,7 +26,6 @@ from medvlp.methods.registry import METHODS
 from medvlp.study.training import batches
 from medvlp.study.training import fit as training
 from medvlp.study.training.batches import Batch, FeatureBatches
-from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import recipe
 from medvlp.study.training.devices import Logits, make_optimizer
 from tests.backbone import small_clips
@@ -209,12 +208,9 @@ def test_logits_loss_gradients_and_one_step_are_the_authors(clip, images, labels
 def test_a_short_training_ends_where_the_authors_ends(clip, images, labels, in_their_order, tmp_path, name):
     case = Case(name)
     method, epochs = case.build(clip), case.meta["epochs"]
-    published = EpochAverage.published(method, epochs)
     config = replace(recipe(method), epochs=epochs, batch_size=4, views=0, keep="last", num_workers=0)
-    train, callbacks = make_set(images, labels), [published] if published else []
-    history = training.fit(
-        method, train, None, config, callbacks=callbacks, cache_dir=tmp_path, progress=False
-    )
+    train = make_set(images, labels)
+    history = training.fit(method, train, None, config, cache_dir=tmp_path, progress=False)
     assert history["lr"].tolist() == pytest.approx(case["run_lr"].tolist())
     for tensor, start in case.named("p/").items():
         end = case[f"run/{tensor}"]

@@ -16,7 +16,7 @@ from medvlp.methods.base import Method
 from medvlp.study.training.config import TrainConfig
 
 PROTOCOL_KEYS = ("method", "data", "test", "num_shots", "seed", "clip", "average", "base_to_new")
-CONFIG_KEYS = tuple(field.name for field in fields(TrainConfig))
+CONFIG_KEYS = tuple(field.name for field in fields(TrainConfig) if field.name != "average")
 IN_TABLES = (bool, int, float, str)  # values that stand in tables as they are
 
 

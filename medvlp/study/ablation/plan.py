@@ -185,7 +185,9 @@ class _Planner:
         kind = self.kinds[method]
         in_config, in_method = sort_keys(given, method, self.kinds)
         switches = {key: plain(given[key]) for key in asdict(Protocol()) if key in given}
-        protocol = Protocol(**{"average": kind.average is not None} | switches)
+        average = self.config.get("average")
+        average = kind.average is not None if average is None else average
+        protocol = Protocol(**{"average": average} | switches)
         seed = protocol.seed
 
         # the constructor's defaults, over them the seed, over that the grid; values may be Named
@@ -207,7 +209,8 @@ class _Planner:
             base_and_new(card)  # it raises for too few classes
         train, val = data.get().cut(protocol.num_shots, seed)
 
-        numbers = {name: value for name, value in asdict(config).items() if name != "num_workers"}
+        apart = ("num_workers", "average")  # the one changes no number, the other stands for itself
+        numbers = {name: value for name, value in asdict(config).items() if name not in apart}
         inputs = {
             "protocol": PROTOCOL,
             "method": method,

@@ -4,7 +4,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from medvlp.study.ablation.plan import Run
 from medvlp.study.ablation.store import DONE, FAILED, RunStore, pack, unpack
 from medvlp.study.evaluation import loss_and_metrics, predict_logits
 from medvlp.study.metrics import metric_values
-from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.fit import fit
 from medvlp.study.transfer import base_and_new, transfer
 
@@ -164,12 +163,8 @@ def _train(method: Method, run: Run, train: ImageSet, val: ImageSet, workshop: W
     if learns and views != "fresh":
         workshop.encode(method, train, range(views) if views else [None])
     workshop.encode(method, val, [None])
-    callbacks = []
-    if run.protocol.average and learns:
-        epochs = run.config.epochs
-        callbacks = [EpochAverage.published(method, epochs) or EpochAverage(epochs)]
-    options = {"callbacks": callbacks, "cache_dir": workshop.cache_dir, "progress": False}
-    history = fit(method, train, val, run.config, **options)
+    config = replace(run.config, average=run.protocol.average)
+    history = fit(method, train, val, config, cache_dir=workshop.cache_dir, progress=False)
     if history.attrs.get("interrupted"):  # fit returned what it had
         raise KeyboardInterrupt
     return history

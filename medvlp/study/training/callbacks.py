@@ -1,4 +1,4 @@
-"""What may look on while a method trains: `Callback`, and CILMP's average of the weights over epochs."""
+"""What may look on while a method trains: `Callback`, and the average of the weights over epochs."""
 
 from collections.abc import Sequence
 from math import exp
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from medvlp.data.errors import unknown_name
 from medvlp.methods.base import Method, own_tensors
+from medvlp.study.training.config import TrainConfig
 
 TOTAL = "sum of a_e"  # among the sums of tensors; no tensor's name has a space
 
@@ -39,12 +40,11 @@ class EpochAverage(Callback):
         theta = sum_e a_e theta_e / sum_e a_e,    a_e = exp(-(e - mean)^2 / (2 std^2)),    e = 1..E
 
     With mean 100 and std 30 over E = 100 epochs it is CILMP's (Du et al., IEEE TMI 2025), whose authors
-    average the prompts and take the interventions, A and B from the last epoch:
+    average the prompts and take the interventions, A and B from the last epoch. `fit` does so by itself for
+    the methods that were published with an average, CILMP and PromptSRC (see `TrainConfig.average`); one
+    among its callbacks takes the place of theirs:
 
-        fit(cilmp, train, val, TrainConfig(epochs=100, keep="last"),
-            callbacks=[EpochAverage(100, tensors=("ctx", "image_prompts"))])
-
-    which `EpochAverage.published(cilmp, 100)` also gives.
+        fit(cilmp, train, val, callbacks=[EpochAverage(100, std=10, tensors=("ctx", "image_prompts"))])
 
     What is not averaged keeps the weights that `fit` keeps, so ask for `keep="last"`. After Ctrl-C it is the
     average of the epochs so far. A checkpoint keeps the sum: a run that goes on ends as an unbroken one.
@@ -99,6 +99,17 @@ class EpochAverage(Callback):
         tensors = average.get("tensors")
         averaged = tensors and tuple(name for name in tensors if name in parts)
         return cls(epochs, average["mean"] * epochs, average["std"] * epochs, averaged)
+
+    @classmethod
+    def added(cls, callbacks: Sequence[Callback], method: Method, config: TrainConfig) -> Sequence[Callback]:
+        """These callbacks, and the average that the recipe asks for, unless one of them is an average."""
+        published = cls.published(method, config.epochs)
+        wanted = config.average
+        if wanted is None:
+            wanted = published is not None and config.keep == "last"
+        if not wanted or any(isinstance(callback, cls) for callback in callbacks):
+            return callbacks
+        return [published or cls(config.epochs), *callbacks]
 
     def on_epoch_end(self, method: Method, epoch: int, row: dict) -> None:
         """Add this epoch's tensors, and its weight to the history."""

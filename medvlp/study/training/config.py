@@ -38,6 +38,9 @@ class TrainConfig:
             does, N images of n_cls classes weighing N / (n_cls * N_c) each (as scikit-learn's "balanced").
         metric: what the best epoch is chosen by on the validation images: "loss" or a metric of `evaluate`.
         keep: the weights at the end, those of the "best" epoch by validation or of the "last".
+        average: whether the weights at the end are averaged over epochs. None: as the method was published
+            (`EpochAverage.published`) where the last epoch is kept; keep="best" asks for that epoch's own.
+            False: not. True: so in any case, `EpochAverage(epochs)` for a method that was published without.
         num_workers: processes that read images where features are not cached. None: one a core, 8 at most;
             none for phantoms, which every process would draw again.
 
@@ -63,6 +66,7 @@ class TrainConfig:
     class_weight: Literal["balanced"] | None = None
     metric: Literal[SELECTION] = "accuracy"
     keep: Literal["best", "last"] = "best"
+    average: bool | None = None
     num_workers: NonNegativeInt | None = None
 
     def learning_rate(self, epoch: int) -> float:

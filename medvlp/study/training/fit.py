@@ -20,7 +20,7 @@ from medvlp.data.datasets import ImageSet
 from medvlp.methods.base import Method, check_method, load_own_tensors, own_tensors
 from medvlp.study.evaluation import loss_and_metrics, predict_logits
 from medvlp.study.training.batches import FeatureBatches, ImageBatches, class_weights, epoch_seed
-from medvlp.study.training.callbacks import Callback
+from medvlp.study.training.callbacks import Callback, EpochAverage
 from medvlp.study.training.checkpoints import Run, SoFar, run_facts, states_of
 from medvlp.study.training.config import LOWER_IS_BETTER, TrainConfig, recipe
 from medvlp.study.training.devices import Logits, make_optimizer, one_accelerator
@@ -62,7 +62,8 @@ def fit(
         val: Validation images. None only with `keep="last"`.
         config: The recipe; by default the one that the method was published with, see `recipe`.
         checkpoint: A file that is replaced, whole, after each epoch. Where it exists the run goes on from it.
-        callbacks: Told of each epoch; see `Callback`.
+        callbacks: Told of each epoch; see `Callback`. A method that was published with an average over epochs
+            gets it without being told; see `TrainConfig.average`.
         cache_dir: Of the image features; by default the features' own.
         progress: Show bars.
 
@@ -91,6 +92,7 @@ def fit(
     """
     config = config or recipe(method)
     _check(method, train, val, config)
+    callbacks = EpochAverage.added(callbacks, method, config)
     go_back, run = _way_back(method), None
     try:
         with (

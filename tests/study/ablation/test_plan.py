@@ -108,6 +108,19 @@ def test_published_recipe_then_config_then_grid(folder):
     assert run.config == TrainConfig(epochs=2, lr=0.03, batch_size=12, views=0)
 
 
+def test_the_study_s_config_may_switch_the_average_off_and_the_grid_on(folder):
+    class Averaged(Prototypes):
+        average = {"mean": 1.0, "std": 0.3, "tensors": None}
+
+    methods, grid = {"Averaged": Averaged}, {"method": "Averaged"}
+    where = small_data(), None, clip_name(folder)
+    (published,) = plan(grid, *where, {}, methods)
+    (off,) = plan(grid, *where, {"average": False}, methods)
+    (on,) = plan(grid | {"average": True}, *where, {"average": False}, methods)
+    assert published.protocol.average and not off.protocol.average
+    assert on.id == published.id != off.id
+
+
 CLASS = """
 class Mine(Prototypes):
     scale = {scale}

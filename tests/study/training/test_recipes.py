@@ -90,6 +90,7 @@ def test_training_is_the_plain_loop(clip, kind, optimizer, class_weight, weight)
     """With twice as many images of the first class, and the optimisers written out."""
     train, val = make_set(CARD, [0, 0, 1, 2] * 6), make_set(CARD, [0, 1, 2], "val")
     config = replace(RUN, optimizer=optimizer, lr=0.05, weight_decay=0.1, class_weight=class_weight)
+    config = replace(config, average=False)
     method, plain = kind(clip, CARD), kind(clip, CARD)
     history = fit(method, train, val, config, **QUIET)
     features, w = image_features(clip, train), plain.weight
