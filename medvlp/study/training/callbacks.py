@@ -9,7 +9,6 @@ from torch import Tensor
 
 from medvlp.data.errors import unknown_name
 from medvlp.methods.base import Method, own_tensors
-from medvlp.study.training.config import TrainConfig
 
 TOTAL = "sum of a_e"  # among the sums of tensors; no tensor's name has a space
 
@@ -99,17 +98,6 @@ class EpochAverage(Callback):
         tensors = average.get("tensors")
         averaged = tensors and tuple(name for name in tensors if name in parts)
         return cls(epochs, average["mean"] * epochs, average["std"] * epochs, averaged)
-
-    @classmethod
-    def added(cls, callbacks: Sequence[Callback], method: Method, config: TrainConfig) -> Sequence[Callback]:
-        """These callbacks, and the average that the recipe asks for, unless one of them is an average."""
-        published = cls.published(method, config.epochs)
-        wanted = config.average
-        if wanted is None:
-            wanted = published is not None and config.keep == "last"
-        if not wanted or any(isinstance(callback, cls) for callback in callbacks):
-            return callbacks
-        return [published or cls(config.epochs), *callbacks]
 
     def on_epoch_end(self, method: Method, epoch: int, row: dict) -> None:
         """Add this epoch's tensors, and its weight to the history."""

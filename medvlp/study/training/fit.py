@@ -92,7 +92,7 @@ def fit(
     """
     config = config or recipe(method)
     _check(method, train, val, config)
-    callbacks = EpochAverage.added(callbacks, method, config)
+    callbacks = _with_average(callbacks, method, config)
     go_back, run = _way_back(method), None
     try:
         with (
@@ -124,6 +124,16 @@ def fit(
     except Exception:
         load_own_tensors(method, run.so_far.kept, "the best epoch") if run else go_back()
         raise
+
+
+def _with_average(callbacks: Sequence[Callback], method: Method, config: TrainConfig) -> Sequence[Callback]:
+    """The callbacks, and the average that the recipe asks for, unless one of them is an average."""
+    published, wanted = EpochAverage.published(method, config.epochs), config.average
+    if wanted is None:
+        wanted = published is not None and config.keep == "last"
+    if not wanted or any(isinstance(callback, EpochAverage) for callback in callbacks):
+        return callbacks
+    return [published or EpochAverage(config.epochs), *callbacks]
 
 
 def _check(method: Method, train: ImageSet, val: ImageSet | None, config: TrainConfig) -> None:
