@@ -1,16 +1,18 @@
 """Files that are either whole or not there, what they are called and hold: names, hashes, rows of tables."""
 
 import csv
+import errno
 import hashlib
 import io
 import os
 import secrets
+import stat
 import tempfile
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from medvlp.data.errors import unknown_name
 
@@ -37,6 +39,18 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading bytes; OSError for what is none: reading a pipe would wait for ever."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, no file", str(path))
+    if not status.st_size:
+        raise OSError(errno.ENODATA, "the file is empty", str(path))
+    return open(path, "rb")
 
 
 def check_writable(folder: str | Path, what: str = "the folder") -> None:

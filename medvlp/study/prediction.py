@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 
-from medvlp.data.images import read_image, to_rgb
+from medvlp.data.images import read_image
 from medvlp.methods.base import Method, check_method
 from medvlp.methods.zero_shot import score_table
 from medvlp.study.evaluation import evaluating
@@ -55,9 +55,7 @@ def predict(method: Method, image: str | Path | Image.Image) -> Prediction:
         True
     """
     check_method(method)
-    if not isinstance(image, Image.Image):
-        image = read_image(image)
-    image = to_rgb(ImageOps.exif_transpose(image))
+    image = read_image(image)
     clip = method.clip
     symptom_scores = None
     with evaluating(method):

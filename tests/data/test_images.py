@@ -1,11 +1,13 @@
 import io
 import struct
+import zlib
+from itertools import product
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from medvlp.data.images import ImageError, read_image
+from medvlp.data.images import NO_PICTURES, ImageError, read_image
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
@@ -116,6 +118,294 @@ def test_the_first_frame_of_several(tmp_path):
     frames = [Image.new("L", (4, 4), 50), Image.new("L", (4, 4), 200)]
     path = saved(tmp_path / "a.tif", frames[0], save_all=True, append_images=frames[1:])
     assert read(path).max() == 50
+
+
+# ---------------------------------------------------------------- every container, mode and way in
+
+ROWS, COLUMNS = 11, 14
+COLOURS = np.add.outer(np.arange(ROWS) * 14, np.arange(COLUMNS) * 6)[..., None] + [0, 9, 30]  # up to 248
+ALPHA = np.tile(np.array([0, 128] + [255] * (COLUMNS - 2)), (ROWS, 1))
+
+
+def read_every_way(data, tmp_path):
+    """What is read from a path, from bytes and from PIL images, open and loaded, is the same; it."""
+    path = tmp_path / "image"
+    path.write_bytes(data)
+    pixels = read(path)
+    np.testing.assert_array_equal(read(data), pixels)
+    np.testing.assert_array_equal(read(io.BytesIO(data)), pixels)
+    with Image.open(path) as from_path, Image.open(io.BytesIO(data)) as from_bytes:
+        for image in (from_path, from_bytes):
+            np.testing.assert_array_equal(read(image), pixels)
+            np.testing.assert_array_equal(read(image), pixels)  # nothing was taken from it
+    return pixels.astype(int)
+
+
+def white_of(values):
+    return next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if np.max(values) < 2**bits)
+
+
+def as_8_bits(values):
+    """The rule for whole values from 0 to 65535."""
+    return np.round(values / white_of(values) * 255)
+
+
+def on_black(colours, alpha):
+    return np.round(colours * (alpha / 255)[..., None])
+
+
+def palette_image(colours):
+    image = Image.fromarray(
+        np.arange(colours.shape[0] * colours.shape[1], dtype=np.uint8).reshape(ROWS, COLUMNS)
+    )
+    image.putpalette(colours.astype(np.uint8).reshape(-1).tolist())
+    return image
+
+
+LIGHT = COLOURS[..., 0]
+PIL_MODES = {
+    "1": (Image.fromarray(LIGHT > 99), grey((LIGHT > 99) * 255)),
+    "L": (Image.fromarray(LIGHT.astype(np.uint8)), grey(LIGHT)),
+    "LA": (
+        Image.fromarray(np.stack([LIGHT, ALPHA], axis=-1).astype(np.uint8)),
+        on_black(grey(LIGHT).astype(int), ALPHA),
+    ),
+    "P": (palette_image(COLOURS), COLOURS),
+    "RGB": (Image.fromarray(COLOURS.astype(np.uint8)), COLOURS),
+    "RGBA": (
+        Image.fromarray(np.concatenate([COLOURS, ALPHA[..., None]], axis=-1).astype(np.uint8)),
+        on_black(COLOURS, ALPHA),
+    ),
+    "CMYK": (Image.fromarray((255 - COLOURS).astype(np.uint8)).convert("CMYK"), 255 - COLOURS),
+    "I;16": (Image.fromarray((LIGHT * 16).astype(np.uint16)), grey(as_8_bits(LIGHT * 16))),
+    "I": (Image.fromarray((LIGHT * 200 + 7).astype(np.int32)), grey(as_8_bits(LIGHT * 200 + 7))),
+    "F": (Image.fromarray((LIGHT / 255).astype(np.float32)), grey(LIGHT)),
+}
+EXACT = {
+    "BMP",
+    "DIB",
+    "IM",
+    "JPEG2000",
+    "MSP",
+    "PCX",
+    "PNG",
+    "PPM",
+    "QOI",
+    "SGI",
+    "TGA",
+    "TIFF",
+    "WEBP",
+    "XBM",
+}
+LOSSLESS = {"WEBP": {"lossless": True, "exact": True}, "JPEG2000": {"irreversible": False}}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:PIL")
+def test_every_container_and_mode_that_pillow_writes(tmp_path):
+    Image.init()
+    asked = []
+    for kind, (mode, (image, pixels)) in product(sorted(Image.SAVE.keys() - NO_PICTURES), PIL_MODES.items()):
+        buffer = io.BytesIO()
+        try:
+            image.save(buffer, kind, **LOSSLESS.get(kind, {}))
+            again = Image.open(buffer)
+            stored = again.mode
+            again.load()
+            assert again.has_transparency_data in (True, False)  # Pillow itself stumbles over some
+        except (OSError, ValueError, KeyError, TypeError, AssertionError):
+            continue  # it does not hold such images, or is no picture
+        out = read_every_way(buffer.getvalue(), tmp_path)
+        asked.append((kind, mode))
+        if kind in EXACT and (mode != "RGBA" or "A" in stored):
+            assert np.abs(out - pixels).max() <= 1, (kind, mode)
+    assert len(asked) > 60 and len({kind for kind, _ in asked}) > 20
+
+
+def chunk(name, data, crc=None):
+    crc = zlib.crc32(name + data) if crc is None else crc
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
+
+
+def png16(samples, *chunks):
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[samples.shape[-1]]
+    header = struct.pack(">IIBBBBB", COLUMNS, ROWS, 16, kind, 0, 0, 0)
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    parts = [chunk(b"IHDR", header), *chunks, chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def ppm16(samples, plain=False):
+    head = b"%s\n%d %d\n65535\n" % (b"P3" if plain else b"P6", COLUMNS, ROWS)
+    numbers = b" ".join(b"%d" % value for value in samples.reshape(-1))
+    return head + (numbers if plain else samples.astype(">u2").tobytes())
+
+
+def sgi16(samples, rle=False):
+    channels = samples.shape[-1]
+    head = struct.pack(">hBBHHHH", 474, rle, 2, 3 if channels > 1 else 2, COLUMNS, ROWS, channels)
+    lines = np.moveaxis(samples[::-1], -1, 0).reshape(-1, COLUMNS).astype(">u2")
+    if not rle:
+        return head.ljust(512, b"\0") + lines.tobytes()
+    copied = struct.pack(">H", 0x80 | COLUMNS)  # so many values follow as they are
+    packed = [copied + line.tobytes() + b"\0\0" for line in lines]
+    starts = [512 + 8 * len(packed) + i * len(packed[0]) for i in range(len(packed))]
+    tables = struct.pack(f">{len(starts)}I", *starts) + struct.pack(f">{len(starts)}I", *map(len, packed))
+    return head.ljust(512, b"\0") + tables + b"".join(packed)
+
+
+def tiff(samples, order="<", planes=False, packed=False, photometric=2, extra=None, **tags):
+    """Samples (H, W, C) in strips of 5 rows, one after the other or each channel by itself."""
+    rows = 5
+    channels = samples.shape[-1]
+    stored = samples.astype(samples.dtype.newbyteorder(order))
+    parts = np.moveaxis(stored, -1, 0)[..., None] if planes else stored[None]
+    strips = [part[start : start + rows].tobytes() for part in parts for start in range(0, ROWS, rows)]
+    strips = [zlib.compress(strip) for strip in strips] if packed else strips
+    starts = np.cumsum([8, *map(len, strips)])[:-1]
+    whole = {256: COLUMNS, 257: ROWS, 259: 8 if packed else 1, 262: photometric, 277: channels, 278: rows}
+    whole |= {258: [8 * samples.itemsize] * channels, 273: starts, 279: [*map(len, strips)]}
+    whole |= {284: 2 if planes else 1, 339: [{"u": 1, "i": 2, "f": 3}[samples.dtype.kind]] * channels}
+    whole |= tags.get("more", {}) | ({338: extra} if extra is not None else {})
+    body = b"".join(strips)
+    body += bytes(len(body) % 2)
+    behind = 8 + len(body) + 2 + 12 * len(whole) + 4
+    table, rest = struct.pack(f"{order}H", len(whole)), b""
+    for tag, value in sorted(whole.items()):
+        values = np.atleast_1d(value).tolist()
+        inline = values if len(values) == 1 else [behind + len(rest)]
+        table += struct.pack(f"{order}HHII", tag, 4, len(values), *inline)
+        rest += struct.pack(f"{order}{len(values)}I", *values) if len(values) > 1 else b""
+    mark = b"II" if order == "<" else b"MM"
+    return struct.pack(f"{order}2sHI", mark, 42, 8 + len(body)) + body + table + bytes(4) + rest
+
+
+DEEP = {  # container: what writes samples of 16 bits into it, and with how many channels
+    "PNG": (png16, (1, 2, 3, 4)),
+    "PPM": (ppm16, (3,)),
+    "PPM in letters": (lambda samples: ppm16(samples, plain=True), (3,)),
+    "SGI": (sgi16, (1, 3, 4)),
+    "SGI, packed": (lambda samples: sgi16(samples, rle=True), (1, 3, 4)),
+} | {
+    f"TIFF {order}{' in planes' * planes}{' packed' * packed}": (
+        lambda samples, how=(order, planes, packed): tiff(
+            samples,
+            *how,
+            photometric=2 if samples.shape[-1] > 1 else 1,
+            extra=2 if samples.shape[-1] == 4 else None,
+        ),
+        (1, 3, 4),
+    )
+    for order, planes, packed in product("<>", (False, True), (False, True))
+}
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("container", DEEP)
+def test_colours_of_16_bits_are_scaled_as_grey_is(tmp_path, container, bits):
+    """Values of any usual depth: the brightest usual value is white, whichever channel has it."""
+    write, all_channels = DEEP[container]
+    white = 2**bits - 1
+    for channels in all_channels:
+        colours = np.round(COLOURS[..., : channels if channels in (1, 3) else channels - 1] / 248 * white)
+        samples, expected = colours, as_8_bits(colours)
+        if channels in (2, 4):
+            samples = np.concatenate([colours, np.round(ALPHA / 255 * white)[..., None]], axis=-1)
+            expected = on_black(expected, ALPHA)
+        out = read_every_way(write(samples.astype(np.uint16)), tmp_path)
+        assert np.abs(out - expected).max() <= (channels in (2, 4)), channels  # alpha is composited in 8 bits
+
+
+def test_a_16_bit_copy_of_colours_reads_like_the_original(tmp_path):
+    samples = (COLOURS * 257).astype(np.uint16)
+    for container, (write, channels) in DEEP.items():
+        if 3 in channels:
+            np.testing.assert_array_equal(
+                read_every_way(write(samples), tmp_path), COLOURS, err_msg=container
+            )
+
+
+def test_hidden_colours_do_not_make_the_others_dark(tmp_path):
+    """What alpha or a transparent colour hides may be brighter than all that is shown."""
+    colours = np.round(COLOURS / 248 * 4095)
+    colours[0] = 65535
+    alpha = np.full((ROWS, COLUMNS, 1), 4095)
+    alpha[0] = 0
+    expected = np.round(colours / 4095 * 255)
+    expected[0] = 0
+    out = read_every_way(png16(np.concatenate([colours, alpha], axis=-1)), tmp_path)
+    assert np.abs(out - expected).max() <= 1
+    for channels in (1, 3):
+        hidden = chunk(b"tRNS", struct.pack(f">{channels}H", *[65535] * channels))
+        out = read_every_way(png16(colours[..., :channels], hidden), tmp_path)
+        shown = np.round(colours[..., :channels] / white_of(colours[1:, :, :channels]) * 255)
+        assert np.abs(out[1:] - shown[1:]).max() <= 1 and not out[0].any()
+
+
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize(("extra", "photometric"), [(0, 2), (1, 2), (None, 5)])
+def test_tiff_channels_that_are_no_plain_colours(tmp_path, planes, extra, photometric):
+    """A fourth channel that is not shown, colours that are composited on black already, and ink."""
+    four = np.concatenate([COLOURS, np.full((ROWS, COLUMNS, 1), 255)], axis=-1)
+    four[:, 0, 3] = 250  # for composited colours: nearly opaque
+    data = tiff((four / 255 * 4095).round().astype(np.uint16), "<", planes, True, photometric, extra)
+    expected = COLOURS
+    if photometric == 5:
+        expected = np.asarray(Image.fromarray(four.astype(np.uint8), "CMYK").convert("RGB"))
+    assert np.abs(read_every_way(data, tmp_path) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8"])
+def test_grey_tiff_of_any_type_is_right_or_refused(tmp_path, dtype):
+    """Either byte order, compressed or not, small numbers dark or bright: never wrong and silent."""
+    values = (LIGHT[..., None] - (100 if dtype[0] == "i" else 0)) / (500 if dtype[0] == "f" else 1)
+    values = (values * (1 if dtype[1] == "1" or dtype[0] == "f" else 16)).astype(dtype)
+    numbers = values.astype(float)
+    low, white = (0, white_of(numbers)) if dtype[0] == "u" else (numbers.min(), numbers.max())
+    low, white = (0, 1) if dtype[0] == "f" else (low, white)
+    expected, read_ones = np.round((numbers - low) / (white - low) * 255), 0
+    for order, packed, min_is_black in product("<>", (False, True), (True, False)):
+        data = tiff(values, order, packed=packed, photometric=int(min_is_black))
+        try:
+            out = read_every_way(data, tmp_path)
+        except ImageError as error:
+            assert "no image that Pillow knows" in str(error)
+            continue
+        read_ones += 1
+        np.testing.assert_array_equal(out, grey((expected if min_is_black else 255 - expected)[..., 0]))
+    assert read_ones >= {"u1": 8, "i1": 4, "u2": 6, "i2": 4, "u4": 2, "i4": 4, "f4": 8}.get(dtype, 0)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_deep_colours_are_turned_once(tmp_path, orientation):
+    upright = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]  # quarter turns to the left
+    exif = Image.Exif()
+    exif[274] = orientation
+    samples = np.round(COLOURS / 248 * 4095).astype(np.uint16)
+    files = [png16(samples, chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))]
+    files += [tiff(samples, planes=planes, more={274: orientation}) for planes in (False, True)]
+    for data in files:
+        out = read_every_way(data, tmp_path)
+        np.testing.assert_array_equal(out, np.rot90(as_8_bits(samples), upright))
+
+
+def test_a_page_that_a_pil_image_shows_is_the_one_read(tmp_path):
+    pages = [Image.fromarray(RAMP.astype(np.uint16) * factor) for factor in (1, 16, 257)]
+    data = io.BytesIO()
+    pages[0].save(data, "tiff", save_all=True, append_images=pages[1:])
+    with Image.open(data) as image:
+        for page in (2, 0, 1):
+            image.seek(page)
+            assert np.abs(read(image).astype(int) - grey(RAMP)).max() <= (page == 1)
+
+
+def test_a_pil_image_whose_file_is_closed_says_so(tmp_path):
+    with Image.open(saved(tmp_path / "a.png", Image.fromarray(RAMP))) as image:
+        pass
+    with pytest.raises(ImageError, match=r"a\.png.*its file is closed.*inside the with"):
+        read_image(image)
+
+
+# ---------------------------------------------------------------- damage
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])

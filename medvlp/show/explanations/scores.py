@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from medvlp.data.images import to_rgb
+from medvlp.data.images import read_image
 from medvlp.methods.base import Method, check_symptoms
 from medvlp.methods.cilmp import CILMP
 from medvlp.methods.vip import ViP
@@ -217,7 +217,7 @@ def _features(method: Method, image: Image.Image | Tensor) -> Tensor:
     """The normalised feature of one image as the method sees it, (1, D)."""
     if isinstance(image, Tensor):
         return image.reshape(1, -1).to(method.clip.device)
-    pixels = method.clip.preprocess(to_rgb(image))[None].to(method.clip.device)  # (1, 3, S, S)
+    pixels = method.clip.preprocess(read_image(image))[None].to(method.clip.device)  # (1, 3, S, S)
     if isinstance(method, CILMP):
         return method.image_features(pixels)
     return method.clip.encode_images(pixels)
