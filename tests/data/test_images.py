@@ -1,5 +1,9 @@
+import errno
 import io
+import os
+import socket
 import struct
+import tracemalloc
 import zlib
 from itertools import product
 
@@ -216,7 +220,8 @@ def test_every_container_and_mode_that_pillow_writes(tmp_path):
             continue  # it does not hold such images, or is no picture
         out = read_every_way(buffer.getvalue(), tmp_path)
         asked.append((kind, mode))
-        if kind in EXACT and (mode != "RGBA" or "A" in stored):
+        kept = stored[0] in "IF" if mode in ("I;16", "I", "F") else mode != "RGBA" or "A" in stored
+        if kind in EXACT and kept:
             assert np.abs(out - pixels).max() <= 1, (kind, mode)
     assert len(asked) > 60 and len({kind for kind, _ in asked}) > 20
 
@@ -406,6 +411,198 @@ def test_a_pil_image_whose_file_is_closed_says_so(tmp_path):
 
 
 # ---------------------------------------------------------------- damage
+
+
+def orientation_tag(value):
+    exif = Image.Exif()
+    exif[274] = value
+    return exif.tobytes().removeprefix(b"Exif\0\0")
+
+
+def segment(marker, inside):
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(inside) + 2) + inside
+
+
+BIG = zlib.compress(bytes(3 * 2**20))  # more than Pillow takes for a text
+NOT_EXIF = (b"garbage!", b"II*\0", b"II*\0\x08\0\0\0\x01\0\x0f\x01\x02\0\x84\x03\0\0\x9f\x86\1\0\0\0\0\0")
+PNG_CHUNKS = {
+    "EXIF": [chunk(b"eXIf", exif) for exif in NOT_EXIF],
+    "EXIF in text": [chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n   12\nzz\n"))],
+    "ICC": [chunk(b"iCCP", inside) for inside in (b"", b"x", b"x\0\5abc", b"x\0\0abc", b"x\0\0" + BIG)],
+    "text": [
+        chunk(b"zTXt", b"k\0\0" + BIG),
+        chunk(b"zTXt", b"k\0\5abc"),
+        chunk(b"iTXt", b"k\0\1\0en\0\0" + BIG),
+        chunk(b"tEXt", b"k\0v", crc=1),
+        b"".join(chunk(b"tEXt", b"k\0" + bytes(2**20)) for _ in range(65)),
+    ],
+    "sizes": [chunk(name, b"\0") for name in (b"gAMA", b"cHRM", b"pHYs", b"tIME", b"bKGD", b"acTL", b"fcTL")],
+    "own": [chunk(b"prVt", b"abc", crc=3), chunk(b"sRGB", b""), chunk(b"pHYs", bytes(9), crc=1)],
+    "frames": [chunk(b"acTL", struct.pack(">II", 2, 0)) + chunk(b"fcTL", struct.pack(">I22x", 5))],
+}
+JPEG_SEGMENTS = {
+    "EXIF": [segment(0xE1, b"Exif\0\0" + exif) for exif in NOT_EXIF],
+    "ICC": [segment(0xE2, b"ICC_PROFILE\0" + inside) for inside in (b"", b"\2\3abc")],
+    "maker": [segment(0xE0, b"JFIF\0"), segment(0xEE, b"Adobe"), segment(0xFE, b"")],
+    "Photoshop": [segment(0xED, b"Photoshop 3.0\0" + inside) for inside in (b"8BIM", b"8BIM\3\xed", b"8B")],
+    "frames": [segment(0xE2, b"MPF\0garbage")],
+}
+TIFF_TAGS = {
+    "text": [{270: [9**7] * 3}, {700: 5}, {306: 2**31}],
+    "ICC": [{34675: 2**31}],
+    "EXIF": [{34665: 2**31}, {34665: 8}, {34853: 2**31}],
+    "sizes": [{282: 0}, {283: [0, 0, 0]}, {296: 77}],
+}
+
+
+def damaged_metadata():
+    """Pictures whose pixels are whole, by what is not."""
+    image = Image.fromarray(COLOURS.astype(np.uint8))
+    whole = {}
+    for kind, options in {"PNG": {}, "JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.items():
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        whole[kind] = buffer.getvalue()
+    png, jpeg = whole["PNG"], whole["JPEG"]
+    for what, chunks in PNG_CHUNKS.items():
+        for one in chunks:
+            yield "PNG", what, png[:33] + one + png[33:]
+            if what == "text":
+                yield "PNG", f"{what} behind the pixels", png[:-12] + one + png[-12:]
+    for what, segments in JPEG_SEGMENTS.items():
+        for one in segments:
+            yield "JPEG", what, jpeg[:2] + one + jpeg[2:]
+    for what, tags in TIFF_TAGS.items():
+        for more, packed in product(tags, (False, True)):
+            data = tiff(COLOURS.astype(np.uint8), packed=packed, more=more)
+            yield "TIFF", what, data
+            # the same tags as texts of 900 letters that lie far beyond the end of the file
+            for tag in more:
+                entry = data.rindex(struct.pack("<HH", tag, 4))
+                yield (
+                    "TIFF",
+                    what,
+                    data[:entry] + struct.pack("<HHII", tag, 2, 900, 9**7) + data[entry + 12 :],
+                )
+    for exif in NOT_EXIF:
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", lossless=True, exif=b"Exif\0\0" + exif)
+        yield "WEBP", "EXIF", buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_pixels_are_read_whatever_is_wrong_with_the_metadata(tmp_path):
+    jpeg = io.BytesIO()
+    Image.fromarray(COLOURS.astype(np.uint8)).save(jpeg, "JPEG", quality=95)
+    as_jpeg = read(jpeg.getvalue())
+    cases = list(damaged_metadata())
+    for kind, what, data in cases:
+        pixels = read(saved_bytes(tmp_path / "a", data))
+        expected = as_jpeg if kind == "JPEG" else COLOURS
+        np.testing.assert_array_equal(pixels, expected, err_msg=f"{kind}: {what}")
+    assert len(cases) > 60
+
+
+def saved_bytes(path, data):
+    path.write_bytes(data)
+    return path
+
+
+def test_an_orientation_that_can_be_read_is_applied_beside_broken_metadata(tmp_path):
+    image = Image.fromarray(COLOURS.astype(np.uint8))
+    png, jpeg = io.BytesIO(), io.BytesIO()
+    image.save(png, "PNG")
+    image.save(jpeg, "JPEG", quality=95)
+    turned = chunk(b"eXIf", orientation_tag(6)) + PNG_CHUNKS["text"][0]
+    data = png.getvalue()[:33] + turned + png.getvalue()[33:]
+    np.testing.assert_array_equal(read(data), np.rot90(COLOURS, 3))
+    turned = segment(0xE1, b"Exif\0\0" + orientation_tag(6)) + JPEG_SEGMENTS["ICC"][0]
+    data = jpeg.getvalue()[:2] + turned + jpeg.getvalue()[2:]
+    np.testing.assert_array_equal(read(data), np.rot90(read(jpeg.getvalue()), 3))
+
+
+def test_damaged_pixels_stay_damaged_without_the_metadata(tmp_path):
+    """Leaving out metadata is no way round a file that is cut, or whose pixels are broken."""
+    for kind, what, data in damaged_metadata():
+        if (kind, what) in (("PNG", "ICC"), ("JPEG", "ICC")):
+            with pytest.raises(ImageError):
+                read_image(data[: int(len(data) * 0.7)])
+
+
+def test_a_very_large_image_says_its_size_the_limit_and_what_to_do(tmp_path, monkeypatch):
+    path = saved(tmp_path / "large.png", Image.new("L", (200, 150)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12_000)
+    message = r"large\.png: it has 30,000 pixels, .*limit.*is 24,000\. Make it smaller or.*MAX_IMAGE_PIXELS"
+    with pytest.raises(ImageError, match=message):
+        read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
+    with pytest.warns(Image.DecompressionBombWarning):
+        assert read_image(path).size == (200, 150)
+
+
+def test_a_16_bit_image_needs_little_memory_beside_its_own(tmp_path):
+    """Of what numpy holds, where the whole image in float64 would be 8 bytes a pixel several times over."""
+    values = np.zeros((1500, 1500), dtype=np.uint16)
+    values[::7] = 4095
+    for image in (Image.fromarray(values), Image.fromarray(values.astype(np.float32))):
+        tracemalloc.start()
+        try:
+            read_image(image)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 12 * values.size, f"{peak / values.size:.1f} bytes a pixel"
+
+
+def test_what_memory_does_not_hold_is_an_image_error(tmp_path, monkeypatch):
+    def too_much(*args, **options):
+        raise MemoryError
+
+    path = saved(tmp_path / "a.png", Image.fromarray(RAMP.astype(np.uint16)))
+    monkeypatch.setattr(np, "asarray", too_much)
+    with pytest.raises(ImageError, match=r"a\.png: there is not enough memory for it"):
+        read_image(path)
+
+
+# ---------------------------------------------------------------- what is no file
+
+
+def no_files(folder):
+    """Paths at which there is no file to read, each with what the error says."""
+    os.mkfifo(folder / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(folder / "socket.png"))
+    (folder / "device.png").symlink_to("/dev/zero")
+    (folder / "folder.png").mkdir()
+    (folder / "empty.png").touch()
+    yield folder / "pipe.png", "it is a pipe, a socket or a device"
+    yield folder / "socket.png", "it is a pipe, a socket or a device"
+    yield folder / "device.png", "it is a pipe, a socket or a device"
+    yield folder / "folder.png", "it is a folder"
+    yield folder / "empty.png", "the file is empty"
+    yield folder / f"{'long' * 1250}.png", "File name too long"
+    yield folder / "nul\0.png", "null"
+
+
+def test_what_is_no_file_is_an_image_error_and_no_wait(tmp_path):
+    for path, reason in no_files(tmp_path):
+        with pytest.raises(ImageError, match=f"cannot read image .*{reason}") as caught:
+            read_image(path)
+        assert len(str(caught.value)) < 1000
+    with pytest.raises(FileNotFoundError, match="there is no image file"):
+        read_image(tmp_path / "empty.png" / "below.png")
+
+
+@pytest.mark.parametrize("error", [PermissionError, OSError])
+def test_a_file_that_may_not_be_read_is_an_image_error(tmp_path, monkeypatch, error):
+    path = saved(tmp_path / "mine.png", Image.fromarray(RAMP))
+
+    def refused(*args, **options):
+        raise error(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(ImageError, match=r"cannot read image .*mine\.png: Permission denied"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
