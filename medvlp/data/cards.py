@@ -133,6 +133,13 @@ class DataCard(Strict):
 
     def symptoms(self, kind: str = "symptoms") -> dict[str, list[str]]:
         """Phrases of one kind of knowledge by class name, in label order; ValueError where there are none."""
+        if not self._some_kinds():
+            where = f" in {self.path}" if self.path else ""
+            raise ValueError(
+                f"card {self.name!r} has no symptoms nor other knowledge: write some under knowledge of each "
+                f"class{where}, as data_cards/phantom-derm.md does, or give your own, as "
+                f"symptoms={{{self.classnames[0]!r}: [...], ...}}; medvlp.generate_symptoms asks an LLM for them."
+            )
         if kind not in self._some_kinds():
             raise ValueError(
                 unknown_name("kind of knowledge", kind, self._some_kinds(), where=f"card {self.name!r}")

@@ -1,7 +1,7 @@
 """Method: what `fit`, `evaluate`, `predict`, `save` and the figures may ask of one, and what it learns."""
 
 from collections.abc import Mapping
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -69,8 +69,7 @@ class Method(nn.Module):
         """Keep clip, card and arguments; see the class."""
         super().__init__()
         self.clip, self.card = clip, card
-        names = [name for name in signature(type(self)).parameters if name not in ("clip", "card")]
-        self.config = {name: arguments[name] for name in names if name in arguments}
+        self.config = {name: arguments[name] for name in arguments_of(type(self)) if name in arguments}
         logit_scale = self.config.get("logit_scale")
         if logit_scale is not None and not logit_scale > 0:
             raise ValueError(f"logit_scale must be above 0, got {logit_scale}; None takes the CLIP's own.")
@@ -159,6 +158,32 @@ class Method(nn.Module):
         """What distinguishes this method from another, for `print`."""
         shown = [f"{name}={value!r}" for name, value in self.config.items() if name not in LONG]
         return ", ".join([f"card={self.card.name!r}", *shown])
+
+
+def arguments_of(kind: type[Method]) -> dict[str, Parameter]:
+    """The arguments of a method's constructor after clip and card, by name.
+
+    Where it passes **kwargs on, these are also those of the class that it derives from.
+    """
+    arguments: dict[str, Parameter] = {}
+    for base in kind.__mro__[: kind.__mro__.index(Method)]:
+        if "__init__" in vars(base):
+            parameters = list(signature(base.__init__).parameters.values())[1:]  # without self
+            named = [one for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+            arguments |= {one.name: one for one in named[2:] if one.name not in arguments}
+            if named == parameters:
+                break
+    return arguments
+
+
+def check_named_arguments(kind: type[Method]) -> None:
+    """Raise TypeError if a constructor takes *args alone: by name nothing could be given to it again."""
+    kinds = {parameter.kind for parameter in signature(kind).parameters.values()}
+    if Parameter.VAR_POSITIONAL in kinds and Parameter.VAR_KEYWORD not in kinds:
+        raise TypeError(
+            f"{kind.__name__} takes *args, which have no names, so it cannot be built again from a file or a "
+            "grid; write them out in its __init__, or take **kwargs too and pass both on."
+        )
 
 
 def check_method(method: Any) -> None:

@@ -14,7 +14,7 @@ from medvlp.data.cards import DataCard, list_cards, load_card
 from medvlp.data.errors import unknown_name
 from medvlp.data.tensor_files import read_tensors, write_tensors
 from medvlp.knowledge.llm.representations import Representations
-from medvlp.methods.base import Method, check_method, load_own_tensors, own_tensors
+from medvlp.methods.base import Method, check_method, check_named_arguments, load_own_tensors, own_tensors
 from medvlp.methods.registry import METHODS
 
 KIND = "medvlp method"
@@ -32,7 +32,7 @@ def save(method: Method, path: str | Path, history: pd.DataFrame | None = None) 
         history: What `fit` returned; the row of its best epoch and the number of epochs are noted.
 
     Raises:
-        TypeError: a configuration that is not plain JSON.
+        TypeError: a configuration that is not plain JSON, or a constructor that takes *args alone.
 
     Example:
         >>> import medvlp, pathlib, tempfile
@@ -43,6 +43,7 @@ def save(method: Method, path: str | Path, history: pd.DataFrame | None = None) 
         True
     """
     check_method(method)
+    check_named_arguments(type(method))
     clip, card, name = method.clip, method.card, type(method).__name__
     try:
         json.dumps(method.config)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medvlp.data.cards import DataCard
-from medvlp.methods.base import Method, load_own_tensors, own_tensors
+from medvlp.methods.base import Method, check_named_arguments, load_own_tensors, own_tensors
 
 
 def base_and_new(card: DataCard) -> tuple[DataCard, DataCard]:
@@ -41,10 +41,12 @@ def transfer(method: Method, card: DataCard, changes: Mapping[str, Any] | None =
         The method for `card`, in evaluation mode, on the same CLIP.
 
     Raises:
+        TypeError: a constructor that takes *args alone.
         ValueError: a tensor that belongs to a class, which is named; the same classes in another order;
             what the method itself raises for the card, such as classes without symptoms.
     """
     kind, old, new = type(method), method.card.classnames, card.classnames
+    check_named_arguments(kind)
     config = method.config | dict(changes or {})
     if old != new and sorted(old) == sorted(new):
         raise ValueError(

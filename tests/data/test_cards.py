@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import medmnist
 import pytest
@@ -161,6 +162,18 @@ def test_an_underscore_in_a_class_name_is_a_space_in_texts():
     for phrase in ("a viral_pneumonia smudge", "a Viral pneumonia smudge"):
         with pytest.raises(ValueError, match="names its own class \\('viral_pneumonia'\\)"):
             card.with_knowledge("mine", {"viral_pneumonia": [phrase], "normal lung": ["x"]})
+
+
+@pytest.mark.parametrize("path", [None, "mine/own.md"])
+def test_a_card_without_phrases_says_what_to_do(path):
+    card = load_card("pneumonia")
+    bare = [info.model_copy(update={"knowledge": {}}) for info in card.classes]
+    card = card.model_copy(update={"classes": bare, "path": path and Path(path)})
+    with pytest.raises(ValueError) as caught:
+        card.symptoms()
+    said = str(caught.value)
+    assert said.startswith("card 'pneumonia' has no symptoms") and ("mine/own.md" in said) == bool(path)
+    assert "symptoms={'normal lung': [...], ...}" in said and "medvlp.generate_symptoms" in said
 
 
 NAMING = {"pneumonia": ["a PNEUMONIA smudge"], "normal lung": ["x"]}

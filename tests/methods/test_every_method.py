@@ -9,14 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from medvlp.knowledge.llm.representations import Representations
-from medvlp.methods.base import Method, own_tensors
+from medvlp.methods.base import Method, arguments_of, own_tensors
 from medvlp.methods.registry import METHODS
+from medvlp.study.ablation.study import run_ablation
 from medvlp.study.evaluation import evaluate
 from medvlp.study.prediction import predict
 from medvlp.study.saving import load, save
 from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig, recipe
 from medvlp.study.training.fit import fit
+from medvlp.study.transfer import transfer
 from tests.methods.small import SYMPTOMS, make_card, make_set
 
 CARD = make_card()
@@ -187,6 +189,52 @@ def test_an_underscore_in_a_class_name_is_read_as_a_space(clip, images, name, op
             given["representations"] = Representations({new[old]: rows for old, rows in ROWS.states.items()})
         logits.append(shaken(METHODS[name](clip, card, **given))(images))
     assert torch.equal(*logits)
+
+
+def passing_on(kind: type[Method], how: str) -> type[Method]:
+    """A class of one's own that leaves the arguments to the method it derives from."""
+
+    class NamedPassedOn(kind):
+        def __init__(self, clip, card, **kwargs):
+            super().__init__(clip, card, **kwargs)
+
+    class AllPassedOn(kind):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    return {"named": NamedPassedOn, "all": AllPassedOn, "none": type("Plain", (kind,), {})}[how]
+
+
+@every
+@pytest.mark.parametrize("how", ["named", "all", "none"])
+def test_a_class_of_ones_own_that_passes_its_arguments_on_keeps_them(clip, tmp_path, name, options, own, how):
+    kind = passing_on(METHODS[name], how)
+    method = kind(clip, CARD, **options)
+    assert method.config == METHODS[name](clip, CARD, **options).config
+    assert list(arguments_of(kind)) == list(arguments_of(METHODS[name]))
+    given = {"representations": ROWS} if name == "CILMP" else {}
+    save(shaken(method), tmp_path / "method.safetensors")
+    loaded = load(tmp_path / "method.safetensors", clip, CARD, kind, **given)
+    assert loaded.config == method.config
+    assert all(torch.equal(one, own_tensors(loaded)[key]) for key, one in own_tensors(method).items())
+
+
+def test_arguments_that_no_file_can_name_are_an_error_where_they_must_be_named(clip, tmp_path):
+    class Unnamed(METHODS["ZeroShot"]):
+        def __init__(self, clip, card, *args):
+            super().__init__(clip, card, *args)
+
+    method, images = Unnamed(clip, CARD, "templates"), make_set(CARD, [0, 1, 2], "test")
+    assert len(evaluate(method, images, n_bootstrap=10).table())
+    for call in (
+        lambda: save(method, tmp_path / "file"),
+        lambda: transfer(method, CARD),
+        lambda: run_ablation(
+            {"method": "Unnamed"}, store=tmp_path, data="phantom-derm", methods={"Unnamed": Unnamed}
+        ),
+    ):
+        with pytest.raises(TypeError, match=r"Unnamed takes \*args, which have no names.*write them out"):
+            call()
 
 
 @every

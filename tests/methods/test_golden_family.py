@@ -256,6 +256,26 @@ def test_biomedcoop_with_a_bert_tower(tmp_path, labels):
         agree(alone.training_logits(f)[1].mean(), case[f"term/{term}"], term)
 
 
+def test_biomedcoop_s_bert_tower_has_dropout_in_training_where_it_is_asked_for(tmp_path):
+    case, clip = Case("biomedcoop_bert"), load_clip(small_clips.family_bert_kind(tmp_path), device="cpu")
+    f = F.normalize(case["in/features"], dim=-1)
+    ours, theirs = (
+        METHODS["BiomedCoOp"](clip, make_card(), **case.meta["kwargs"] | {"sccm_weight": 0.0} | more).train()
+        for more in ({}, {"text_dropout": True})
+    )
+    with torch.no_grad():
+        without = ours.training_logits(f)[1].mean()
+        torch.manual_seed(0)
+        draws = torch.stack([theirs.training_logits(f)[1].mean() for _ in range(40)])
+        torch.manual_seed(0)
+        assert theirs.training_logits(f)[1].mean() == draws[0]  # the draws are those of the seed
+        assert not any(module.training for module in clip.modules())
+        theirs.eval()
+        assert torch.equal(theirs.logits_from_features(f), ours.logits_from_features(f))
+    assert torch.equal(without, ours.training_logits(f)[1].mean())
+    assert draws.std() > 0.1 * without and draws.mean() != without
+
+
 def test_tip_adapter(clip, images, labels, their_views):
     case = Case("tip")
     card = make_card(tuple(case.meta["templates"]))

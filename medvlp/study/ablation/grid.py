@@ -1,6 +1,5 @@
 """Grids: the settings of each run of a study, whose setting it is, and what a value is."""
 
-import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,7 +11,7 @@ import torch
 
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import sha256
-from medvlp.methods.base import Method
+from medvlp.methods.base import Method, arguments_of
 from medvlp.study.training.config import TrainConfig
 
 PROTOCOL_KEYS = ("method", "data", "test", "num_shots", "seed", "clip", "average", "base_to_new")
@@ -119,12 +118,6 @@ def names_of(key: str) -> tuple[str, str, str]:
 def setting_of(settings: Mapping[str, Any], key: str) -> Any:
     """A run's setting by the key that grids have for it; None where the run's method has no such argument."""
     return next((settings[name] for name in names_of(key) if name in settings), None)
-
-
-def arguments_of(kind: type[Method]) -> dict[str, inspect.Parameter]:
-    """A method's arguments after clip and card."""
-    parameters = list(inspect.signature(kind).parameters.values())[2:]
-    return {parameter.name: parameter for parameter in parameters}
 
 
 def sort_keys(
