@@ -137,8 +137,8 @@ class DataCard(Strict):
             where = f" in {self.path}" if self.path else ""
             raise ValueError(
                 f"card {self.name!r} has no symptoms nor other knowledge: write some under knowledge of each "
-                f"class{where}, as data_cards/phantom-derm.md does, or give your own, as "
-                f"symptoms={{{self.classnames[0]!r}: [...], ...}}; medvlp.generate_symptoms asks an LLM for them."
+                f"class{where}, as data_cards/phantom-derm.md does, or give your own, as symptoms="
+                f"{{{self.classnames[0]!r}: [...], ...}}; medvlp.generate_symptoms asks an LLM for them."
             )
         if kind not in self._some_kinds():
             raise ValueError(
