@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm.contrib.concurrent import thread_map
 
 from medvlp.data.card_parts import SPLITS
 from medvlp.data.cards import DataCard, load_card
-from medvlp.data.errors import check_same_classes
-from medvlp.data.files import sha256
+from medvlp.data.errors import check_same_classes, unknown_name
+from medvlp.data.files import in_threads, sha256
 from medvlp.data.folders import Problems, listed_files, read_folder
-from medvlp.data.image_sets import ImageSet, PhantomSet, Rendered
+from medvlp.data.image_sets import ImageSet, PhantomSet, Rendered, same_images
 from medvlp.data.medmnist import read_medmnist
 from medvlp.data.phantoms.worlds import get_world
 from medvlp.data.splits import cut_to_shots, split
@@ -55,6 +54,11 @@ class Data:
         lines = [f"{self.card.title} ({self.card.name})", str(self.summary())]
         shared = self.record["groups_in_two_splits"]
         lines += [f"groups in both {pair}, as the data was given: {n}" for pair, n in shared.items()]
+        same = [
+            f"{why}: {len(groups)}" for why, groups in self.record.get("same_images", {}).items() if groups
+        ]
+        if same:
+            lines.append(f"the same image {', '.join(same)}; see record['same_images']")
         if self.record["skipped"]:
             lines.append(f"left out: {len(self.record['skipped'])}; see record['skipped']")
         if self.record.get("other_files"):
@@ -91,8 +95,9 @@ def load_dataset(
     image_size: int | None = None,
     on_error: str = "raise",
     download: bool = False,
+    on_same_image: str = "tell",
 ) -> Data:
-    """Load the train, validation and test images that a card describes. No image file is opened yet.
+    """Load the train, validation and test images that a card describes. No image is decoded yet.
 
     A split that the source lacks is made: test out of all (`test_fraction`), then validation out of what
     is left for training (`val_fraction`); stratified by class, groups kept whole, by `seed`.
@@ -110,10 +115,13 @@ def load_dataset(
         on_error: "raise", or "skip" to leave out what cannot be used (unknown classes, missing files, broken
             images, for which every file is read once) and list it in `record["skipped"]`.
         download: fetch a missing MedMNIST file.
+        on_same_image: "tell" of images that are the same, byte for byte, in two splits or under two labels
+            (in `record["same_images"]` and where the data is printed), or "raise".
 
     Raises:
         FileNotFoundError: the images, or one that a table names, are not there.
-        ValueError: unknown card or class, a label out of range, an empty split, too few images for the shots.
+        ValueError: unknown card or class, a label out of range, an empty split, too few images for the shots,
+            the same image twice where that is to raise.
 
     Example:
         >>> import medvlp
@@ -123,6 +131,8 @@ def load_dataset(
     """
     card = name_or_card_path if isinstance(name_or_card_path, DataCard) else load_card(name_or_card_path)
     problems, kind = Problems(on_error), card.source.kind
+    if on_same_image not in ("tell", "raise"):
+        raise ValueError(unknown_name("on_same_image", on_same_image, ("tell", "raise")))
     if kind == "phantom":
         parts, notes = _draw_phantoms(card, seed, PHANTOM_SIZE if image_size is None else image_size)
     elif kind == "medmnist":
@@ -141,6 +151,13 @@ def load_dataset(
         parts["train"], parts["val"] = cut_to_shots(parts["train"], parts["val"], num_shots, seed)
         for name in ("train", "val"):
             made[name] += f"; cut to {max(parts[name].counts.values())} image(s) a class, seed {seed}"
+    same = _same_images(list(parts.values()))
+    if on_same_image == "raise" and any(same.values()):
+        told = [f"{len(ids)} {why}, such as {' and '.join(ids[0][:2])}" for why, ids in same.items() if ids]
+        raise ValueError(
+            f"card {card.name!r}: images that are the same, byte for byte: {'; '.join(told)}. Remove all but "
+            "one of each, or load with on_same_image='tell'."
+        )
     splits = {
         name: {
             "made": made[name],
@@ -152,7 +169,8 @@ def load_dataset(
         for name, images in parts.items()
     }
     record = {"card": card.name, "card_hash": card.hash, "seed": seed, "num_shots": num_shots, **notes}
-    record |= {"splits": splits, "groups_in_two_splits": shared, "skipped": problems.skipped}
+    record |= {"splits": splits, "groups_in_two_splits": shared, "same_images": same}
+    record["skipped"] = problems.skipped
     return Data(card, **parts, record=record)
 
 
@@ -178,7 +196,7 @@ def _readable(images: ImageSet, problems: Problems) -> ImageSet:
             return str(error)
         return None
 
-    reasons = thread_map(trial, range(len(images)), desc="reading every image", leave=False)
+    reasons = in_threads(trial, range(len(images)), "reading every image")
     for name, reason in zip(images.ids, reasons, strict=True):
         if reason:
             problems.add(name, reason)
@@ -205,6 +223,18 @@ def _all_splits(
         if not n:
             raise ValueError(f"card {card.name!r}: no image of class {classname!r} in the train split.")
     return {name: parts[name] for name in SPLITS}, made
+
+
+def _same_images(sets: list[ImageSet]) -> dict[str, list[list[str]]]:
+    """Ids of images that are the same byte for byte and should not be, by what is wrong."""
+    same: dict[str, list[list[str]]] = {"in two splits": [], "under two labels": []}
+    for group in same_images(sets):
+        ids = [images.ids[i] for images, i in group]
+        if len({images.split for images, _ in group}) > 1:
+            same["in two splits"].append(ids)
+        if len({int(images.labels[i]) for images, i in group}) > 1:
+            same["under two labels"].append(ids)
+    return same
 
 
 def _check_disjoint(parts: dict[str, ImageSet], made: dict[str, str]) -> dict[str, int]:

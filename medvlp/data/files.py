@@ -4,19 +4,26 @@ import csv
 import errno
 import hashlib
 import io
+import json
 import os
 import secrets
 import stat
 import tempfile
+import time
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from tqdm.auto import tqdm
 
 from medvlp.data.errors import unknown_name
 
 DELIMITERS = ",;\t|"  # between the columns of a table
+BAR_SECONDS = 2  # before work on many files shows a bar
+UNSETTLED_NS = 2 * 10**9  # a file that changed in this time may change again, and its time stay the same
 
 
 @contextmanager
@@ -76,6 +83,62 @@ def sha256(*parts: bytes | str) -> str:
         digest.update(len(raw).to_bytes(8, "little"))
         digest.update(raw)
     return digest.hexdigest()
+
+
+def file_hashes(folder: Path, names: Sequence[str]) -> list[str]:
+    """SHA-256 of what is in each file, `names` being paths within `folder`.
+
+    Each file is read once: its hash is kept in the cache folder, and is right as long as the file's size, its
+    times (of its content and of the file, which no program sets) and its inode are the same.
+
+    Raises:
+        OSError: a file that is not there or cannot be read.
+    """
+    memory = cache_folder() / "file_hashes" / f"{sha256(printable(folder.resolve()))[:32]}.json"
+    known, states = _read_hashes(memory) if names else {}, []
+    for name in names:
+        info = os.stat(path := os.path.join(folder, name))
+        if not stat.S_ISREG(info.st_mode):
+            raise OSError(errno.EINVAL, "it is a folder or a pipe, not a file", path)
+        states.append([info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino])
+    now = time.time_ns()
+    new = [i for i, name in enumerate(names) if known.get(name, [None])[0] != states[i]]
+    hashes = in_threads(_hash, [os.path.join(folder, names[i]) for i in new], "hashing files")
+    fresh = {names[i]: [states[i], one] for i, one in zip(new, hashes, strict=True)}
+    settled = {name: one for name, one in fresh.items() if max(one[0][1:3]) < now - UNSETTLED_NS}
+    if settled:
+        text = json.dumps(_read_hashes(memory) | settled)  # another process may have written since
+        with suppress(OSError), atomic_write(memory) as part:  # where nothing can be kept, it costs time only
+            part.write_text(f"{sha256(text)}\n{text}", encoding="utf-8")
+    known |= fresh
+    return [known[name][1] for name in names]
+
+
+def _read_hashes(memory: Path) -> dict[str, list]:
+    """What `file_hashes` keeps, {name: [state of the file, hash]}; {} where that is missing or damaged."""
+    try:
+        checksum, _, text = memory.read_text(encoding="utf-8").partition("\n")
+    except (OSError, UnicodeError):
+        return {}
+    return json.loads(text) if checksum == sha256(text) else {}
+
+
+def _hash(path: str) -> str:
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def in_threads(work: Callable, items: Sequence, what: str) -> list:
+    """`work` of each item, in their order; a bar where it takes long. Waiting for files is what it is for."""
+    size = max(1, min(100, len(items) // 32))  # a thread's turn has a price
+    turns = [items[i : i + size] for i in range(0, len(items), size)]
+    bar = tqdm(total=len(items), desc=what, unit="file", delay=BAR_SECONDS, leave=False)
+    done = []
+    with bar, ThreadPoolExecutor() as pool:
+        for results in pool.map(lambda turn: [work(item) for item in turn], turns):
+            done += results
+            bar.update(len(results))
+    return done
 
 
 def composed(text: Any) -> Any:

@@ -1,12 +1,15 @@
 """ImageSet: the images of one split, with their labels; PhantomSet also knows what its images show.
 
 The images themselves lie in a store: files, an array, or phantoms that are rendered when looked at. Every
-store has `image(i)`, `take(rows)` (the store of these rows only) and `content()`, a hash that changes when an
-image changes.
+store has `image(i)`, `take(rows)` (the store of these rows only), `content()`, a hash that changes when an
+image changes, and `looks`: functions of rows that give what is compared to know whether images are the same,
+the cheapest first. None is like nothing.
 """
 
 import copy
 import hashlib
+import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,10 +25,12 @@ from torch.utils.data import Dataset
 
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import check_same_classes, unknown_name
-from medvlp.data.files import sha256
-from medvlp.data.images import read_image
+from medvlp.data.files import file_hashes, in_threads, sha256
+from medvlp.data.images import ImageError, read_image
 from medvlp.data.phantoms.drawing import DRAWING
 from medvlp.data.phantoms.worlds import CHUNK, Latents, World
+
+Looks = tuple[Callable[[Sequence[int]], list], ...]
 
 
 @dataclass
@@ -44,9 +49,43 @@ class Files:
         return Files(self.folder, [self.names[i] for i in rows])
 
     def content(self) -> str:
-        """Hash of the files' sizes and times; none is read."""
-        stats = [Path(self.folder, name).stat() for name in self.names]
-        return sha256(*(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats))
+        """Hash of what is in the files; of one that is unchanged since it was last read, as it was then."""
+        try:
+            return sha256(*file_hashes(self.folder, self.names))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"there is no image file {error.filename}.") from error
+        except OSError as error:
+            raise ImageError(f"cannot read image {error.filename}: {error.strerror}.") from error
+
+    @property
+    def looks(self) -> Looks:
+        """The sizes, a few bytes from the middle, and all bytes."""
+        return (
+            self._sizes,
+            self._middles,
+            lambda rows: file_hashes(self.folder, [self.names[i] for i in rows]),
+        )
+
+    def _sizes(self, rows: Sequence[int]) -> list[int | None]:
+        def size(i: int) -> int | None:
+            try:
+                info = os.stat(os.path.join(self.folder, self.names[i]))
+            except OSError:
+                return None
+            return info.st_size if stat.S_ISREG(info.st_mode) else None
+
+        return [size(i) for i in rows]
+
+    def _middles(self, rows: Sequence[int]) -> list[bytes | None]:
+        def middle(i: int) -> bytes | None:
+            try:
+                with open(os.path.join(self.folder, self.names[i]), "rb", buffering=0) as file:
+                    file.seek(os.fstat(file.fileno()).st_size // 2)
+                    return file.read(64)
+            except OSError:
+                return None
+
+        return in_threads(middle, rows, "comparing images")
 
 
 @dataclass
@@ -71,6 +110,15 @@ class Pixels:
             digest.update(np.ascontiguousarray(self.array[row]).data)
         return digest.hexdigest()
 
+    @property
+    def looks(self) -> Looks:
+        """The middle row of pixels, and all."""
+        middle = self.array.shape[1] // 2
+        return (
+            lambda rows: [self.array[self.rows[i], middle].tobytes() for i in rows],
+            lambda rows: [sha256(self.array[self.rows[i]].tobytes()) for i in rows],
+        )
+
 
 class Rendered:
     """Phantoms, rendered a chunk at a time when first looked at and kept as uint8.
@@ -93,6 +141,11 @@ class Rendered:
     def take(self, rows: np.ndarray) -> "Rendered":
         """These phantoms only, not rendered yet."""
         return Rendered(self.world, self.latents[torch.from_numpy(rows)], self.size)
+
+    @property
+    def looks(self) -> Looks:
+        """The seeds, which no two phantoms share."""
+        return (lambda rows: [int(self.latents.seeds[i]) for i in rows],)
 
     def content(self) -> str:
         """Hash of what the images follow from: the way of drawing, the world, the size and the latents.
@@ -222,8 +275,31 @@ class ImageSet(Dataset):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of ids, labels and content (for files their sizes and times, so none is read)."""
-        return sha256(*self.ids, self.labels.numpy().tobytes(), self.store.content())
+        """Hash of ids, labels, content and, where an image is not its own group, groups.
+
+        Files are read for it, each once. A copy of the same files elsewhere has the same fingerprint.
+        """
+        groups = [] if self.groups == self.ids else self.groups
+        return sha256(*self.ids, self.labels.numpy().tobytes(), self.store.content(), *groups)
+
+
+def same_images(sets: Sequence[ImageSet]) -> list[list[tuple[ImageSet, int]]]:
+    """Images, as (set, row), of which several are the same byte for byte. The sets' stores are of one kind.
+
+    Few are looked at in full: those that are alike in all that is cheaper to see.
+    """
+    keys = [[()] * len(images) for images in sets]
+    rows: list[Sequence[int]] = [range(len(images)) for images in sets]  # those that may have their like
+    for number in range(len(sets[0].store.looks)):
+        alike: dict[tuple, list[tuple[ImageSet, int]]] = {}
+        for images, key, of_set in zip(sets, keys, rows, strict=True):
+            for i, look in zip(of_set, images.store.looks[number](of_set), strict=True):
+                key[i] = (*key[i], look)
+                if look is not None:
+                    alike.setdefault(key[i], []).append((images, i))
+        groups = [group for group in alike.values() if len(group) > 1]
+        rows = [[i for group in groups for other, i in group if other is images] for images in sets]
+    return groups
 
 
 class PhantomSet(ImageSet):

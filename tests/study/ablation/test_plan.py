@@ -2,7 +2,9 @@
 
 import inspect
 import linecache
+import os
 import pickle
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -16,6 +18,7 @@ from medvlp.study.ablation.plan import plan
 from medvlp.study.ablation.sources import Parts, clip_source, data_source
 from medvlp.study.training.config import TrainConfig
 from tests.backbone import small_clips
+from tests.data.test_datasets import FOLDER, draw_classes
 from tests.study.ablation.small_study import Slow, clip_name, noted, small_data, study
 from tests.study.training.small_training import Prototypes
 
@@ -182,3 +185,27 @@ def test_a_method_without_source_is_refused():
     exec(CLASS.format(scale=1, sign=1), space)
     with pytest.raises(ValueError, match="the source of Mine cannot be read.* in a notebook's cell"):
         plan({"method": "Mine"}, small_data(), None, "tiny", None, {"Mine": space["Mine"]})
+
+
+def test_runs_go_by_what_is_in_the_files_not_by_their_times_and_place(tmp_path, clip):
+    """A copy elsewhere has the same runs; a noisy one of equal names, sizes and times has others."""
+    draw_classes(tmp_path / "clean", each=8)
+    for place in ("copy", "noisy"):
+        shutil.copytree(tmp_path / "clean", tmp_path / place, copy_function=shutil.copyfile)
+    for path in (tmp_path / "noisy").rglob("*.png"):
+        content = bytearray(path.read_bytes())
+        content[-20] ^= 1
+        path.write_bytes(bytes(content))
+    for path in (tmp_path / "copy").rglob("*.png"):
+        os.utime(path, (1, 1))
+    for place in ("clean", "noisy"):
+        for path in (tmp_path / place).rglob("*.png"):
+            os.utime(path, (10**9, 10**9))
+    clean, copy, noisy = (load_dataset(FOLDER, root=tmp_path / place) for place in ("clean", "copy", "noisy"))
+
+    def run_ids(data, tests):
+        grid = {"method": "LinearProbe", "test": [Named(str(i), test) for i, test in enumerate(tests)]}
+        return [run.id for run in plan(grid, data, None, clip, None, None)]
+
+    assert run_ids(clean, [clean]) == run_ids(copy, [copy]) == run_ids(copy, [clean])
+    assert len(set(run_ids(clean, [clean, noisy]))) == 2
