@@ -25,6 +25,8 @@ DELIMITERS = ",;\t|"  # between the columns of a table
 BAR_SECONDS = 2  # before work on many files shows a bar
 UNSETTLED_NS = 2 * 10**9  # a file that changed in this time may change again, and its time stay the same
 
+CHECKSUM = "sha256"  # the last entry of a JSON file that `write_json` wrote
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
@@ -202,3 +204,33 @@ def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         if any(row):
             yield line, [value.strip() for value in row]
         line = reader.line_num + 1
+
+
+def write_json(path: str | Path, facts: dict[str, Any]) -> None:
+    """Write readable JSON, with a hash of its content as last entry, whole or not at all."""
+    text = _json({**facts, CHECKSUM: sha256(_json(facts))})
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | Path) -> tuple[dict[str, Any], bool]:
+    """What a JSON file holds, without its hash, and whether it is as `write_json` wrote it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no JSON object.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        facts = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is too deep") from None
+    if not isinstance(facts, dict):
+        raise ValueError(f"it holds a {type(facts).__name__}, no object")
+    checksum = facts.pop(CHECKSUM, None)
+    # the text, too: of an entry that stands there twice JSON keeps one
+    return facts, checksum == sha256(_json(facts)) and text == _json({**facts, CHECKSUM: checksum})
+
+
+def _json(facts: dict[str, Any]) -> str:
+    return json.dumps(facts, ensure_ascii=False, allow_nan=False, indent=1)

@@ -1,5 +1,7 @@
 """A small card and small image sets, for tests of methods and of their evaluation."""
 
+import random
+
 import numpy as np
 import torch
 from torch import nn
@@ -63,3 +65,13 @@ def shake(method: nn.Module) -> nn.Module:
         for p in trained(method).values():
             p.add_(torch.randn(p.shape, generator=random) * 0.3)
     return method
+
+
+def flips(raw: bytes, n: int, seed: int = 0) -> list[bytes]:
+    """Copies of a file's bytes with one bit turned, at places drawn from `seed`."""
+    copies = []
+    for place in random.Random(seed).sample(range(8 * len(raw)), n):
+        copy = bytearray(raw)
+        copy[place // 8] ^= 1 << place % 8
+        copies.append(bytes(copy))
+    return copies

@@ -151,7 +151,7 @@ def generate_symptoms(
         stored = _stored(path, key, card)
         if all(_is_done(entry, record) for entry in stored.classes.values()):
             return SymptomSet(stored, new_calls=0)
-        record.created, record.classes = stored.created, stored.classes
+        record.created, record.classes, record.changed = stored.created, stored.classes, stored.changed
     check_writable(path.parent, "nothing was asked: the store")
 
     pending = [name for name, entry in record.classes.items() if not _is_done(entry, record)]

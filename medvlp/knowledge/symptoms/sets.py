@@ -1,6 +1,7 @@
 """SymptomSet: symptoms by class together with how they came about, kept as readable JSON."""
 
 import html
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
-from medvlp.data.files import atomic_write
+from medvlp.data.files import read_json, write_json
 
 KIND = "medvlp symptoms"
 VERSION = 1
@@ -76,7 +77,10 @@ class Review(_Part):
 
 
 class SymptomRecord(_Part):
-    """Everything about a SymptomSet, as it is stored; `classes` in label order."""
+    """Everything about a SymptomSet, as it is stored; `classes` in label order.
+
+    `changed` says that its file was changed by other hands since, and that no review followed.
+    """
 
     kind: Literal["medvlp symptoms"] = KIND
     version: Literal[1] = VERSION
@@ -91,6 +95,7 @@ class SymptomRecord(_Part):
     created: str
     classes: dict[str, ClassRecord]
     review: Review | None = None
+    changed: bool = False
 
 
 class SymptomSet(Mapping[str, list[str]]):
@@ -134,23 +139,34 @@ class SymptomSet(Mapping[str, list[str]]):
 
     @classmethod
     def load(cls, path: str | Path) -> "SymptomSet":
-        """Read what `save` wrote; FileNotFoundError, or ValueError for a damaged or another file."""
+        """Read what `save` wrote; FileNotFoundError, or ValueError for a damaged or another file.
+
+        A file that was changed since is read, with a RuntimeWarning, and counts as not reviewed until
+        `reviewed` is called again.
+        """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path} with symptoms.")
         try:
-            return cls(SymptomRecord.model_validate_json(path.read_bytes()))
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            place = "".join(f"{part}, " for part in first["loc"])
+            facts, whole = read_json(path)
+            record = SymptomRecord.model_validate(facts)
+        except ValueError as error:
+            wrong = str(error)
+            if isinstance(error, ValidationError):
+                first = error.errors(include_url=False, include_input=False)[0]
+                wrong = "".join(f"{part}, " for part in first["loc"]) + first["msg"]
             raise ValueError(
-                f"{path} is damaged, or holds no symptoms of this version: {place}{first['msg']}. {REMAKE}"
+                f"{path} is damaged, or holds no symptoms of this version: {wrong}. {REMAKE}"
             ) from None
+        if not whole:
+            said = f"{path} is not as it was saved: changed by hand, or damaged. Its phrases need a review."
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
+            record.changed = True
+        return cls(record)
 
     def save(self, path: str | Path) -> None:
-        """Write readable JSON, whole or not at all."""
-        with atomic_write(path) as part:
-            part.write_text(self.record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        """Write readable JSON with a hash of its content, whole or not at all."""
+        write_json(path, self.record.model_dump(mode="json"))
 
     def __getitem__(self, classname: str) -> list[str]:
         if classname not in self.record.classes:
@@ -217,7 +233,8 @@ class SymptomSet(Mapping[str, list[str]]):
             raise ValueError(f"the review's {field} must be {hint}, not {first['input']!r}.") from None
         entries = self.record.classes.items()
         classes = {name: _reviewed(entry, phrases[name], reviewer) for name, entry in entries}
-        return SymptomSet(self.record.model_copy(update={"classes": classes, "review": review}))
+        update = {"classes": classes, "review": review, "changed": False}
+        return SymptomSet(self.record.model_copy(update=update))
 
     @property
     def origin(self) -> str:
@@ -225,6 +242,7 @@ class SymptomSet(Mapping[str, list[str]]):
         record, review = self.record, self.record.review
         by = f" by {record.model}, prompts {record.prompts.get('version')}" if record.model else ""
         seen = f", reviewed by {review.reviewer} on {review.date}" if review else ", not reviewed"
+        seen += ", then changed by hand: review it again" if record.changed else ""
         return f"{record.origin}{by}, {record.created[:10]}{seen}"
 
     def __repr__(self) -> str:

@@ -4,12 +4,12 @@
     STORE/tests/HASH.json      labels and group codes of a test set, once for all its runs
     STORE/locks/ID.lock        held by the process that works on the run
 
-A file is whole or not there. Stores are merged by copying their files into one folder; without the locks.
+A file is whole or not there, and holds a hash of its content, so that damage is noticed. Stores are merged by
+copying their files into one folder; without the locks.
 A lock is the operating system's and ends with the process that holds it, however that ends. Several machines
 may share a store where the file system has locks for all of them (NFS has; some Lustre is mounted without).
 """
 
-import json
 import math
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
@@ -23,9 +23,10 @@ from filelock import FileLock, Timeout
 
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import unknown_name
-from medvlp.data.files import atomic_write, check_writable
+from medvlp.data.files import check_writable, read_json, write_json
 
 KIND, TEST_KIND = "medvlp run", "medvlp test set"
+REMAKE = "delete it, and the study makes it again."
 DONE, FAILED = "done", "failed"
 FIELDS = ("status", "settings", "given", "inputs", "finished")  # of every record
 LOGITS = np.dtype("<f2")  # float16, little-endian
@@ -55,7 +56,7 @@ class RunStore:
 
     def write(self, run_id: str, record: dict[str, Any]) -> None:
         """Keep the record of a run in place of an earlier one."""
-        _write(self.folder / f"{run_id}.json", {"kind": KIND, "id": run_id} | record)
+        write_json(self.folder / f"{run_id}.json", finite({"kind": KIND, "id": run_id} | record))
 
     def read_test(self, fingerprint: str) -> tuple[np.ndarray, np.ndarray]:
         """Labels (N,) and group codes (N,) of a test set, both int64."""
@@ -72,7 +73,7 @@ class RunStore:
         if not there:
             facts = {"kind": TEST_KIND, "card": images.card.name, "classnames": images.card.classnames}
             groups = pd.factorize(np.asarray(images.groups))[0].tolist()
-            _write(path, facts | {"labels": images.labels.tolist(), "groups": groups})
+            write_json(path, facts | {"labels": images.labels.tolist(), "groups": groups})
 
     def copy_to(self, folder: str | Path, run_ids: Iterable[str]) -> "RunStore":
         """Copy these runs and their test sets to another store, and return that.
@@ -90,7 +91,7 @@ class RunStore:
             if "test" in record:
                 for one in (record, record.get("new") or record):
                     name = f"{one['test']}.json"
-                    _write(other.folder / "tests" / name, _read_test_set(self.folder / "tests" / name))
+                    write_json(other.folder / "tests" / name, _read_test_set(self.folder / "tests" / name))
             other.write(run_id, record)
         return other
 
@@ -159,14 +160,16 @@ def finite(value: Any) -> Any:
 
 def _read(path: Path, kind: str) -> dict[str, Any] | None:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts, whole = read_json(path)
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, and the study makes it again.") from None
-    if not isinstance(facts, dict) or facts.get("kind") != kind:
-        found = facts.get("kind") if isinstance(facts, dict) else type(facts).__name__
-        raise ValueError(f"{path} does not belong in a store: {unknown_name('kind of file', found, [kind])}")
+        raise ValueError(f"{path} is damaged ({error}); {REMAKE}") from None
+    if facts.get("kind") != kind:
+        wrong = unknown_name("kind of file", facts.get("kind"), [kind])
+        raise ValueError(f"{path} does not belong in a store: {wrong}")
+    if not whole:
+        raise ValueError(f"{path} is damaged (it is not as it was written: its checksum differs); {REMAKE}")
     return facts
 
 
@@ -175,9 +178,3 @@ def _read_test_set(path: Path) -> dict[str, Any]:
     if facts is None:
         raise FileNotFoundError(f"{path} is missing; was it left behind when stores were merged?")
     return facts
-
-
-def _write(path: Path, facts: dict[str, Any]) -> None:
-    text = json.dumps(finite(facts), ensure_ascii=False, allow_nan=False, indent=1)
-    with atomic_write(path) as part:
-        part.write_text(text, encoding="utf-8")

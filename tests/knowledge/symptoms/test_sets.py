@@ -2,12 +2,13 @@
 
 import datetime
 import json
+import warnings
 from xml.etree import ElementTree
 
 import pytest
 
 from medvlp.knowledge.symptoms.sets import Call, Candidate, ClassRecord, Review, SymptomRecord, SymptomSet
-from tests.methods.small import SYMPTOMS, make_card
+from tests.methods.small import SYMPTOMS, flips, make_card
 
 CARD = make_card(2)
 
@@ -61,7 +62,7 @@ def test_save_and_load_keep_everything_as_readable_json(symptoms, tmp_path):
     symptoms.save(tmp_path / "new" / "set.json")
     text = (tmp_path / "new" / "set.json").read_text(encoding="utf-8")
     assert SymptomSet.load(tmp_path / "new" / "set.json").record == symptoms.record
-    assert '\n  "card": "lesions"' in text
+    assert '\n "card": "lesions"' in text
     assert json.loads(text)["classes"]["nevus"]["phrases"] == ["round shape"]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["set.json"]
 
@@ -74,11 +75,11 @@ def test_text_of_any_language_and_control_characters_survive(tmp_path):
 
 
 DAMAGE = {
-    "cut": (lambda text: text[: len(text) // 2], "Invalid JSON: EOF"),
-    "empty": (lambda text: "", "Invalid JSON: EOF"),
-    "no object": (lambda text: "[1]", "should be an object"),
+    "cut": (lambda text: text[: len(text) // 2], "is damaged"),
+    "empty": (lambda text: "", "Expecting value"),
+    "no object": (lambda text: "[1]", "holds a list, no object"),
     "something else": (lambda text: '{"kind": "other"}', "kind, Input should be 'medvlp symptoms'"),
-    "deep": (lambda text: "[" * 100_000, "recursion limit exceeded"),
+    "deep": (lambda text: "[" * 100_000, "it is too deep"),
     "newer": (lambda text: text.replace('"version": 1,', '"version": 9,', 1), "version, Input should be 1"),
     "field": (
         lambda text: text.replace('"finished": true', '"finished": "maybe"', 1),
@@ -132,6 +133,45 @@ def test_phrases_given_by_hand_need_every_class():
     ):
         with pytest.raises(ValueError, match=said):
             SymptomSet.from_phrases(CARD, wrong)
+
+
+# Changed by other hands
+
+
+def test_no_turned_bit_is_believed(symptoms, tmp_path):
+    path = tmp_path / "set.json"
+    symptoms.reviewed(symptoms, "AB").save(path)
+    for raw in flips(path.read_bytes(), 300):
+        path.write_bytes(raw)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                loaded = SymptomSet.load(path)
+            except ValueError as error:
+                assert str(path) in str(error)
+            else:
+                assert str(path) in str(said[0].message) and loaded.record.changed
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_set_changed_by_hand_is_read_and_needs_another_review(symptoms, tmp_path, old):
+    """Also one that was saved before sets had a hash."""
+    path = tmp_path / "set.json"
+    symptoms.reviewed(symptoms, "AB", "2026-05-02").save(path)
+    facts = json.loads(path.read_text())
+    facts["classes"]["nevus"]["phrases"] = ["oval shape"]
+    facts = {key: value for key, value in facts.items() if not (old and key == "sha256")}
+    path.write_text(json.dumps(facts))
+    with pytest.warns(RuntimeWarning, match="set.json is not as it was saved.*need a review"):
+        changed = SymptomSet.load(path)
+    assert changed["nevus"] == ["oval shape"] and "AB on 2026-05-02, then changed by hand" in repr(changed)
+    changed.save(path)
+    assert SymptomSet.load(path).record.changed  # saving is no review
+    again = SymptomSet.load(path).reviewed(changed, "CD", "2026-05-03")
+    again.save(path)
+    loaded = SymptomSet.load(path)
+    assert "changed" not in loaded.origin and loaded.record == again.record
+    assert (loaded.record.review.reviewer, loaded.record.review.before.reviewer) == ("CD", "AB")
 
 
 # Review

@@ -5,9 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from medvlp.data.files import write_json
 from medvlp.study.ablation.store import FIELDS, RunStore, pack, unpack
-from tests.methods.small import make_set
+from medvlp.study.ablation.study import Study
+from tests.methods.small import flips, make_set
 from tests.study.training.small_training import CARD
+
+RECORD = dict.fromkeys(FIELDS, "x") | {"status": "done"}
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -79,8 +83,7 @@ def test_a_test_set_is_kept_once_and_without_ids_and_written_again_where_it_is_d
     [
         (b"{", "is damaged .*delete it"),
         (b"\xff\xfe{", "is damaged .*delete it"),
-        (b'{"kind": "medvlp run"}', "is not the record of run 'a'.*delete it"),
-        (b'{"kind": "medvlp run", "id": "b"}', "is not the record of run 'a'.*delete it"),
+        (b'{"kind": "medvlp run", "id": "a"}', "is damaged .*its checksum differs.*delete it"),
         (b'{"kind": "cake"}', "'cake'"),
         (b"[1]", "list"),
     ],
@@ -89,6 +92,50 @@ def test_a_file_that_is_no_record_of_its_run_is_named(tmp_path, content, words):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=rf"a\.json .*{words}"):
         RunStore(tmp_path).read("a")
+
+
+def test_a_record_of_another_run_is_named(tmp_path):
+    for facts in ({}, {"id": "b"}, {"id": "a", "status": "done"}):
+        write_json(tmp_path / "a.json", {"kind": "medvlp run"} | facts)
+        with pytest.raises(ValueError, match=r"a\.json is not the record of run 'a'.*delete it"):
+            RunStore(tmp_path).read("a")
+
+
+def test_no_turned_bit_is_believed(tmp_path):
+    store, images = RunStore(tmp_path), make_set(CARD, [0, 1, 2, 1] * 20, "test")
+    logits = pack(np.random.default_rng(0).normal(size=(80, 3)))
+    metrics = {"accuracy": 0.8049281903, "AUC": 1e-05}
+    store.write("a", RECORD | {"metrics": metrics, "logits": logits, "test": images.fingerprint})
+    store.write_test(images)
+    for path, read in (
+        (tmp_path / "a.json", lambda: store.read("a")),
+        (tmp_path / "tests" / f"{images.fingerprint}.json", lambda: store.read_test(images.fingerprint)),
+    ):
+        whole = path.read_bytes()
+        for raw in flips(whole, 300):
+            path.write_bytes(raw)
+            with pytest.raises(ValueError, match=path.name):
+                read()
+        for raw in (whole[:-1], whole + b" ", whole.replace(b"1", b"2", 1)):
+            path.write_bytes(raw)
+            with pytest.raises(ValueError, match=path.name):
+                read()
+        path.write_bytes(whole.replace(b"\n", b"\r\n"))  # as version control writes it on Windows
+        read()
+
+
+def test_a_damaged_run_and_test_set_are_named_before_a_study_is_told(tmp_path):
+    store, images = RunStore(tmp_path), make_set(CARD, [0, 1, 2, 1], "test")
+    store.write("a", RECORD)
+    store.write_test(images)
+    text = (tmp_path / "a.json").read_text()
+    (tmp_path / "a.json").write_text(text.replace('"done"', '"Done"'))
+    with pytest.raises(ValueError, match=r"a\.json is damaged.*delete it, and the study makes it again"):
+        Study(tmp_path)
+    path = tmp_path / "tests" / f"{images.fingerprint}.json"
+    path.write_text(path.read_text().replace("2", "1"))
+    store.write_test(images)  # made again
+    assert store.read_test(images.fingerprint)[0].tolist() == [0, 1, 2, 1]
 
 
 def test_a_lock_is_held_by_one(tmp_path):
