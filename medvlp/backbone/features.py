@@ -9,10 +9,13 @@ import json
 import multiprocessing
 import os
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,6 +24,7 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
+from medvlp.backbone.sources import random_turn
 from medvlp.data.files import cache_folder, check_writable, sha256
 from medvlp.data.tensor_files import read_tensors, write_tensors
 
@@ -97,14 +101,20 @@ def image_features(
 
 
 def training_features(
-    clip: Clip, images: Any, views: int, cache_dir: str | Path | None = None, progress: bool = True
+    clip: Clip,
+    images: Any,
+    views: int,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    num_workers: int | None = None,
 ) -> Tensor:
     """Normalised features of `views` random views of each image, (views, N, D), on the clip's device.
 
     0 views: the view of evaluation, (1, N, D). `fit` trains on these with the same `views`.
     """
     numbers = range(views) if views else [None]
-    features = [image_features(clip, images, view, cache_dir, progress=progress).features for view in numbers]
+    options = {"cache_dir": cache_dir, "progress": progress, "num_workers": num_workers}
+    features = [image_features(clip, images, view, **options).features for view in numbers]
     return torch.stack(features).to(clip.device)
 
 
@@ -125,8 +135,7 @@ class RandomView:
     def __call__(self, image: Image.Image, image_id: str, view: int) -> Tensor:
         """View number `view` of `image`, (3, S, S); torch's random state stays as it was."""
         seed = int(sha256(f"view {view}", image_id)[:15], 16)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with random_turn(seed):
             return self.transform(image)
 
 
@@ -138,7 +147,12 @@ class Views(Dataset):
 
     def __init__(self, clip: Clip, images: Any) -> None:
         self.images, self.ids = images.with_transform(None), images.ids
-        self.preprocess, self.random_view = clip.preprocess, RandomView(clip)
+        self.clip = clip
+
+    @cached_property
+    def random_view(self) -> RandomView:
+        """What draws random views; only then must it be known how the clip preprocesses."""
+        return RandomView(self.clip)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -147,8 +161,60 @@ class Views(Dataset):
         i, view = item
         image, label = self.images[i]
         if view is None:
-            return self.preprocess(image), label
+            return self.clip.preprocess(image), label
         return self.random_view(image, self.ids[i], view), label
+
+
+class ImageLoader(DataLoader):
+    """Batches of images as the clip sees them, (B, 3, S, S), and labels, (B,).
+
+    Processes send them through pipes: shared memory, which torch would use, is small in containers. Nothing
+    is drawn from torch's random state.
+
+    Args:
+        clip: Its preprocessing is used.
+        images: As `image_features` takes them.
+        batches: For each batch the images' numbers and views, see `Views`.
+        num_workers: Processes that read images.
+        persistent: Whether they stay for the next pass over the batches.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        images: Any,
+        batches: Sequence[Sequence[tuple[int, int | None]]],
+        num_workers: int,
+        persistent: bool = False,
+    ) -> None:
+        """Nothing is read yet; see the class."""
+        super().__init__(
+            Views(clip, images),
+            batch_sampler=batches,
+            num_workers=num_workers,
+            persistent_workers=persistent and num_workers > 0,
+            collate_fn=_arrays,
+            generator=torch.Generator(),  # or it would draw from the caller's random numbers
+        )
+
+    @classmethod
+    def in_order(
+        cls, clip: Clip, images: Any, batch_size: int, num_workers: int, view: int | None = None
+    ) -> "ImageLoader":
+        """All images in the data set's order, each in the same view."""
+        items = [(i, view) for i in range(len(images.ids))]
+        batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+        return cls(clip, images, batches, num_workers)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass over the batches."""
+        for images, labels in super().__iter__():
+            yield torch.from_numpy(images), torch.from_numpy(labels)
+
+
+def _arrays(items: Sequence[tuple[Tensor, int]]) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = zip(*items, strict=True)
+    return torch.stack(images).numpy(), np.array(labels)
 
 
 def _read(path: Path, facts: dict[str, str]) -> Tensor | None:
@@ -171,14 +237,8 @@ def _encode(
     clip: Clip, images: Any, view: int | None, batch_size: int, num_workers: int | None, progress: bool
 ) -> Tensor:
     """Normalised features (N, D) on the CPU, in the data set's order."""
-    loader = DataLoader(
-        Views(clip, images),
-        batch_size,
-        sampler=[(i, view) for i in range(len(images.ids))],
-        num_workers=default_workers(len(images.ids), batch_size) if num_workers is None else num_workers,
-        pin_memory=clip.device.type == "cuda",
-        generator=torch.Generator(),  # or it would draw from the caller's random numbers
-    )
+    workers = default_workers(len(images.ids), batch_size) if num_workers is None else num_workers
+    loader = ImageLoader.in_order(clip, images, batch_size, workers, view)
     features = torch.empty(len(images.ids), clip.embed_dim)  # (N, D)
     done = 0
     with tqdm(total=len(features), desc="image features", unit="image", delay=2, disable=not progress) as bar:
@@ -200,4 +260,10 @@ def default_workers(n_images: int, batch_size: int) -> int:
     """Processes that read images when nobody says how many: see `image_features`."""
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     forked = method == "fork"  # spawned processes would run the caller's script again
-    return min(len(os.sched_getaffinity(0)), 8) if forked and n_images > batch_size else 0
+    if not forked or n_images <= batch_size:
+        return 0
+    try:
+        multiprocessing.Lock()
+    except OSError:  # no room for it: a container whose /dev/shm is full or missing
+        return 0
+    return min(len(os.sched_getaffinity(0)), 8)

@@ -34,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip, native_bfloat16
+from medvlp.backbone.sources import random_turn
 from medvlp.data.errors import frozen_config
 from medvlp.data.files import atomic_write
 from medvlp.data.phantoms.captions import captions
@@ -84,8 +85,7 @@ class PretrainConfig:
 
 def new_clip(seed: int = 0) -> Clip:
     """The embedded CLIP before any training: random weights from `seed`, gradients on."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with random_turn(seed):
         model = CustomTextCLIP(**TINY)
     set_model_preprocess_cfg(model, PREPROCESS)
     clip = Clip("tiny (in training)", model, SimpleTokenizer(context_length=77), TINY)

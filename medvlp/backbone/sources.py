@@ -7,10 +7,13 @@ model's configuration asks for.
 
 import difflib
 import json
+import os
 import ssl
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,26 @@ TOWER_CONFIG = ("config.json",)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 PLACES = ("local-dir:", "hf-hub:")  # what begins so can hold anything; the other names are open_clip's own
 NO_CODE = "Python code that comes with a model is never run here"
+# by process: one that is forked while a thread has its turn would wait for it for ever
+_TURNS: dict[int, threading.RLock] = {}
 Loaded = tuple[nn.Module, Any, dict]  # model, tokenizer, model configuration
+
+
+@contextmanager
+def random_turn(seed: int | None = None, devices: Sequence[torch.device] = ()) -> Iterator[None]:
+    """torch's random numbers for this thread alone, from `seed`; then their state is what it was before.
+
+    That state is the whole process's. Threads take turns, so that each draws what it would draw alone.
+
+    Args:
+        seed: Of the CPU's random numbers; None: go on from the state that is there.
+        devices: GPUs whose state, too, is what it was before.
+    """
+    turn = _TURNS.setdefault(os.getpid(), threading.RLock())
+    with turn, torch.random.fork_rng(devices):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        yield
 
 
 def load_source(name: str, precision: str) -> Loaded:
@@ -44,8 +66,7 @@ def load_source(name: str, precision: str) -> Loaded:
 
     The state of torch's random generator stays as it was; random weights come from seed 0.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with random_turn(seed=0):
         if name == "tiny":
             return _load_folder(name, TINY, precision)
         if name.startswith("local-dir:"):

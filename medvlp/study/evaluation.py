@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from medvlp.backbone.features import image_features
+from medvlp.backbone.features import ImageLoader, image_features
 from medvlp.data.datasets import ImageSet
 from medvlp.methods.base import Method, check_method
 from medvlp.study.metrics import METRICS, bootstrap, class_auroc, metric_values
@@ -95,6 +94,7 @@ def evaluate(
     n_bootstrap: int = 1000,
     seed: int = 1,
     cache_dir: str | Path | None = None,
+    num_workers: int | None = None,
 ) -> Report:
     """Evaluate a method on a data set: `metrics.METRICS`, each with a 95 % percentile bootstrap interval.
 
@@ -108,6 +108,8 @@ def evaluate(
         n_bootstrap: Number of resamples.
         seed: Of the resampling; the same seed gives the same intervals.
         cache_dir: Of the image features; by default the features' own.
+        num_workers: Processes that read images. None: as `image_features` has it; none where features are
+            not cached.
 
     Raises:
         ValueError: an empty data set, a label outside the card, other classes than the method's, logits that
@@ -129,7 +131,7 @@ def evaluate(
     if n_bootstrap < 1:
         raise ValueError(f"n_bootstrap is {n_bootstrap}; an interval needs resamples, such as 1000.")
     labels, names = images.labels.cpu().numpy(), method.card.classnames  # (N,)
-    logits = predict_logits(method, images, cache_dir)  # (N, n_cls)
+    logits = predict_logits(method, images, cache_dir, num_workers=num_workers)  # (N, n_cls)
     bad = (~torch.isfinite(logits)).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
@@ -175,17 +177,22 @@ def loss_and_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def predict_logits(
-    method: Method, images: ImageSet, cache_dir: str | Path | None = None, progress: bool = True
+    method: Method,
+    images: ImageSet,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    num_workers: int | None = None,
 ) -> Tensor:
     """Logits of every image, (N, n_cls) float on the CPU, in evaluation mode; a bar over two seconds."""
     device = method.clip.device
     with evaluating(method):
         if method.keeps_image_tower:
-            cached = image_features(method.clip, images, cache_dir=cache_dir, progress=progress)
+            options = {"cache_dir": cache_dir, "progress": progress, "num_workers": num_workers}
+            cached = image_features(method.clip, images, **options)
             features = cached.features  # (N, D)
             batches, forward = features.split(_FEATURES), method.logits_from_features
         else:
-            loader = DataLoader(images.with_transform(method.clip.preprocess), batch_size=_IMAGES)
+            loader = ImageLoader.in_order(method.clip, images, _IMAGES, num_workers or 0)
             batches, forward = loader, method.forward
         bar = tqdm(batches, desc="evaluate", unit="batch", leave=False, delay=2, disable=not progress)
         inputs = (b if isinstance(b, Tensor) else b[0] for b in bar)  # a loader also gives labels

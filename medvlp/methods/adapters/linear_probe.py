@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss, recall_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
@@ -62,7 +63,10 @@ class LinearProbe(Method):
         super().__init__(clip, card, locals())
         if class_weight not in CLASS_WEIGHT:
             raise ValueError(unknown_name("class_weight", class_weight, CLASS_WEIGHT))
-        self.linear = nn.Linear(clip.embed_dim, len(card.classnames), device=clip.device)
+        # without the start that nn.Linear draws: nothing is asked of the probe before it is fitted
+        self.linear = skip_init(nn.Linear, clip.embed_dim, len(card.classnames), device=clip.device)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
         self.linear.requires_grad_(False)
         self.register_buffer("fitted", torch.tensor(False, device=clip.device))
         self.chosen_C: float | None = None

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
+from medvlp.backbone.features import ImageLoader
 from medvlp.data.cards import DataCard
 from medvlp.data.image_sets import ImageSet
 from medvlp.methods.base import Method
@@ -99,7 +99,7 @@ def stability(
     changes = harmless_changes(method.clip, images.card) if changes is None else changes
     if not changes:
         raise ValueError("there is no change to try; leave changes out for the harmless ones.")
-    loader = DataLoader(images.with_transform(method.clip.preprocess), batch_size=_BATCH)
+    loader = ImageLoader.in_order(method.clip, images, _BATCH, num_workers=0)
     unchanged, decided = [], []
     with evaluating(method):
         for batch, _ in tqdm(loader, desc="stability", unit="batch", leave=False, delay=2):

@@ -14,11 +14,10 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.features import image_features
+from medvlp.backbone.features import ImageLoader, image_features
 from medvlp.data.errors import unknown_name
 from medvlp.data.image_sets import ImageSet
 from medvlp.methods.base import Method, check_symptoms
@@ -302,7 +301,7 @@ def _image_features(
     """Features (N, D) on the CPU, and whether they are the method's own and not the CLIP's."""
     clip = method if isinstance(method, Clip) else method.clip
     if isinstance(method, Method) and not method.keeps_image_tower:
-        loader = DataLoader(images.with_transform(clip.preprocess), batch_size=_IMAGES)
+        loader = ImageLoader.in_order(clip, images, _IMAGES, num_workers=0)
         with evaluating(method):
             bar = _bar(loader, "image features", progress)
             return torch.cat([method.image_features(x.to(clip.device)).cpu() for x, _ in bar]), True

@@ -1,6 +1,5 @@
 """One run of a study: build the method, train it, test it, and keep what came out."""
 
-import threading
 import time
 import traceback
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from medvlp import __version__
 from medvlp.backbone.features import image_features
+from medvlp.backbone.sources import random_turn
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.methods.base import Method, learned_parameters
@@ -28,8 +28,6 @@ from medvlp.study.training.fit import fit
 from medvlp.study.transfer import base_and_new, transfer
 
 BUSY = "busy"  # another process works on the run
-# torch's random numbers and accelerate's state belong to the whole process, so its threads take turns
-_TURN = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def execute(run: Run, workshop: Workshop, failed_before: str | None, wait: bool)
         record = store.read(run.id)
         if record is None or (record["status"] == FAILED and record["finished"] == failed_before):
             store.begin(run.id, workshop.call)
-            with _TURN:
+            with random_turn():  # accelerate's state, too, is the whole process's
                 start = time.perf_counter()
                 try:
                     status, results = DONE, _results(run, workshop)

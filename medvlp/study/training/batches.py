@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.features import Views, default_workers, training_features
+from medvlp.backbone.features import ImageLoader, default_workers, training_features
 from medvlp.data.datasets import ImageSet, PhantomSet
 from medvlp.data.files import sha256
 from medvlp.study.training.config import TrainConfig
@@ -60,7 +59,9 @@ class FeatureBatches:
         self, clip: Clip, images: ImageSet, config: TrainConfig, cache_dir: str | Path | None, progress: bool
     ) -> None:
         self.config = config
-        self.features = training_features(clip, images, config.views, cache_dir, progress)  # (K, N, D)
+        self.features = training_features(  # (K, N, D)
+            clip, images, config.views, cache_dir, progress, config.num_workers
+        )
         self.labels = images.labels.to(clip.device)  # (N,)
 
     def epoch(self, epoch: int, process: int, n_processes: int) -> Iterator[Batch]:
@@ -82,14 +83,7 @@ class ImageBatches:
         workers = config.num_workers
         if workers is None:
             workers = 0 if isinstance(images, PhantomSet) else default_workers(self.n, config.batch_size)
-        self.loader = DataLoader(
-            Views(clip, images),
-            batch_sampler=self.part,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=clip.device.type == "cuda",
-            generator=torch.Generator(),  # or it would draw from the random numbers of dropout
-        )
+        self.loader = ImageLoader(clip, images, self.part, workers, persistent=True)
 
     def epoch(self, epoch: int, process: int, n_processes: int) -> Iterator[Batch]:
         """The batches of an epoch; process p of P has every P-th image of each."""

@@ -41,7 +41,7 @@ class TrainConfig:
         average: whether the weights at the end are averaged over epochs. None: as the method was published
             (`EpochAverage.published`) where the last epoch is kept; keep="best" asks for that epoch's own.
             False: not. True: so in any case, `EpochAverage(epochs)` for a method that was published without.
-        num_workers: processes that read images where features are not cached. None: one a core, 8 at most;
+        num_workers: processes that read images. None: one a core, 8 at most; where features are not cached
             none for phantoms, which every process would draw again.
 
     Example:

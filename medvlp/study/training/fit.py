@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from medvlp.backbone.features import image_features
+from medvlp.backbone.sources import random_turn
 from medvlp.data.datasets import ImageSet
 from medvlp.methods.base import Method, check_method, load_own_tensors, own_tensors
 from medvlp.study.evaluation import loss_and_metrics, predict_logits
@@ -51,7 +52,8 @@ def fit(
     `views="fresh"` is the recipe itself, and encodes every image in every epoch.
 
     The same call gives the same numbers, bit for bit, on the same machine and number of processes (on a GPU
-    as far as its kernels are deterministic), whether or not it was stopped and went on from a checkpoint.
+    as far as its kernels are deterministic), whether or not it was stopped and went on from a checkpoint, and
+    whatever other threads do: those that fit, too, take turns.
     The method trains on its CLIP's device; under `accelerate launch` or `notebook_launcher` each process
     takes its part of every batch, so the recipe is the same on any number of GPUs. (A notebook that has
     trained something in its own process cannot launch others: torch's gradients do not survive a fork.)
@@ -97,8 +99,8 @@ def fit(
     try:
         with (
             torch.enable_grad(),  # and what it was before, also where Ctrl-C comes as a no_grad ends
+            random_turn(devices=[method.clip.device] if method.clip.device.type == "cuda" else []),
             one_accelerator(method, config) as accelerator,
-            torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []),
         ):
             method.to(accelerator.device)
             options = {"cache_dir": cache_dir, "progress": progress and accelerator.is_main_process}
@@ -190,7 +192,8 @@ def _prepare(
         parameters = [p for p in method.parameters() if p.requires_grad]
         batches = None
         if parameters and method.keeps_image_tower and val is not None:
-            image_features(method.clip, val, cache_dir=cache_dir, progress=progress)
+            options = {"cache_dir": cache_dir, "progress": progress, "num_workers": config.num_workers}
+            image_features(method.clip, val, **options)
         if parameters and method.keeps_image_tower and config.views != "fresh":
             batches = FeatureBatches(method.clip, train, config, cache_dir, progress)
         elif parameters:
@@ -303,12 +306,13 @@ def _validate(
     method, config, accelerator = run.method, run.config, run.accelerator
     process, n_processes = accelerator.process_index, accelerator.num_processes
     if n_processes == 1 or method.keeps_image_tower:
-        logits = predict_logits(method, val, cache_dir, progress)  # (N, n_cls)
+        logits = predict_logits(method, val, cache_dir, progress, config.num_workers)  # (N, n_cls)
     else:  # each process works out its part
         rows = torch.arange(process, len(val), n_processes)
         logits = torch.zeros(len(val), len(method.card.classnames))
         if len(rows):
-            logits[rows] = predict_logits(method, val.subset(rows), cache_dir, progress)
+            part = val.subset(rows)
+            logits[rows] = predict_logits(method, part, cache_dir, progress, config.num_workers)
         logits = accelerator.reduce(logits.to(accelerator.device), "sum").cpu()
     if not logits.isfinite().all():
         what = f"logits are not finite on validation images after epoch {epoch}"
