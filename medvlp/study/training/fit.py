@@ -117,10 +117,11 @@ def fit(
         if run is None:
             go_back()
             raise
-        if accelerator.is_main_process:
-            tqdm.write(_interrupted(run))
         run.forget_unfinished_epoch()
-        history = _finish(run, val, **options)  # again, where it was there already
+        with one_accelerator(method, config) as run.accelerator:  # the first may be at an end
+            if run.accelerator.is_main_process:
+                tqdm.write(_interrupted(run))
+            history = _finish(run, val, **options)  # again, where it was there already
         history.attrs["interrupted"] = True
         return history
     except Exception:
