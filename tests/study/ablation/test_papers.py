@@ -180,6 +180,12 @@ def test_the_shipped_interventions_are_runs_of_their_ablation(clip):
         study.predictions(phantoms["run"].iloc[0])
 
 
+def test_the_shipped_x_ray_runs_are_found_again_on_the_same_images(clip, data_root):
+    runs = papers.shipped_study("interventions").runs
+    shipped = set(runs.loc[runs["data"] == "pneumonia", "run"])
+    assert shipped <= {run.id for run in planned(ABLATIONS["interventions"].on(["pneumonia"]), clip)}
+
+
 def test_on_x_rays_cilmp_and_vip_lie_above_zero_shot_and_the_majority_with_their_whole_intervals():
     runs = papers.shipped_study("interventions").with_intervals("accuracy")
     xrays = runs[runs["data"] == "pneumonia"].set_index("method")
