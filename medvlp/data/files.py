@@ -36,9 +36,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     the same file at once: the last whole one stays.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-    part.touch()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        raise OSError(f"{short(path)} cannot be written ({error.strerror}).") from None
     mode = part.stat().st_mode  # as any new file: safetensors alone lets only the owner read its files
     try:
         yield part
@@ -62,6 +65,16 @@ def open_regular(path: str | Path) -> BinaryIO:
     return open(path, "rb")
 
 
+def check_readable(path: str | Path, what: str) -> None:
+    """FileNotFoundError where there is no file; ValueError where it cannot be read, so is not `what`."""
+    try:
+        open_regular(path).close()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise FileNotFoundError(f"there is no file {path}; expected {what}.") from None
+    except OSError as error:
+        raise ValueError(f"{short(path)} is damaged, or not {what}: {error.strerror}.") from None
+
+
 def check_writable(folder: str | Path, what: str = "the folder") -> None:
     """Make a folder; OSError that names it where nothing can be written there."""
     try:
@@ -69,7 +82,7 @@ def check_writable(folder: str | Path, what: str = "the folder") -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(f"{what} {folder} cannot be written ({error.strerror}).") from None
+        raise OSError(f"{what} {short(folder)} cannot be written ({error.strerror}).") from None
 
 
 def cache_folder() -> Path:
@@ -163,6 +176,12 @@ def on_disk(folder: Path, name: str) -> Path:
             if os.path.exists(os.path.join(folder, spelled)):
                 return Path(folder, spelled)
     return Path(folder, name)
+
+
+def short(path: str | Path) -> str:
+    """A path of a length that an error can show."""
+    text = printable(path)
+    return text if len(text) <= 400 else f"{text[:200]}...{text[-100:]}"
 
 
 def printable(name: str | Path) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from medvlp.data.files import open_regular, printable
+from medvlp.data.files import open_regular, short
 from medvlp.data.metadata import ORIENTATION, PIXEL_TAGS, without_metadata
 
 # What Pillow knows, but does not decode by itself (videos, grids of numbers, drawings).
@@ -150,8 +150,7 @@ def _name(source: ImageSource) -> str:
         return f"of {len(source):,} bytes"
     if not isinstance(source, str | os.PathLike):
         return str(getattr(source, "filename", "") or getattr(source, "name", "")) or "that was given"
-    name = printable(source)
-    return name if len(name) <= 400 else f"{name[:200]}...{name[-100:]}"
+    return short(source)
 
 
 def _reason(error: Exception) -> str:

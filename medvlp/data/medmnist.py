@@ -3,6 +3,7 @@
 import os
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def _read(card: DataCard, file: Path) -> dict[str, ImageSet]:
                 split: _image_set(card, split, arrays[f"{split}_images"], arrays[f"{split}_labels"])
                 for split in SPLITS
             }
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{file} is no whole MedMNIST file ({error}). Delete it and download it again."
         ) from error

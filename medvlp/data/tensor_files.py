@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from medvlp.data.files import atomic_write, sha256
+from medvlp.data.files import atomic_write, check_readable, sha256
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], kind: str, facts: dict[str, Any]) -> None:
@@ -40,8 +40,7 @@ def read_tensors(path: str | Path, kind: str, what: str) -> tuple[dict[str, Tens
         ValueError: the file is damaged, or something else.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; expected {what}.")
+    check_readable(path, what)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -1,6 +1,11 @@
+import io
 import json
+import os
 import pickle
+import struct
 import time
+import zipfile
+import zlib
 
 import numpy as np
 import pandas as pd
@@ -243,6 +248,37 @@ def test_a_broken_image_raises_when_read_or_is_skipped_up_front(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(LEVELS)  # nothing written
 
 
+def test_files_that_are_none_are_named_or_skipped_without_a_wait(tmp_path):
+    """A pipe, links to a device and to nothing, an empty and a very large file, under pictures' names."""
+    draw_classes(tmp_path)
+    strange = {
+        name: tmp_path / "dark" / f"{name}.png" for name in ("pipe", "device", "empty", "large", "lost")
+    }
+    os.mkfifo(strange["pipe"])
+    strange["device"].symlink_to("/dev/zero")
+    strange["empty"].touch()
+    whole = (tmp_path / "dark" / "p000_0.png").read_bytes()
+    size = whole.index(b"IHDR") + 4
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + whole[size + 8 : size + 13]
+    large = whole[: size - 4] + header + struct.pack(">I", zlib.crc32(header)) + whole[size + 17 :]
+    strange["large"].write_bytes(large)
+    strange["lost"].symlink_to(tmp_path / "nowhere.png")
+    data = load_dataset(FOLDER, root=tmp_path, on_error="skip")
+    reasons = {entry["id"]: entry["reason"] for entry in data.record["skipped"]}
+    assert reasons.keys() <= {f"dark/{name}.png" for name in strange}
+    assert data.summary()["dark"].sum() == 20
+    assert "no file" in reasons["dark/pipe.png"] and "no file" in reasons["dark/device.png"]
+    assert "empty" in reasons["dark/empty.png"] and "3,600,000,000 pixels" in reasons["dark/large.png"]
+    rows = [(f"dark/{name}.png", "dark") for name in strange] + [("dark/" + "x" * 5000, "dark")]
+    rows += [
+        (path.relative_to(tmp_path).as_posix(), path.parent.name)
+        for path in sorted(tmp_path.rglob("p*_*.png"))
+    ]
+    write_table(tmp_path, rows, ("path", "label"))
+    data = load_dataset(card_of(kind="csv", file="labels.csv"), root=tmp_path, on_error="skip")
+    assert data.summary()["dark"].sum() == 20 and len(data.record["skipped"]) == len(strange) + 1
+
+
 def test_options_that_do_not_fit_are_refused(tmp_path):
     draw_classes(tmp_path)
     refused("image_size is for phantoms and MedMNIST", FOLDER, tmp_path, image_size=64)
@@ -424,6 +460,20 @@ def test_a_damaged_or_pickled_medmnist_file_is_refused(tmp_path):
     refused(r"is no whole MedMNIST file .*train_labels", MNIST, tmp_path)
     write_npz(path, train_labels=np.array([{}] * 12, dtype=object))
     refused("pickle", MNIST, tmp_path)
+
+
+def test_a_medmnist_file_that_claims_more_than_memory_is_refused(tmp_path):
+    """A header of 784 GB before a few bytes."""
+    write_npz(tmp_path / "pneumoniamnist.npz")
+    header = io.BytesIO()
+    shape = {"descr": "|u1", "fortran_order": False, "shape": (1_000_000_000, 28, 28)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with zipfile.ZipFile(tmp_path / "pneumoniamnist.npz") as whole:
+        parts = {name: whole.read(name) for name in whole.namelist()}
+    with zipfile.ZipFile(tmp_path / "pneumoniamnist.npz", "w") as claims:
+        for name, content in parts.items():
+            claims.writestr(name, header.getvalue() + bytes(9) if name == "train_images.npy" else content)
+    refused(r"pneumoniamnist\.npz( is no whole MedMNIST file \(Unable to allocate|: )", MNIST, tmp_path)
 
 
 def test_a_medmnist_download_arrives_whole_or_not_at_all(tmp_path, monkeypatch):

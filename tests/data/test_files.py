@@ -1,8 +1,13 @@
+import errno
+import os
+
 import pytest
 import torch
 
 from medvlp.data.files import atomic_write
-from medvlp.data.tensor_files import write_tensors
+from medvlp.data.tensor_files import read_tensors, write_tensors
+from medvlp.knowledge.symptoms.sets import SymptomSet
+from medvlp.study.saving import load
 
 
 def test_a_file_appears_whole_or_stays_as_it_was(tmp_path):
@@ -20,3 +25,42 @@ def test_files_can_be_read_by_whom_any_new_file_can(tmp_path):
     (tmp_path / "plain").touch()
     write_tensors(tmp_path / "tensors", {"a": torch.ones(2)}, "a test's", {})
     assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def strange_paths(folder):
+    """Paths at which no file is read or written: below a file, a pipe, a folder, a name of 5,000 letters."""
+    (folder / "file").write_text("x")
+    (folder / "folder").mkdir()
+    os.mkfifo(folder / "pipe")
+    return folder / "file" / "below", folder / "pipe", folder / "folder", folder / ("x" * 5000)
+
+
+@pytest.mark.parametrize(
+    "read", [lambda path: read_tensors(path, "a test's", "tensors"), load, SymptomSet.load]
+)
+def test_what_cannot_be_read_is_said_and_never_waited_for(tmp_path, read):
+    for path in strange_paths(tmp_path):
+        with pytest.raises(
+            (FileNotFoundError, ValueError), match="there is no file|is damaged, or not"
+        ) as caught:
+            read(path)
+        assert str(path)[:100] in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read_is_said_to_be_so(tmp_path, monkeypatch):
+    write_tensors(tmp_path / "mine", {"a": torch.ones(2)}, "a test's", {})
+
+    def refused(*args, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(ValueError, match="mine is damaged, or not tensors: Permission denied"):
+        read_tensors(tmp_path / "mine", "a test's", "tensors")
+
+
+def test_what_cannot_be_written_is_said_by_name(tmp_path):
+    below, _, _, long = strange_paths(tmp_path)
+    for path, reason in ((below, "exists|Not a directory"), (long, "too long")):
+        with pytest.raises(OSError, match=f"cannot be written .*({reason})") as caught:
+            write_tensors(path, {"a": torch.ones(2)}, "a test's", {})
+        assert str(path)[:100] in str(caught.value) and len(str(caught.value)) < 1000

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
-from medvlp.data.files import read_json, write_json
+from medvlp.data.files import check_readable, read_json, write_json
 
 KIND = "medvlp symptoms"
 VERSION = 1
@@ -145,8 +145,7 @@ class SymptomSet(Mapping[str, list[str]]):
         `reviewed` is called again.
         """
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no file {path} with symptoms.")
+        check_readable(path, "a set of symptoms")
         try:
             facts, whole = read_json(path)
             record = SymptomRecord.model_validate(facts)

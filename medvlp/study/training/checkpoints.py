@@ -7,6 +7,7 @@ Random states are not needed: all that is random in an epoch comes from the seed
 
 import glob
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from medvlp.data.datasets import ImageSet
+from medvlp.data.files import check_writable
 from medvlp.data.tensor_files import read_tensors, write_tensors
 from medvlp.methods.base import Method, load_own_tensors, own_tensors
 from medvlp.study.training.batches import FeatureBatches, ImageBatches
@@ -78,9 +80,10 @@ class Run:
             ValueError: the file is damaged, no checkpoint, or one of another run; the message says what
                 differs.
         """
+        check_writable(path.parent, "the checkpoint's folder")
         for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
             part.unlink()  # half a checkpoint, of a run that was killed while writing it
-        if not path.exists():
+        if not os.path.lexists(path):
             return
         try:
             tensors, stored = read_tensors(path, KIND, "a checkpoint of a training run")

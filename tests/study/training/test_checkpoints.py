@@ -139,3 +139,10 @@ def test_a_damaged_checkpoint_is_named_and_not_used(clip, sets, stopped, damage)
         fit(method, *sets, CONFIG, checkpoint=stopped, callbacks=[PowerCut()], **QUIET)
     assert str(stopped) in str(error.value)
     assert torch.equal(method.weight, before)
+
+
+def test_a_checkpoint_below_a_file_is_refused_before_training(clip, sets, tmp_path):
+    (tmp_path / "file").write_text("x")
+    method = Prototypes(clip, CARD)
+    with pytest.raises(OSError, match="the checkpoint's folder .*file cannot be written"):
+        fit(method, *sets, TrainConfig(epochs=1, views=0), checkpoint=tmp_path / "file" / "run")
