@@ -60,8 +60,6 @@ def open_regular(path: str | Path) -> BinaryIO:
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, no file", str(path))
-    if not status.st_size:
-        raise OSError(errno.ENODATA, "the file is empty", str(path))
     return open(path, "rb")
 
 

@@ -99,7 +99,11 @@ def read_image(source: ImageSource) -> Image.Image:
 def _opened(source: str | Path | bytes | bytearray | memoryview | BinaryIO) -> BinaryIO:
     """The file, or the bytes, to read from."""
     if isinstance(source, str | os.PathLike):
-        return open_regular(source)
+        file = open_regular(source)
+        if os.fstat(file.fileno()).st_size:
+            return file
+        file.close()
+        raise ImageError("the file is empty")
     content = source.read() if hasattr(source, "read") else bytes(source)
     if not content:
         raise ImageError("it is empty")
