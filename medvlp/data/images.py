@@ -104,8 +104,10 @@ def _opened(source: str | Path | bytes | bytearray | memoryview | BinaryIO) -> B
             return file
         file.close()
         raise ImageError("the file is empty")
-    content = source.read() if hasattr(source, "read") else bytes(source)
-    if not content:
+    content = source.read() if hasattr(source, "read") else source
+    if not isinstance(content, bytes | bytearray | memoryview):
+        raise ImageError("an image is a path, bytes, a PIL image, an array or a tensor")
+    if not len(content):
         raise ImageError("it is empty")
     return BytesIO(content)
 
@@ -153,7 +155,10 @@ def _name(source: ImageSource) -> str:
     if isinstance(source, bytes | bytearray | memoryview):
         return f"of {len(source):,} bytes"
     if not isinstance(source, str | os.PathLike):
-        return str(getattr(source, "filename", "") or getattr(source, "name", "")) or "that was given"
+        return (
+            str(getattr(source, "filename", "") or getattr(source, "name", ""))
+            or f"in a {type(source).__name__}"
+        )
     return short(source)
 
 

@@ -1,12 +1,15 @@
-"""One image, one prediction."""
+"""An image, a prediction."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from PIL import Image
 
-from medvlp.data.images import read_image
+from medvlp.data.images import ImageError, image_suffixes, read_image
 from medvlp.methods.base import Method, check_method
 from medvlp.methods.zero_shot import score_table
 from medvlp.study.evaluation import evaluating
@@ -39,33 +42,73 @@ class Prediction:
         return f"Prediction({self.classname!r}: {listed})"
 
 
-def predict(method: Method, image: str | Path | Image.Image) -> Prediction:
-    """Classify one image, a file or a PIL image, as `method` sees it: not a diagnosis.
+def predict(method: Method, image: Any) -> Prediction | list[Prediction]:
+    """Classify an image, or several, as `method` sees them: not a diagnosis.
+
+    Args:
+        method: A `Method`.
+        image: A file's path; its bytes, or the file opened for reading them; a PIL image; an array (H, W),
+            (H, W, 3) or, with alpha, (H, W, 4), of integers of 8 or 16 bits, or of floats within 0..1; a
+            tensor with the channels first. Several: a list or tuple of these, a folder's path (for the images
+            right in it, by name), or the value of an ipywidgets FileUpload. How each is read,
+            `medvlp.data.images.read_image` says.
+
+    Returns:
+        The prediction; of several images a list of them, in order.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImageError: the file is empty, broken or no image.
+        ImageError: a file that is empty, broken or no image; an array of another shape or range; a folder
+            without images.
 
     Example:
-        >>> import medvlp
+        >>> import medvlp, numpy as np
         >>> clip = medvlp.load_clip("tiny", device="cpu")
         >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
-        >>> zero = medvlp.ZeroShot(clip, data.card)
-        >>> medvlp.predict(zero, data.test.image(0)).classname in data.card.classnames
+        >>> zero, image = medvlp.ZeroShot(clip, data.card), data.test.image(0)
+        >>> medvlp.predict(zero, image).classname in data.card.classnames
+        True
+        >>> one, other = medvlp.predict(zero, [image, np.asarray(image)])
+        >>> bool((one.probabilities == other.probabilities).all())
         True
     """
     check_method(method)
-    image = read_image(image)
-    clip = method.clip
-    symptom_scores = None
+    several = _several(image)
     with evaluating(method):
-        pixels = clip.preprocess(image)[None].to(clip.device)  # (1, 3, H, W)
-        if method.symptoms is None:
-            logits = method(pixels)  # (1, n_cls)
-        else:
-            features = method.image_features(pixels)  # (1, D)
-            logits = method.logits_from_features(features)
-            symptom_scores = score_table(method.symptom_scores(features), method.symptoms)
-    probabilities = logits[0].double().softmax(dim=0).cpu().numpy()  # (n_cls,)
+        if several is None:
+            return _predict(method, image)
+        return [_predict(method, one) for one in several]
+
+
+def _several(images: Any) -> list | None:
+    """The images of a list, a folder or an upload; None where it is one image."""
+    if isinstance(images, list | tuple):
+        return list(images)
+    if isinstance(images, Mapping) and "content" not in images:  # ipywidgets 7: uploads by file name
+        return [{"name": name, **upload} for name, upload in images.items()]
+    if not isinstance(images, str | os.PathLike) or not os.path.isdir(images):
+        return None
+    suffixes = image_suffixes()
+    files = (path for path in Path(images).iterdir() if not path.name.startswith("."))
+    files = sorted(path for path in files if path.suffix.lower() in suffixes)
+    if not files:
+        raise ImageError(f"there are no images in the folder {images}.")
+    return files
+
+
+def _predict(method: Method, image: Any) -> Prediction:
+    if isinstance(image, Mapping) and "content" in image:  # an upload
+        image, name = BytesIO(image["content"]), image.get("name", "of an upload")
+        image.name = name
+    clip = method.clip
+    pixels = clip.preprocess(read_image(image))[None].to(clip.device)  # (1, 3, H, W)
+    symptom_scores = None
+    if method.symptoms is None:
+        logits = method(pixels)  # (1, n_cls)
+    else:
+        features = method.image_features(pixels)  # (1, D)
+        logits = method.logits_from_features(features)
+        symptom_scores = score_table(method.symptom_scores(features), method.symptoms)
+    probabilities = logits[0].cpu().double().softmax(dim=0).numpy()  # (n_cls,); a GPU may have no float64
     classnames = pd.Index(method.card.classnames, name="classname")
     return Prediction(pd.Series(probabilities, index=classnames, name="probability"), symptom_scores)

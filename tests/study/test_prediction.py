@@ -1,9 +1,13 @@
-"""predict: one file gives what forward gives, or an error that names the file."""
+"""predict: what people have gives what forward gives, or an error that names it."""
+
+import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from medvlp.data.images import ImageError
 from medvlp.methods.base import Method
 from medvlp.methods.prompt_tuning.biomedcoop import BiomedCoOp
 from medvlp.methods.zero_shot import ZeroShot
@@ -88,3 +92,128 @@ def test_a_missing_or_broken_file_is_named(clip, tmp_path):
         predict(zero, tmp_path / "nowhere.jpg")
     with pytest.raises(ValueError, match="cannot read image .*notes.png"):
         predict(zero, tmp_path / "notes.png")
+
+
+# ---------------------------------------------------------------- what people have
+
+PIXELS = np.random.default_rng(2).integers(256, size=(40, 50, 3), dtype=np.uint8)
+
+
+def ways_to_have(folder):
+    """The same image in everything that it may come in."""
+    path = folder / "lesion.png"
+    Image.fromarray(PIXELS).save(path)
+    content = path.read_bytes()
+    ways = {"a path": path, "its text": str(path), "bytes": content, "bytearray": bytearray(content)}
+    ways |= {"a view of bytes": memoryview(content), "a buffer": io.BytesIO(content)}
+    ways |= {"a PIL image": Image.fromarray(PIXELS), "an open PIL image": Image.open(path)}
+    ways |= {"uint8": PIXELS, "int64": PIXELS.astype(np.int64), "uint16": PIXELS.astype(np.uint16) * 257}
+    ways |= {f"float{bits}": (PIXELS / 255).astype(f"f{bits // 8}") for bits in (32, 64)}
+    ways |= {"big-endian": (PIXELS.astype(np.uint16) * 257).astype(">u2"), "a view": PIXELS[::-1][::-1]}
+    ways |= {"with alpha": np.concatenate([PIXELS, np.full((40, 50, 1), 255, dtype=np.uint8)], axis=2)}
+    channels_first = torch.from_numpy(PIXELS).movedim(2, 0)
+    ways |= {"a tensor": channels_first, "a tensor of floats": channels_first / 255}
+    upload = {"name": "lesion.png", "type": "image/png", "size": len(content), "content": memoryview(content)}
+    return ways | {"an upload": upload}
+
+
+def test_one_image_in_all_that_people_have(clip, tmp_path):
+    zero = ZeroShot(clip, CARD)
+    ways = ways_to_have(tmp_path)
+    expected = predict(zero, ways["a path"]).probabilities
+    for name, image in ways.items():
+        assert predict(zero, image).probabilities.equals(expected), name
+
+
+def test_several_images_in_all_that_people_have(clip, tmp_path):
+    """A list, a tuple, a folder, and the values of ipywidgets 8 and 7: a prediction each, in order."""
+    zero = ZeroShot(clip, CARD)
+    first, second = tmp_path / "a.png", tmp_path / "b.PNG"
+    for path, pixels in ((second, PIXELS[::-1].copy()), (first, PIXELS)):
+        Image.fromarray(pixels).save(path)
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden.png").write_text("no image")
+    expected = [predict(zero, path).probabilities for path in (first, second)]
+    assert not expected[0].equals(expected[1])
+    uploads = {path.name: {"content": path.read_bytes(), "metadata": {}} for path in (first, second)}
+    eight = tuple({"name": name, "content": memoryview(one["content"])} for name, one in uploads.items())
+    for images in (
+        [first, second],
+        (str(first), Image.open(second)),
+        tmp_path,
+        str(tmp_path),
+        eight,
+        uploads,
+    ):
+        several = predict(zero, images)
+        assert all(one.probabilities.equals(alone) for one, alone in zip(several, expected, strict=True))
+    assert predict(zero, []) == predict(zero, ()) == []
+
+
+def test_the_value_of_an_upload_widget(clip, tmp_path):
+    widgets = pytest.importorskip("ipywidgets")
+    upload = widgets.FileUpload(accept="image/*", multiple=True)
+    assert predict(ZeroShot(clip, CARD), upload.value) == []
+    content = io.BytesIO()
+    Image.fromarray(PIXELS).save(content, "PNG")
+    file = {
+        "name": "a.png",
+        "type": "image/png",
+        "size": 9,
+        "content": content.getvalue(),
+        "last_modified": 0,
+    }
+    upload.set_state({"value": [file]})
+    (prediction,) = predict(ZeroShot(clip, CARD), upload.value)
+    assert prediction.probabilities.equals(predict(ZeroShot(clip, CARD), PIXELS).probabilities)
+
+
+def test_grey_arrays_by_the_rules_of_files(clip, tmp_path):
+    zero = ZeroShot(clip, CARD)
+    grey = PIXELS[..., 0]
+    expected = predict(zero, Image.fromarray(grey)).probabilities
+    tensor = torch.from_numpy(grey.copy())
+    deep = grey.astype(np.uint16) * 257
+    for image in (grey, grey[..., None], deep, deep.astype(np.int32), grey / 255, tensor, tensor[None]):
+        assert predict(zero, image).probabilities.equals(expected)
+    mask = grey > 99
+    assert predict(zero, mask).probabilities.equals(predict(zero, mask.astype(np.uint8) * 255).probabilities)
+    hounsfield = np.linspace(-1000, 1000, 2000).reshape(40, 50)
+    Image.fromarray(hounsfield.astype(np.float32)).save(tmp_path / "ct.tif")
+    assert predict(zero, hounsfield).probabilities.equals(predict(zero, tmp_path / "ct.tif").probabilities)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.zeros((2, 40, 50, 3), dtype=np.uint8), r"array of shape \(2, 40, 50, 3\), uint8.*give a list"),
+        (np.zeros((3, 40, 50), dtype=np.uint8), r"\(3, 40, 50\).*\(H, W, 3\)"),
+        (np.zeros((40, 50, 2)), r"\(40, 50, 2\)"),
+        (np.zeros(40), r"\(40,\)"),
+        (np.zeros((0, 50, 3)), r"\(0, 50, 3\)"),
+        (PIXELS.astype(np.float32), "colours of float32 must be within 0..1, these go from 0.0 to 255.0"),
+        (PIXELS / 255 - 0.5, "must be within 0..1"),
+        (np.full((4, 4, 3), np.nan), "must be within 0..1"),
+        (PIXELS.astype(int) - 1, "must be within 0..65535, these go from -1"),
+        (PIXELS.astype(int) * 65536, "must be within 0..65535"),
+        (PIXELS.astype(complex), "complex128.*integers, floats or bool"),
+        (np.array([["a"]]), "integers, floats or bool"),
+        (torch.zeros(40, 50, 3), r"\(40, 50, 3\).*\(3, H, W\)"),
+        (torch.randn(3, 40, 50), "must be within 0..1"),
+        (b"", "it is empty"),
+        (b"no image", "of 8 bytes: it is no image that Pillow knows"),
+        (7, "an image is a path, bytes, a PIL image, an array or a tensor"),
+        (None, "an image is a path"),
+        ({"name": "my.png", "content": b"x"}, "my.png: it is no image"),
+        ([[1, 2], [3, 4]], "an image is a path"),
+    ],
+    ids=lambda value: None if not isinstance(value, str) else value[:20],
+)
+def test_what_is_no_image_is_refused_with_what_is(clip, image, said):
+    with pytest.raises(ImageError, match=rf"cannot read image .*{said}"):
+        predict(ZeroShot(clip, CARD), image)
+
+
+def test_a_folder_without_images_is_named(clip, tmp_path):
+    with pytest.raises(ImageError, match=f"no images in the folder {tmp_path}"):
+        predict(ZeroShot(clip, CARD), tmp_path)
