@@ -35,6 +35,11 @@ REPLY_KINDS = {  # what was wrong, as the error and the next question say it
     "not flat": "it was not one flat list: it had levels, several lists or different marks",
     "labels": "its phrases had labels, headings, explanations or names of classes",
 }
+HIDDEN = "***"
+PLAIN = re.compile(  # what stands in the paths of such servers and is no key
+    r"(?i)v\d\w{0,7}|api|openai|openapi|chat|completions?|models?|engines|deployments|serving-endpoints|llm|"
+    r"inference|compatible-mode|compat|paas|gateway|proxy"
+)
 SHOWN = 80  # characters of a reply in an error's message
 MOST = 16  # MB of a reply; an answer has a few kB, a long list of models one or two MB
 TOO_LONG = f"sent a reply of more than {MOST} MB, which was not read."
@@ -300,7 +305,13 @@ class ReplyBounds:
         self._timer = None
 
 
-def address(url: Any) -> str:
-    """A URL without user, password, query and fragment."""
+def address(url: Any, whole: bool = False) -> str:
+    """A URL without user, password, query and fragment; of its path only words that are no key, or the whole.
+
+    >>> address("https://user:word@host/gateway/4f1c2b/v1?key=8")
+    'https://host/gateway/***/v1'
+    """
     url = urlsplit(str(url))
-    return urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path.rstrip("/"), "", ""))
+    parts = url.path.rstrip("/").split("/")
+    shown = [part if whole or not part or PLAIN.fullmatch(part) else HIDDEN for part in parts]
+    return urlunsplit((url.scheme, url.netloc.rpartition("@")[2], "/".join(shown), "", ""))

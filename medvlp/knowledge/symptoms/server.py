@@ -4,15 +4,18 @@ The key sits in the caller's client. Whatever comes back from the server is sear
 and errors are raised without the request that they belong to.
 """
 
+import logging
 import os
 import re
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from medvlp.knowledge.symptoms.questions import SCHEMA
-from medvlp.knowledge.symptoms.replies import ReplyBounds, ReplyEnded, address
+from medvlp.knowledge.symptoms.replies import HIDDEN, PLAIN, ReplyBounds, ReplyEnded, address
 from medvlp.knowledge.symptoms.sets import now
 
 if TYPE_CHECKING:  # it takes a second to import
@@ -21,7 +24,6 @@ if TYPE_CHECKING:  # it takes a second to import
 INSTALL = 'pip install "medvlp[llm]"'
 REJECTED = (400, 422, 501)  # what servers answer to an option that they do not have
 SHOWN = 500  # characters of a server's text that an error shows
-HIDDEN = "***"
 SAYS_WHICH = "X-Medvlp-LLM"  # header of the client of a local_llm: the hash or hub name of its LLM
 RESUME = "Finished classes are kept: the same call goes on at this one."
 SECRET_NAME = re.compile(r"(?i)(key|token|secret|password|passwd|credentials?|authorization|cookie)$")
@@ -97,18 +99,22 @@ class Server:
 
     @property
     def address(self) -> str:
-        """The base URL without user, password, query and fragment."""
+        """The base URL as it may be shown: what could be a key in its path is hidden."""
         return address(self.client.base_url)
 
     @property
     def place(self) -> str:
-        """What tells servers apart: the LLM of a `local_llm`, on whatever port, and else the address."""
+        """What tells servers apart, to be hashed: the LLM of a `local_llm`, on any port, else the address."""
         which = self.client.default_headers.get(SAYS_WHICH)
-        return f"local_llm {which}" if isinstance(which, str) else self.address
+        return f"local_llm {which}" if isinstance(which, str) else address(self.client.base_url, whole=True)
 
     def clean(self, text: str) -> str:
         """The text with every secret at hand replaced by ***, and without half characters."""
         text = SURROGATES.sub("\ufffd", text)
+        whole, shown = (
+            urlsplit(one).path for one in (address(self.client.base_url, whole=True), self.address)
+        )
+        text = text.replace(whole, shown) if whole != shown else text
         for secret in sorted(self._secrets(), key=len, reverse=True):
             text = text.replace(secret, HIDDEN)
         return KEY_FORMS.sub(HIDDEN, text)
@@ -136,7 +142,7 @@ class Server:
                 options.pop("response_format", None)
             try:
                 ask = self.client.chat.completions.create
-                with self._bounds:
+                with self._guarded():
                     completion = ask(model=self.model, messages=messages, **options)
                 break
             except (openai.OpenAIError, ValueError, RecursionError, ReplyEnded) as error:
@@ -165,6 +171,23 @@ class Server:
             "time": now(),
             "options": options,
         }
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Bounds for a reply, and no secret in what the HTTP library logs."""
+        loggers = [logging.getLogger(name) for name in ("httpx", "httpx2")]
+        for logger in loggers:
+            logger.addFilter(self._clean_log)
+        try:
+            with self._bounds:
+                yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(self._clean_log)
+
+    def _clean_log(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self.clean(record.getMessage()), ()
+        return True
 
     def _check_headers(self) -> None:
         """SymptomError for a value that the HTTP library would refuse, and show in its log."""
@@ -256,7 +279,7 @@ class Server:
         import openai
 
         try:
-            with self._bounds:
+            with self._guarded():
                 return sorted(str(model.id) for model in self.client.models.list())
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, ReplyEnded):
             return []
@@ -270,6 +293,9 @@ class Server:
         secrets = [str(value) for name, value in [*headers, *long] if SECRET_NAME.search(name)]
         secrets.append(self.client.api_key or "")
         secrets += [part for value in secrets for part in value.split()]  # "Bearer" and the key apart
+        for part in urlsplit(str(self.client.base_url)).path.split("/"):
+            if not part.isalpha() and not PLAIN.fullmatch(part):  # one word may stand in a phrase, too
+                secrets += [part, unquote(part)]
         return {value for value in secrets if _is_secret(value)}
 
 

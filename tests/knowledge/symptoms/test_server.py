@@ -10,6 +10,7 @@ import time
 import traceback
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from urllib.parse import unquote
 
 import openai
 import pytest
@@ -378,6 +379,38 @@ def test_a_key_in_the_url_is_refused(ask, where):
         with pytest.raises(ValueError, match="URL holds a password or key"):
             ask(server, client=server.client(default_query={"token": "planted-pass"}))
     assert "planted-pass" not in str(caught.value) and server.calls == 0
+
+
+@pytest.mark.parametrize("path", ["", "/gateway", "/openai/deployments"])
+@pytest.mark.parametrize("key", [KEY, "8f3a9c0d7e", "planted-path-key", "correcthorsebattery", "a%2Fb.key+1"])
+def test_a_key_in_the_path_of_the_url_is_nowhere(ask, tmp_path, caplog, capfd, recwarn, path, key):
+    """Some gateways want it there. The server echoes the path, as servers do."""
+    caplog.set_level(logging.DEBUG)
+    shown, failing = "", []
+
+    def script(body):
+        alone = "it" if key.isalpha() else unquote(key)  # one word may stand in an answer, too
+        said = f"POST {path}/{key}/v1/chat/completions: cannot be found; {alone} is not known"
+        return Say(said, status=failing[-1], param="seed") if failing else told(body)
+
+    with FakeServer(script) as server:
+        base = server.base_url.replace("/v1", path)
+        client = server.client(base_url=f"{base}/{key}/v1")
+        symptoms = ask(server, client=client)
+        assert dict(symptoms) == LISTS and symptoms.record.server == f"{base}/{HIDDEN}/v1"
+        assert ask(server, client=client).new_calls == 0
+        assert ask(server, client=server.client(base_url=f"{base}/another-key/v1")).new_calls == 3
+        for status in (401, 404, 429, 500, 400):
+            failing.append(status)
+            with pytest.raises(SymptomError) as caught:
+                ask(server, client=client, n=1)
+            assert f"{base}/{HIDDEN}/v1" in str(caught.value)
+            shown += everything(caught.value)
+    stored = [file for file in tmp_path.rglob("*") if file.is_file()]
+    shown += "".join(file.read_text() for file in stored) + "".join(file.name for file in stored)
+    shown += repr(symptoms) + symptoms._repr_html_() + repr(symptoms.record) + "".join(capfd.readouterr())
+    shown += caplog.text + "".join(str(warning.message) for warning in recwarn)
+    assert key not in shown and unquote(key) not in shown
 
 
 def test_a_key_of_the_usual_make_is_hidden_wherever_it_comes_from(ask):
