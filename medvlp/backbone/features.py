@@ -30,7 +30,7 @@ from medvlp.data.tensor_files import read_tensors, write_tensors
 
 KIND = "medvlp image features"
 VERSION = "2"  # of the file's layout and of how views are drawn
-CROP_SCALE = (0.08, 1.0)  # part of the image's area that a random view keeps, as in the papers' recipes
+CROP = 0.08  # the smallest part of the image's area that a random view keeps, as in most papers' recipes
 
 
 @dataclass
@@ -50,6 +50,8 @@ def image_features(
     batch_size: int = 64,
     num_workers: int | None = None,
     progress: bool = True,
+    crop: float = CROP,
+    flip: bool = True,
 ) -> Features:
     """Features of every image of a data set, from the cache where they were computed before.
 
@@ -64,6 +66,8 @@ def image_features(
         num_workers: processes that read and preprocess while the model encodes. Default: one a core, 8 at
             most, for more than one batch; none where processes cannot be forked.
         progress: show a bar when computing takes over two seconds.
+        crop: the smallest part of an image's area that a random view keeps.
+        flip: whether random views are mirrored, half of them.
 
     Raises:
         ValueError: an empty data set, or an image whose features are not finite.
@@ -79,12 +83,13 @@ def image_features(
     """
     if len(images.ids) == 0:
         raise ValueError("there are no images to encode: the data set is empty.")
+    usual = view is None or (crop, flip) == (CROP, True)
     facts = {
         "version": VERSION,
         "clip": clip.name,
         "clip_fingerprint": clip.fingerprint,
         "data_fingerprint": images.fingerprint,
-        "view": "evaluation" if view is None else str(view),
+        "view": ("evaluation" if view is None else str(view)) + ("" if usual else f", {crop=}, {flip=}"),
         "ids": sha256(*images.ids),
         "shape": f"{len(images.ids)} x {clip.embed_dim}",
     }
@@ -95,7 +100,7 @@ def image_features(
     features = _read(path, facts)  # (N, D)
     if features is None:
         check_writable(path.parent, "the feature cache (MEDVLP_CACHE says where)")
-        features = _encode(clip, images, view, batch_size, num_workers, progress)
+        features = _encode(clip, Views(clip, images, crop, flip), view, batch_size, num_workers, progress)
         write_tensors(path, {"features": features}, KIND, facts)
     return Features(features, torch.as_tensor(images.labels, dtype=torch.long), list(images.ids))
 
@@ -107,6 +112,8 @@ def training_features(
     cache_dir: str | Path | None = None,
     progress: bool = True,
     num_workers: int | None = None,
+    crop: float = CROP,
+    flip: bool = True,
 ) -> Tensor:
     """Normalised features of `views` random views of each image, (views, N, D), on the clip's device.
 
@@ -114,6 +121,7 @@ def training_features(
     """
     numbers = range(views) if views else [None]
     options = {"cache_dir": cache_dir, "progress": progress, "num_workers": num_workers}
+    options |= {"crop": crop, "flip": flip}
     features = [image_features(clip, images, view, **options).features for view in numbers]
     return torch.stack(features).to(clip.device)
 
@@ -121,11 +129,12 @@ def training_features(
 class RandomView:
     """Seeded random views of PIL images: crop of any size, bicubic resize, flip, normalisation."""
 
-    def __init__(self, clip: Clip) -> None:
+    def __init__(self, clip: Clip, crop: float = CROP, flip: bool = True) -> None:
+        bicubic = v2.InterpolationMode.BICUBIC
         self.transform = v2.Compose(
             [
-                v2.RandomResizedCrop(clip.image_size, CROP_SCALE, interpolation=v2.InterpolationMode.BICUBIC),
-                v2.RandomHorizontalFlip(),
+                v2.RandomResizedCrop(clip.image_size, (crop, 1.0), interpolation=bicubic),
+                v2.RandomHorizontalFlip(0.5 if flip else 0.0),
                 v2.ToImage(),
                 v2.ToDtype(torch.float32, scale=True),
                 v2.Normalize(clip.preprocess_cfg["mean"], clip.preprocess_cfg["std"]),
@@ -145,14 +154,14 @@ class Views(Dataset):
     `view` is the number of a random view, or None for the model's own preprocessing.
     """
 
-    def __init__(self, clip: Clip, images: Any) -> None:
+    def __init__(self, clip: Clip, images: Any, crop: float = CROP, flip: bool = True) -> None:
         self.images, self.ids = images.with_transform(None), images.ids
-        self.clip = clip
+        self.clip, self.crop, self.flip = clip, crop, flip
 
     @cached_property
     def random_view(self) -> RandomView:
         """What draws random views; only then must it be known how the clip preprocesses."""
-        return RandomView(self.clip)
+        return RandomView(self.clip, self.crop, self.flip)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -238,7 +247,7 @@ def _encode(
 ) -> Tensor:
     """Normalised features (N, D) on the CPU, in the data set's order."""
     workers = default_workers(len(images.ids), batch_size) if num_workers is None else num_workers
-    loader = ImageLoader.in_order(clip, images, batch_size, workers, view)
+    loader = ImageLoader.in_order(images, batch_size, workers, view)
     features = torch.empty(len(images.ids), clip.embed_dim)  # (N, D)
     done = 0
     with tqdm(total=len(features), desc="image features", unit="image", delay=2, disable=not progress) as bar:

@@ -61,6 +61,10 @@ class ViP(Method):
     mean and maximum is unknown; here they are those of T_c, coordinate by coordinate, in place of t_c.
     Without either nothing is learned.
 
+    Notes:
+        The authors see a new random view of each image in every epoch: `views="fresh"` in the recipe, which
+        encodes every image in every epoch. By default four views of each are encoded once.
+
     Args:
         clip: The frozen image and text towers.
         card: Gives the classes in label order, and their symptoms.

@@ -178,6 +178,26 @@ def test_a_view_is_a_crop_or_its_mirror_image(clip):
     assert view.min() >= black.min() - 1e-4 and view.max() <= white.max() + 1e-4
 
 
+def test_crops_and_flips_are_those_asked_for(clip, tmp_path):
+    left = Image.new("RGB", (64, 64))
+    left.paste((255, 255, 255), (0, 0, 32, 64))  # white left half
+    whole = torch.stack([RandomView(clip, crop=1.0, flip=False)(left, "a.png", n) for n in range(10)])
+    assert (whole[..., :8] - whole[..., -8:]).mean(
+        dim=(1, 2, 3)
+    ).min() > 0.5  # never mirrored, both halves seen
+    data, of = Pictures(4), {"cache_dir": tmp_path}
+    usual = image_features(clip, data, view=1, **of).features
+    large, still = (
+        image_features(clip, data, view=1, **of, **how).features for how in ({"crop": 0.5}, {"flip": False})
+    )
+    assert not torch.equal(usual, large) and not torch.equal(usual, still)
+    assert torch.equal(image_features(clip, data, view=1, crop=0.08, flip=True, **of).features, usual)
+    assert len(files(tmp_path)) == 3
+    evaluation = image_features(clip, data, crop=0.5, **of).features  # which is no random view
+    assert torch.equal(evaluation, image_features(clip, data, **of).features)
+    assert len(files(tmp_path)) == 4
+
+
 def test_an_empty_data_set_and_a_folder_that_cannot_be(clip, tmp_path):
     with pytest.raises(ValueError, match="the data set is empty"):
         image_features(clip, Pictures(0), cache_dir=tmp_path)

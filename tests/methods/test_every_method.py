@@ -282,14 +282,16 @@ def test_fit_averages_what_was_published_so_unless_told_not_to(clip, tmp_path, n
 
 
 SGD = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "warmup_lr": 1e-5, "keep": "last"}
+ADAMW = {"optimizer": "adamw", "eps": 1e-4, "weight_decay": 0.01, "warmup_lr": None, "keep": "best"}
+ADAMW |= {"schedule": "step", "drop_last": False, "crop": 0.5}
 PUBLISHED = {  # method: epochs, batch size, learning rate and the rest of its authors' recipe
     "TextProbe": (300, 256, 0.1, SGD | {"weight_decay": 0, "views": 20}),
-    "TipAdapter": (20, 256, 0.001, {"optimizer": "adamw", "warmup_lr": None, "keep": "best"}),
+    "TipAdapter": (20, 256, 0.001, ADAMW),
     "CLIPAdapter": (50, 32, 0.002, SGD),
     "CoOp": (200, 32, 0.002, SGD),
     "CoCoOp": (10, 1, 0.002, SGD),
     "KgCoOp": (100, 128, 0.002, SGD),
-    "BiomedCoOp": (100, 4, 0.0025, SGD),
+    "BiomedCoOp": (100, 4, 0.0025, SGD | {"flip": False}),
     "VPT": (5, 4, 0.0025, SGD | {"views": "fresh"}),
     "IVLP": (20, 4, 0.0025, SGD | {"views": "fresh"}),
     "MaPLe": (5, 4, 0.0035, SGD | {"views": "fresh"}),

@@ -256,6 +256,25 @@ def test_biomedcoop_with_a_bert_tower(tmp_path, labels):
         agree(alone.training_logits(f)[1].mean(), case[f"term/{term}"], term)
 
 
+def test_tip_adapter_f_trained_by_its_recipe_ends_where_the_authors_ends(
+    clip, images, labels, in_their_order, tmp_path
+):
+    case = Case("tip")
+
+    class TheirKeys(METHODS["TipAdapter"]):
+        """With the authors' mean over views, which is normalised after it."""
+
+        def before_training(self, *args, **kwargs) -> None:
+            super().before_training(*args, **kwargs)
+            put(self, {"keys": case["keys"]})
+
+    card = make_card(tuple(case.meta["templates"]))
+    tip = TheirKeys(clip, card, trained=True, cache_views=0, logit_scale=100.0)
+    config = replace(recipe(tip), epochs=5, batch_size=4, views=0, keep="last")
+    training.fit(tip, make_set(images, labels), None, config, cache_dir=tmp_path, progress=False)
+    agree(tip.keys, case["run/keys"], "keys", case["run/keys"] - case["keys"])
+
+
 def test_biomedcoop_s_bert_tower_has_dropout_in_training_where_it_is_asked_for(tmp_path):
     case, clip = Case("biomedcoop_bert"), load_clip(small_clips.family_bert_kind(tmp_path), device="cpu")
     f = F.normalize(case["in/features"], dim=-1)
@@ -294,6 +313,10 @@ def test_tip_adapter(clip, images, labels, their_views):
     loss.backward()
     agree(tip.keys.grad, case["g/keys"], "gradient of keys")
 
+    make_optimizer(recipe(tip), [tip.keys]).step()
+    agree(tip.keys, case["step/keys"], "step of keys", case["step/keys"] - case["keys"])
+
+    put(tip, {"keys": case["keys"]})
     tip.after_training(val)
     agree(torch.stack([tip.beta, tip.alpha]), case["best"], "beta and alpha")
     ours, theirs = 100 * tip.search["val_accuracy"].to_numpy(), case["grid_acc"].numpy()  # (4000,)

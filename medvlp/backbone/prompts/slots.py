@@ -75,6 +75,18 @@ def find_slots(clip: Clip, texts: Sequence[str], names: Sequence[str] | None = N
     return tokens, slots
 
 
+def slots_in_words(clip: Clip, words: str, names: Sequence[str], n_ctx: int) -> tuple[Tensor, Tensor]:
+    """Token ids (n_cls, L) of `words name.`, and True where the words' first n_ctx tokens stand, (n_cls, L).
+
+    These are the places of learned vectors; the words' other tokens stay in the text.
+    """
+    start, _ = word_tokens(clip, words)
+    tokens = clip.tokenize([f"{words} {name}." for name in names])
+    slots = torch.zeros_like(tokens, dtype=torch.bool)
+    slots[:, start : start + n_ctx] = True
+    return tokens, slots
+
+
 def word_tokens(clip: Clip, words: str) -> tuple[int, Tensor]:
     """Where the words of a text begin, and the token ids (m,) of these words; none for ""."""
     _, begin = find_slots(clip, [SLOT])  # (1, L)

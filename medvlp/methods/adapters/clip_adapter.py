@@ -36,6 +36,9 @@ class CLIPAdapter(Method):
         this one text, the first template of the card. By default all templates of the card are read, as
         `TipAdapter` and `TextProbe` do.
 
+        The authors see a new random view of each image in every epoch: `views="fresh"` in the recipe, which
+        encodes every image in every epoch. By default four views of each are encoded once.
+
     Args:
         clip: The frozen image and text towers.
         card: Gives the classes in label order, and their texts.
@@ -63,7 +66,6 @@ class CLIPAdapter(Method):
 
     # The authors' code (github.com/gaopengcuhk/CLIP-Adapter) has no configuration: it asks for CoOp's command
     # for ImageNet, whose rn50_ep50.yaml this is, with Dassl's momentum and weight decay and the last epoch.
-    # Views are new ones in every epoch there.
     recipe: ClassVar[dict[str, Any]] = {
         "epochs": 50,
         "batch_size": 32,

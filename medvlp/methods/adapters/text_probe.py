@@ -36,6 +36,10 @@ class TextProbe(Method):
         The authors' t_c is the feature of one template: knowledge="classnames". By default t_c points to the
         mean of all templates of the card, as in `TipAdapter` and `CLIPAdapter`.
 
+        The authors train on 20 cached views of each image, as the recipe here. An epoch of theirs draws as
+        many pairs of image and view as there are images, so that an image may come twice or not at all; here
+        each comes once, in one of its views.
+
     Args:
         clip: The frozen image and text towers.
         card: Gives the classes in label order, and their texts.

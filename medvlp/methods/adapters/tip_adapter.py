@@ -36,11 +36,18 @@ class TipAdapter(Method):
     `alpha_max`, upper ends left out; of equals the smallest beta, then the smallest alpha. The authors choose
     the epoch of Tip-Adapter-F on the test images; here it is chosen on the validation images.
 
-    An image's key is the mean over its random views, normalised. The authors' crops keep at least half of the
-    image's area and their mean is of features not yet normalised; here the views are those of
-    `image_features`, whose crops may be smaller, and normalised before the mean.
+    An image's key is the mean over its random views, normalised.
 
     Notes:
+        The authors' mean over views is of features that are not normalised yet; here they are.
+
+        They search up to 7 and 3 for ImageNet, as here, and up to 50 elsewhere: `beta_max`, `alpha_max`.
+
+        Tip-Adapter-F sees a new random view of each image in every epoch: `views="fresh"` in the recipe. By
+        default it sees four views of each, whose features are computed once. All else is as theirs: AdamW
+        with an eps of 1e-4, a cosine that falls with each step, the last, smaller batch, and crops of at
+        least half of the image.
+
         The authors' t_c is the mean over templates, seven for ImageNet and one elsewhere:
         knowledge="templates", the default.
 
@@ -54,6 +61,7 @@ class TipAdapter(Method):
         alpha_max: Upper end of the search; the authors take 3 for ImageNet and up to 30 elsewhere.
         beta_max: Likewise; 7 for ImageNet.
         cache_views: Random views an image whose mean is its key; 0: the view of evaluation.
+        cache_crop: The smallest part of the image's area in such a view.
         knowledge: The texts of t_c, as `ZeroShot` has it.
         n_cache: N; `fit` sets it. It is here so that a saved cache can be loaded.
         logit_scale: The factor on cosines, exp(logit_scale) above; by default the CLIP's own.
@@ -77,15 +85,18 @@ class TipAdapter(Method):
         0
     """
 
-    # configs/imagenet.yaml and main.py of github.com/gaopengcuhk/Tip-Adapter. Theirs is AdamW with torch's
-    # weight decay, eps 1e-4 (not to be set here) and a cosine over steps. Their views are new in every epoch.
+    # configs/imagenet.yaml and main.py of github.com/gaopengcuhk/Tip-Adapter, with torch's weight decay
     recipe: ClassVar[dict[str, Any]] = {
         "epochs": 20,
         "batch_size": 256,
         "lr": 0.001,
+        "drop_last": False,
         "optimizer": "adamw",
+        "eps": 1e-4,
         "weight_decay": 0.01,
+        "schedule": "step",
         "warmup_lr": None,
+        "crop": 0.5,
         "keep": "best",
     }
 
@@ -105,6 +116,7 @@ class TipAdapter(Method):
         alpha_max: float = 3.0,
         beta_max: float = 7.0,
         cache_views: int = 10,
+        cache_crop: float = 0.5,
         knowledge: str = "templates",
         n_cache: int = 0,
         logit_scale: float | None = None,
@@ -118,6 +130,8 @@ class TipAdapter(Method):
             )
         if cache_views < 0 or n_cache < 0:
             raise ValueError(f"cache_views and n_cache are 0 or more, got {cache_views} and {n_cache}.")
+        if not 0 < cache_crop <= 1:
+            raise ValueError(f"cache_crop is a part of the image above 0 and up to 1, got {cache_crop}.")
         self.search: pd.DataFrame | None = None
         self.constant("text_features", ZeroShot(clip, card, knowledge).text_features)
         self._fill(torch.zeros(n_cache, clip.embed_dim), torch.zeros(n_cache, len(card.classnames)))
@@ -142,8 +156,8 @@ class TipAdapter(Method):
         progress: bool = True,
     ) -> None:
         """Fill the cache with the training images, and forget any other."""
-        views = self.config["cache_views"]
-        f = training_features(self.clip, train, views, cache_dir, progress)  # (K, N, D)
+        views, crop = self.config["cache_views"], self.config["cache_crop"]
+        f = training_features(self.clip, train, views, cache_dir, progress, crop)  # (K, N, D)
         values = F.one_hot(train.labels, len(self.card.classnames)).float()  # (N, n_cls)
         self._fill(F.normalize(f.mean(dim=0), dim=-1), values)
 

@@ -60,7 +60,7 @@ class BiomedCoOp(ContextPrompts):
         tau: How many standard deviations a prompt's score may lie off; at least 1, so that some remain.
         symptoms: Your own prompts, {classname: [phrase, ...]} for every class; replaces the card's.
         knowledge: The kind of knowledge of the card that is read.
-        n_ctx: M, the number of context vectors. None: as many as `ctx_init` has tokens, and 16 without words.
+        n_ctx: M, the number of context vectors. None: as many as `ctx_init` has words, and 16 without.
         ctx_init: Words that the context starts from; "" draws it as CoOp does.
         csc: Class-specific context, as in `CoOp`.
         position: Where the class name stands, as in `CoOp`.
@@ -87,8 +87,13 @@ class BiomedCoOp(ContextPrompts):
     """
 
     # HealthX-Lab/BiomedCoOp, configs/trainers/BiomedCoOp/few_shot (read in forks), and assets/RUN.md for
-    # the batch size. Their views are cropped at random, but not flipped.
-    recipe: ClassVar[dict[str, Any]] = TRAINER | {"epochs": 100, "batch_size": 4, "lr": 0.0025}
+    # the batch size
+    recipe: ClassVar[dict[str, Any]] = TRAINER | {
+        "epochs": 100,
+        "batch_size": 4,
+        "lr": 0.0025,
+        "flip": False,
+    }
 
     def __init__(
         self,

@@ -28,10 +28,14 @@ class CoCoOp(ContextPrompts):
 
     Every image has texts of its own: a batch takes B * n_cls of them through the text tower.
 
+    Notes:
+        The authors see a new random view of each image in every epoch: `views="fresh"` in the recipe, which
+        encodes every image in every epoch. By default four views of each are encoded once.
+
     Args:
         clip: The frozen image and text towers.
         card: Gives the classes in label order.
-        n_ctx: M, the number of context vectors. None: as many as `ctx_init` has tokens, and 16 without words.
+        n_ctx: M, the number of context vectors. None: as many as `ctx_init` has words, and 16 without.
         ctx_init: Words that the context starts from; "" draws it as CoOp does.
         position: Where the class name stands, as in `CoOp`; the authors have "end" only.
         logit_scale: The factor on cosines, exp(logit_scale) above; by default the CLIP's own.

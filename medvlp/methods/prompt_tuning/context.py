@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_prompts
-from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, slotted, word_tokens
+from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, slots_in_words, slotted, word_tokens
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
 from medvlp.methods.base import Method
@@ -63,22 +63,27 @@ class ContextPrompts(Method):
             raise ValueError(f"n_ctx must be at least 1, got {n_ctx}.")
         n_cls = len(card.classnames)
         if ctx_init:
-            words = word_embeddings(clip, ctx_init)  # (M, w)
-            if n_ctx not in (None, len(words)):
+            words = word_embeddings(clip, ctx_init)  # (m, w), one a token
+            M = min(len(ctx_init.split()), len(words)) if n_ctx is None else n_ctx
+            M = len(words) if n_ctx is None and position != "end" else M
+            if len(words) < M or (len(words) > M and position != "end"):
                 raise ValueError(
                     f"ctx_init={ctx_init!r} has {len(words)} tokens, but n_ctx is {n_ctx}; leave n_ctx out, "
                     "or draw the context with ctx_init=''."
                 )
-            start = words.repeat(n_cls, 1, 1) if csc else words
+            start = words[:M].repeat(n_cls, 1, 1) if csc else words[:M]
         else:
             M = N_CTX if n_ctx is None else n_ctx
             shape = (n_cls, M, clip.text_width) if csc else (M, clip.text_width)
             start = nn.init.normal_(torch.empty(shape), std=STD, generator=random)
         self.ctx = nn.Parameter(start.to(clip.device))
         M = self.ctx.shape[-2]
-        texts = [slotted(name, M, position) for name in card.plain_names]
-        called = [f"class {name!r}, with {M} context vectors" for name in card.classnames]
-        tokens, slots = find_slots(clip, texts, called)
+        if ctx_init and len(words) > M:
+            tokens, slots = slots_in_words(clip, ctx_init, card.plain_names, M)
+        else:
+            texts = [slotted(name, M, position) for name in card.plain_names]
+            called = [f"class {name!r}, with {M} context vectors" for name in card.classnames]
+            tokens, slots = find_slots(clip, texts, called)
         self.constant("tokens", tokens)
         self.constant("slots", slots)
 

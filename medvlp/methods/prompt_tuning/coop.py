@@ -17,12 +17,19 @@ class CoOp(ContextPrompts):
     130, 2022, arXiv 2109.01134. Learned is v alone (`ctx`): 8,192 numbers at ViT-B/16 with M = 16. Both
     towers are frozen.
 
+    Notes:
+        The authors see a new random view of each image in every epoch: `views="fresh"` in the recipe, which
+        encodes every image in every epoch. By default four views of each are encoded once.
+
     Args:
         clip: The frozen image and text towers.
         card: Gives the classes in label order.
-        n_ctx: M, the number of context vectors. None: 16, or as many as `ctx_init` has tokens.
+        n_ctx: M, the number of context vectors. None: 16, or as many as `ctx_init` has words, as in the
+            authors' code.
         ctx_init: Words that the context starts from, such as "a photo of a"; "" draws it from a normal
-            distribution of standard deviation 0.02.
+            distribution of standard deviation 0.02. Where words have several tokens, the vectors are those
+            of the first n_ctx tokens and the others stay in the text; with as many as there are tokens all
+            are learned. (Not where the name stands in the "middle" or at the "front": then all are.)
         csc: Class-specific context: M vectors for each class, not shared. With words each class starts from
             them (in the authors' code words undo csc).
         position: Where the class name stands: at the "end" after the context, in the "middle" of it, or at

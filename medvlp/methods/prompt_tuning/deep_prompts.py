@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_deep_text
 from medvlp.backbone.prompts.image_walk import encode_image_prompts
-from medvlp.backbone.prompts.slots import FIRST_CTX, STD, find_slots, slotted, word_tokens
+from medvlp.backbone.prompts.slots import FIRST_CTX, STD, find_slots, slots_in_words, slotted, word_tokens
 from medvlp.data.card_parts import plain_name
 from medvlp.methods.base import Method
 
@@ -65,15 +65,13 @@ class ClassTexts(nn.Module):
         if n_ctx < 1:
             raise ValueError(f"n_ctx must be at least 1, got {n_ctx}.")
         names = [plain_name(name) for name in classnames]
-        start, known = word_tokens(clip, words)  # known (m,)
+        _, known = word_tokens(clip, words)  # (m,)
         self.first: Tensor | None = None
         if len(known) < n_ctx:
             texts = [slotted(name, n_ctx, "end") for name in names]
             tokens, slots = find_slots(clip, texts)  # (n_cls, L) each
         else:
-            tokens = clip.tokenize([f"{words} {name}." for name in names])  # (n_cls, L)
-            slots = torch.zeros_like(tokens, dtype=torch.bool)
-            slots[:, start : start + n_ctx] = True
+            tokens, slots = slots_in_words(clip, words, names, n_ctx)  # (n_cls, L) each
             self.first = clip.token_embedding(known[:n_ctx]).detach().float()
         self.register_buffer("tokens", tokens.to(clip.device), persistent=False)
         self.register_buffer("slots", slots.to(clip.device), persistent=False)

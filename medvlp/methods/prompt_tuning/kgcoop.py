@@ -26,13 +26,20 @@ class KgCoOp(ContextPrompts):
     The penalty is that of the authors' code. Their paper writes mean_c |t_c - w_c|^2, which is twice that:
     a `weight` of 16 here is 8 there. With weight 0 it is `CoOp`.
 
+    Notes:
+        The authors write one template for each data set, such as "a photo of a {}, a type of pet.": give it
+        as `templates`. By default it is the card's first.
+
+        The authors see a new random view of each image in every epoch: `views="fresh"` in the recipe, which
+        encodes every image in every epoch. By default four views of each are encoded once.
+
     Args:
         clip: The frozen image and text towers.
         card: Gives the classes in label order.
         weight: Of the penalty.
         templates: Of w_c, each with a `{}` for the class name; of several the mean of the features. None: the
-            card's first. (The authors write one for each data set.)
-        n_ctx: M, the number of context vectors. None: as many as `ctx_init` has tokens, and 16 without words.
+            card's first.
+        n_ctx: M, the number of context vectors. None: as many as `ctx_init` has words, and 16 without.
         ctx_init: Words that the context starts from; "" draws it as CoOp does.
         csc: Class-specific context, as in `CoOp`.
         position: Where the class name stands, as in `CoOp`.

@@ -28,6 +28,11 @@ class PromptSRC(IVLP):
     as the authors compute it; the division by n_cls is theirs, too. The loss is `fit`'s, by
     `training_logits`; predictions are IVLP's.
 
+    Notes:
+        For few shots of all classes the authors train 50 epochs, and choose mean and deviation of the average
+        by data set: 30 and 30, or 45 and 5. `fit` takes 15/20 and 1/20 of the epochs, those of their 20
+        epochs, by itself; theirs for 50 are `callbacks=[EpochAverage(50, mean=30, std=30)]`.
+
     Args:
         clip: The frozen image and text towers.
         card: Gives the classes in label order.
@@ -54,8 +59,7 @@ class PromptSRC(IVLP):
     """
 
     # configs/trainers/PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx.yaml of muzairkhattak/PromptSRC: the recipe is
-    # IVLP's, mean 15 and deviation 1 of 20 epochs; for few shots of all classes its authors train 50 epochs,
-    # with mean 30 and deviation 30, or 45 and 5, by data set
+    # IVLP's, mean 15 and deviation 1 of 20 epochs
     average: ClassVar[dict[str, Any]] = {"mean": 15 / 20, "std": 1 / 20, "tensors": None}
     frozen_text_features: Tensor  # (n_cls, D)
 

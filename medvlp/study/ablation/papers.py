@@ -26,6 +26,7 @@ from typing import Any
 
 import pandas as pd
 
+from medvlp.backbone.features import CROP
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import Data
 from medvlp.data.errors import unknown_name
@@ -104,7 +105,7 @@ class Ablation:
 
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {  # name in tables: method, arguments
     "CLAP": ("TextProbe", {"knowledge": "classnames"}),
-    "Tip-Adapter-F": ("TipAdapter", {"trained": True}),
+    "Tip-Adapter-F": ("TipAdapter", {"trained": True, "cache_crop": CROP}),
     "CLIP-Adapter": ("CLIPAdapter", {"knowledge": "classnames"}),
     "CoOp": ("CoOp", {}),
     "CoOp, csc": ("CoOp", {"csc": True}),
@@ -121,7 +122,12 @@ TRAINED: dict[str, tuple[str, dict[str, Any]]] = {  # name in tables: method, ar
 }
 SAME = {  # recipe of all methods that are compared with each other, whatever they were published with
     "batch_size": 32,
+    "drop_last": True,
+    "eps": 1e-8,
+    "schedule": "epoch",
     "views": 0,
+    "crop": CROP,
+    "flip": True,
     "warmup_lr": None,
     "metric": "loss",
     "class_weight": "balanced",
@@ -210,7 +216,7 @@ ABLATIONS: dict[str, Ablation] = {
                 {"method": Named(f"ZeroShot, {kind}", "ZeroShot"), "knowledge": kind}
                 for kind in ("classnames", "templates", "symptoms")
             ),
-            {"method": Named("Tip-Adapter", "TipAdapter"), "trained": False},
+            {"method": Named("Tip-Adapter", "TipAdapter"), "trained": False, "cache_crop": CROP},
             PROBE,
             *(trained(name, method, **arguments) for name, (method, arguments) in TRAINED.items()),
         ),

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from medvlp.backbone.clip import Clip
+from medvlp.backbone.features import CROP
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import Data
 from medvlp.data.errors import check_same_classes, frozen_config, unknown_name
@@ -36,6 +37,7 @@ from medvlp.study.training.config import TrainConfig
 from medvlp.study.transfer import base_and_new
 
 NOT_CHOSEN = ("method", "data", "test", "seed", "num_shots")  # what a comparison compares, or repeats
+LATER = {"drop_last": True, "eps": 1e-8, "schedule": "epoch", "crop": CROP, "flip": True}
 PROTOCOL = 1  # raised when the same inputs would give other results
 
 
@@ -210,12 +212,14 @@ class _Planner:
 
         apart = ("num_workers", "average")  # the one changes no number, the other stands for itself
         numbers = {name: value for name, value in asdict(config).items() if name not in apart}
+        # fields that came later count where they change something, so that older runs are found again
+        counted = {name: value for name, value in numbers.items() if LATER.get(name, ...) != value}
         inputs = {
             "protocol": PROTOCOL,
             "method": method,
             "code": self.codes[method],
             "arguments": self._contents(arguments, card),
-            "config": numbers,
+            "config": counted,
             "average": content(kind.average or {}) if protocol.average else None,
             "base_to_new": protocol.base_to_new,
             "clip": clip.fingerprint,

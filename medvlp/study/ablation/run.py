@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from medvlp.study.ablation.plan import Run
 from medvlp.study.ablation.store import DONE, FAILED, RunStore, pack, unpack
 from medvlp.study.evaluation import loss_and_metrics, predict_logits
 from medvlp.study.metrics import metric_values
+from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 from medvlp.study.transfer import base_and_new, transfer
 
@@ -46,13 +47,18 @@ class Workshop:
     progress: bool
     call: str = field(default_factory=lambda: uuid4().hex)
 
-    def encode(self, method: Method, images: ImageSet, views: Iterable[int | None]) -> None:
-        """Fill the cache with the features that the method will ask for; one process does, others wait."""
+    def encode(self, method: Method, images: ImageSet, config: TrainConfig | None = None) -> None:
+        """Fill the cache with the features that the method will ask for; one process does, others wait.
+
+        They are those of the recipe's views, without one those of the view of evaluation.
+        """
         if not method.keeps_image_tower:
             return
+        config = config or TrainConfig(views=0)
+        how = {"progress": self.progress, "crop": config.crop, "flip": config.flip}
         with self.store.lock(f"features-{images.fingerprint[:16]}", wait=True):
-            for view in views:
-                image_features(method.clip, images, view, self.cache_dir, progress=self.progress)
+            for view in range(config.views) or [None]:
+                image_features(method.clip, images, view, self.cache_dir, **how)
 
 
 def execute(run: Run, workshop: Workshop, failed_before: str | None, wait: bool) -> str:
@@ -157,10 +163,9 @@ def _train(method: Method, run: Run, train: ImageSet, val: ImageSet, workshop: W
     learns = any(parameter.requires_grad for parameter in method.parameters())
     if not learns and not method.fits_before_training:
         return pd.DataFrame({"epoch": [], "best": pd.Series(dtype=bool)})
-    views = run.config.views
-    if learns and views != "fresh":
-        workshop.encode(method, train, range(views) if views else [None])
-    workshop.encode(method, val, [None])
+    if learns and run.config.views != "fresh":
+        workshop.encode(method, train, run.config)
+    workshop.encode(method, val)
     config = replace(run.config, average=run.protocol.average)
     history = fit(method, train, val, config, cache_dir=workshop.cache_dir, progress=False)
     if history.attrs.get("interrupted"):  # fit returned what it had
@@ -170,7 +175,7 @@ def _train(method: Method, run: Run, train: ImageSet, val: ImageSet, workshop: W
 
 def _logits(method: Method, images: ImageSet, workshop: Workshop) -> Tensor:
     """The finished method's logits, (N, n_cls)."""
-    workshop.encode(method, images, [None])
+    workshop.encode(method, images)
     return predict_logits(method, images, workshop.cache_dir, progress=False)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -35,13 +36,18 @@ def epoch_order(config: TrainConfig, n: int, epoch: int) -> tuple[list[Tensor], 
     """
     random = torch.Generator().manual_seed(epoch_seed(config, epoch, "order"))
     order = torch.randperm(n, generator=random)  # (n,)
-    full = n // config.batch_size * config.batch_size
+    full = n // config.batch_size * config.batch_size if config.drop_last else n
     batches = list(order[:full].split(config.batch_size)) if full else [order]
     if config.views == 0:
         return batches, [None] * n
     if config.views == "fresh":
         return batches, [epoch_seed(config, epoch, "view")] * n
     return batches, torch.randint(config.views, (n,), generator=random).tolist()
+
+
+def n_steps(config: TrainConfig, n: int) -> int:
+    """The steps of an epoch over n images."""
+    return max(1, n // config.batch_size) if config.drop_last else ceil(n / config.batch_size)
 
 
 def class_weights(config: TrainConfig, train: ImageSet) -> Tensor | None:
@@ -59,9 +65,14 @@ class FeatureBatches:
         self, clip: Clip, images: ImageSet, config: TrainConfig, cache_dir: str | Path | None, progress: bool
     ) -> None:
         self.config = config
+<<<<<<< HEAD
         self.features = training_features(  # (K, N, D)
             clip, images, config.views, cache_dir, progress, config.num_workers
         )
+=======
+        how = {"crop": config.crop, "flip": config.flip}
+        self.features = training_features(clip, images, config.views, cache_dir, progress, **how)  # (K, N, D)
+>>>>>>> 228f14b (Recipes have their authors' values, or the difference in the Notes and theirs one argument away)
         self.labels = images.labels.to(clip.device)  # (N,)
 
     def epoch(self, epoch: int, process: int, n_processes: int) -> Iterator[Batch]:
@@ -83,7 +94,18 @@ class ImageBatches:
         workers = config.num_workers
         if workers is None:
             workers = 0 if isinstance(images, PhantomSet) else default_workers(self.n, config.batch_size)
+<<<<<<< HEAD
         self.loader = ImageLoader(clip, images, self.part, workers, persistent=True)
+=======
+        self.loader = DataLoader(
+            Views(clip, images, config.crop, config.flip),
+            batch_sampler=self.part,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=clip.device.type == "cuda",
+            generator=torch.Generator(),  # or it would draw from the random numbers of dropout
+        )
+>>>>>>> 228f14b (Recipes have their authors' values, or the difference in the Notes and theirs one argument away)
 
     def epoch(self, epoch: int, process: int, n_processes: int) -> Iterator[Batch]:
         """The batches of an epoch; process p of P has every P-th image of each."""

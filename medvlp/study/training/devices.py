@@ -46,5 +46,5 @@ def one_accelerator(method: Method, config: TrainConfig) -> Iterator[Accelerator
 def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """The recipe's optimiser of these parameters."""
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(parameters, config.lr, eps=config.eps, weight_decay=config.weight_decay)
     return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)

@@ -20,7 +20,7 @@ from medvlp.backbone.sources import random_turn
 from medvlp.data.datasets import ImageSet
 from medvlp.methods.base import Method, check_method, load_own_tensors, own_tensors
 from medvlp.study.evaluation import loss_and_metrics, predict_logits
-from medvlp.study.training.batches import FeatureBatches, ImageBatches, class_weights, epoch_seed
+from medvlp.study.training.batches import FeatureBatches, ImageBatches, class_weights, epoch_seed, n_steps
 from medvlp.study.training.callbacks import Callback, EpochAverage
 from medvlp.study.training.checkpoints import Run, SoFar, run_facts, states_of
 from medvlp.study.training.config import LOWER_IS_BETTER, TrainConfig, recipe
@@ -221,14 +221,14 @@ def _train(
     model = accelerator.prepare(Logits(method, isinstance(run.batches, FeatureBatches)))
     weight = class_weights(config, train)  # (n_cls,)
     weight = None if weight is None else weight.to(accelerator.device)
-    E, done, steps = config.epochs, len(run.so_far.history), max(1, len(train) // config.batch_size)
+    E, done, steps = config.epochs, len(run.so_far.history), n_steps(config, len(train))
     counts = {"total": E * steps, "initial": done * steps, "unit": "step"}
     name, shown = f"{type(method).__name__}, {train.card.name}", {}  # `shown` stands beside the bar
     with tqdm(**counts, desc=name, disable=not progress) as bar:
         for epoch in range(done + 1, E + 1):
             start = time.perf_counter()
             row = {"epoch": epoch, "lr": config.learning_rate(epoch)}
-            row["loss"] = _steps(run, model, weight, epoch, bar, shown)
+            row["loss"] = _steps(run, model, weight, epoch, steps, bar, shown)
             if val is not None:
                 row |= _validate(run, val, epoch, cache_dir, progress)
             row["seconds"] = time.perf_counter() - start
@@ -269,6 +269,7 @@ def _steps(
     model: nn.Module,
     weight: Tensor | None,
     epoch: int,
+    steps: int,
     bar: tqdm,
     shown: dict[str, Any],
 ) -> float:
@@ -276,11 +277,11 @@ def _steps(
     config, accelerator, optimizer = run.config, run.accelerator, run.optimizer
     process, n_processes = accelerator.process_index, accelerator.num_processes
     total, count, shown["epoch"] = 0.0, 0, f"{epoch}/{config.epochs}"
-    for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate(epoch)
     run.method.train()
     torch.manual_seed(epoch_seed(config, epoch, f"process {process}"))
     for step, batch in enumerate(run.batches.epoch(epoch, process, n_processes), start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate(epoch, (step - 1) / steps)
         logits, penalty = model(batch.inputs)  # (b, n_cls), (b,)
         loss = F.cross_entropy(logits.float(), batch.labels, weight=weight, reduction="sum")
         loss = loss + penalty.float().sum()

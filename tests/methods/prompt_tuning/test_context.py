@@ -69,6 +69,27 @@ def test_the_start_is_drawn_or_the_words(clip):
     assert torch.equal(each, words.expand(3, -1, -1))
 
 
+@pytest.mark.parametrize("kind", ALL)
+def test_of_words_with_several_tokens_as_many_are_learned_as_there_are_words(clip, f, kind):
+    """As in the authors' code; the other tokens stay in the text."""
+    words = "dermoscopy image of"
+    ids = clip.tokenize([words])[0, 1:-1]
+    assert len(ids) == 5
+    method = kind(clip, CARD, ctx_init=words)
+    assert torch.equal(method.ctx, clip.token_embedding(ids[:3]))
+    every = kind(clip, CARD, ctx_init=words, n_ctx=5)
+    assert torch.equal(every.ctx, clip.token_embedding(ids))
+    zero_shot = ZeroShot(clip, CARD, "classnames", templates=[words + " {}."]).logits_from_features(f)
+    for one in (method, every):
+        logits = without_meta_net(one).logits_from_features(f)
+        assert torch.allclose(logits, zero_shot, atol=1e-4)
+        with torch.no_grad():
+            one.ctx.neg_()
+        assert not torch.allclose(one.logits_from_features(f), zero_shot, atol=1e-2)
+    # where the name stands elsewhere, the words are no beginning of a text: all of their tokens are learned
+    assert len(kind(clip, CARD, ctx_init=words, position="front").ctx) == 5
+
+
 # --- training ---
 
 

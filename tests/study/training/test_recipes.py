@@ -81,6 +81,47 @@ def test_the_recipe_of_cilmp_is_the_papers():
     assert (config.momentum, config.weight_decay, config.warmup_lr) == (0.9, 5e-4, 1e-5)
 
 
+def test_the_cosine_falls_by_epochs_or_by_steps():
+    by_epoch = TrainConfig(epochs=4, lr=1.0, warmup_lr=None)
+    by_step = replace(by_epoch, schedule="step")
+    torch_s = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), 12)
+    for epoch in range(1, 5):
+        for done in (0, 1 / 3, 2 / 3):  # of three steps
+            assert by_epoch.learning_rate(epoch, done) == by_epoch.learning_rate(epoch)
+            assert by_step.learning_rate(epoch, done) == pytest.approx(torch_s.get_last_lr()[0], abs=1e-9)
+            torch_s.optimizer.step()
+            torch_s.step()
+    warm = replace(by_step, warmup_lr=1e-3)
+    assert warm.learning_rate(1, 0.5) == 1e-3 and warm.learning_rate(2) == 1.0 > warm.learning_rate(2, 0.5)
+
+
+@pytest.mark.parametrize(("drop_last", "sizes"), [(True, [4, 4]), (False, [4, 4, 2])])
+def test_a_last_smaller_batch_is_left_out_or_kept(clip, drop_last, sizes):
+    config = replace(RUN, batch_size=4, drop_last=drop_last)
+    assert [len(batch) for batch in epoch_order(config, 10, 1)[0]] == sizes
+    assert [len(batch) for batch in epoch_order(config, 3, 1)[0]] == [3]
+    train, val = make_set(CARD, [0, 1, 2, 0, 1]), make_set(CARD, [0, 1, 2], "val")
+    method = Prototypes(clip, CARD)
+    seen = []
+    plain = method.training_logits
+    method.training_logits = lambda f: (seen.append(len(f)), plain(f))[1]
+    fit(method, train, val, replace(config, epochs=1), **QUIET)
+    assert seen == ([4] if drop_last else [4, 1])
+
+
+def test_training_sees_the_views_of_its_recipe(clip, tmp_path):
+    train, val = make_set(CARD, [0, 1, 2] * 2), make_set(CARD, [0, 1, 2], "val")
+    for kind in (Prototypes, Tinted):
+        for views in (2, "fresh"):
+            weights = []
+            for how in ({}, {"crop": 0.5}, {"flip": False}):
+                method = kind(clip, CARD)
+                config = replace(RUN, epochs=1, batch_size=6, views=views, keep="last", num_workers=0, **how)
+                fit(method, train, val, config, cache_dir=tmp_path, progress=False)
+                weights.append(torch.cat([p.detach().flatten() for p in own_tensors(method).values()]))
+            assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
 @pytest.mark.parametrize(
     ("class_weight", "weight"), [(None, [1.0, 1.0, 1.0]), ("balanced", [24 / 36, 24 / 18, 24 / 18])]
 )
