@@ -100,7 +100,7 @@ def image_features(
     features = _read(path, facts)  # (N, D)
     if features is None:
         check_writable(path.parent, "the feature cache (MEDVLP_CACHE says where)")
-        features = _encode(clip, Views(clip, images, crop, flip), view, batch_size, num_workers, progress)
+        features = _encode(clip, images, view, batch_size, num_workers, progress, crop, flip)
         write_tensors(path, {"features": features}, KIND, facts)
     return Features(features, torch.as_tensor(images.labels, dtype=torch.long), list(images.ids))
 
@@ -186,6 +186,8 @@ class ImageLoader(DataLoader):
         batches: For each batch the images' numbers and views, see `Views`.
         num_workers: Processes that read images.
         persistent: Whether they stay for the next pass over the batches.
+        crop: Of random views, as `image_features` takes it.
+        flip: Likewise.
     """
 
     def __init__(
@@ -195,10 +197,12 @@ class ImageLoader(DataLoader):
         batches: Sequence[Sequence[tuple[int, int | None]]],
         num_workers: int,
         persistent: bool = False,
+        crop: float = CROP,
+        flip: bool = True,
     ) -> None:
         """Nothing is read yet; see the class."""
         super().__init__(
-            Views(clip, images),
+            Views(clip, images, crop, flip),
             batch_sampler=batches,
             num_workers=num_workers,
             persistent_workers=persistent and num_workers > 0,
@@ -208,12 +212,19 @@ class ImageLoader(DataLoader):
 
     @classmethod
     def in_order(
-        cls, clip: Clip, images: Any, batch_size: int, num_workers: int, view: int | None = None
+        cls,
+        clip: Clip,
+        images: Any,
+        batch_size: int,
+        num_workers: int,
+        view: int | None = None,
+        crop: float = CROP,
+        flip: bool = True,
     ) -> "ImageLoader":
         """All images in the data set's order, each in the same view."""
         items = [(i, view) for i in range(len(images.ids))]
         batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-        return cls(clip, images, batches, num_workers)
+        return cls(clip, images, batches, num_workers, crop=crop, flip=flip)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over the batches."""
@@ -243,11 +254,18 @@ def _read(path: Path, facts: dict[str, str]) -> Tensor | None:
 
 
 def _encode(
-    clip: Clip, images: Any, view: int | None, batch_size: int, num_workers: int | None, progress: bool
+    clip: Clip,
+    images: Any,
+    view: int | None,
+    batch_size: int,
+    num_workers: int | None,
+    progress: bool,
+    crop: float,
+    flip: bool,
 ) -> Tensor:
     """Normalised features (N, D) on the CPU, in the data set's order."""
     workers = default_workers(len(images.ids), batch_size) if num_workers is None else num_workers
-    loader = ImageLoader.in_order(images, batch_size, workers, view)
+    loader = ImageLoader.in_order(clip, images, batch_size, workers, view, crop, flip)
     features = torch.empty(len(images.ids), clip.embed_dim)  # (N, D)
     done = 0
     with tqdm(total=len(features), desc="image features", unit="image", delay=2, disable=not progress) as bar:

@@ -157,7 +157,7 @@ class TipAdapter(Method):
     ) -> None:
         """Fill the cache with the training images, and forget any other."""
         views, crop = self.config["cache_views"], self.config["cache_crop"]
-        f = training_features(self.clip, train, views, cache_dir, progress, crop)  # (K, N, D)
+        f = training_features(self.clip, train, views, cache_dir, progress, crop=crop)  # (K, N, D)
         values = F.one_hot(train.labels, len(self.card.classnames)).float()  # (N, n_cls)
         self._fill(F.normalize(f.mean(dim=0), dim=-1), values)
 

@@ -65,14 +65,8 @@ class FeatureBatches:
         self, clip: Clip, images: ImageSet, config: TrainConfig, cache_dir: str | Path | None, progress: bool
     ) -> None:
         self.config = config
-<<<<<<< HEAD
-        self.features = training_features(  # (K, N, D)
-            clip, images, config.views, cache_dir, progress, config.num_workers
-        )
-=======
-        how = {"crop": config.crop, "flip": config.flip}
+        how = {"num_workers": config.num_workers, "crop": config.crop, "flip": config.flip}
         self.features = training_features(clip, images, config.views, cache_dir, progress, **how)  # (K, N, D)
->>>>>>> 228f14b (Recipes have their authors' values, or the difference in the Notes and theirs one argument away)
         self.labels = images.labels.to(clip.device)  # (N,)
 
     def epoch(self, epoch: int, process: int, n_processes: int) -> Iterator[Batch]:
@@ -94,18 +88,8 @@ class ImageBatches:
         workers = config.num_workers
         if workers is None:
             workers = 0 if isinstance(images, PhantomSet) else default_workers(self.n, config.batch_size)
-<<<<<<< HEAD
-        self.loader = ImageLoader(clip, images, self.part, workers, persistent=True)
-=======
-        self.loader = DataLoader(
-            Views(clip, images, config.crop, config.flip),
-            batch_sampler=self.part,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=clip.device.type == "cuda",
-            generator=torch.Generator(),  # or it would draw from the random numbers of dropout
-        )
->>>>>>> 228f14b (Recipes have their authors' values, or the difference in the Notes and theirs one argument away)
+        how = {"persistent": True, "crop": config.crop, "flip": config.flip}
+        self.loader = ImageLoader(clip, images, self.part, workers, **how)
 
     def epoch(self, epoch: int, process: int, n_processes: int) -> Iterator[Batch]:
         """The batches of an epoch; process p of P has every P-th image of each."""
