@@ -20,6 +20,7 @@ from medvlp.show.counterfactuals.twins import (
     claims_of,
     flip_features,
     flips_of_features,
+    phantoms,
     some,
     with_symptoms,
 )
@@ -114,7 +115,7 @@ def faithfulness_controls(
     """
     if n_draws < 2:
         raise ValueError(f"n_draws is {n_draws}; an interval over draws needs at least 2, such as 20.")
-    images = some(images, n_images, seed)
+    images = some(phantoms(images), n_images, seed)
     features = flip_features(method.clip, images)
     flips = flips_of_features(method, images, features)
     claims = claims_of(flips.world, {"": flips.phrases}) if claims is None else claims

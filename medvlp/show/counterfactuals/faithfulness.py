@@ -1,5 +1,7 @@
 """Is an explanation true? Measured on phantoms, whose attributes are known and can be turned round.
 
+On real images that experts described nothing can be turned round; what can be measured is in `annotated`.
+
 `faithfulness` asks whether a symptom's score tells its attribute, `counterfactual` what a changed attribute
 does to every score and to the decision; both read the same `Flips`. What symptoms without meaning get from
 the same tests is in `controls`.
@@ -14,8 +16,9 @@ from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.proportion import proportion_confint
 
 from medvlp.backbone.clip import Clip
-from medvlp.data.image_sets import PhantomSet
+from medvlp.data.image_sets import ImageSet, PhantomSet
 from medvlp.methods.base import Method
+from medvlp.show.counterfactuals.annotated import ValueClaims, truth_of_symptoms
 from medvlp.show.counterfactuals.twins import (
     Claims,
     Flips,
@@ -31,8 +34,8 @@ from medvlp.study.metrics import bootstrap
 
 def faithfulness(
     method: Method | Flips,
-    images: PhantomSet | None = None,
-    claims: Claims | None = None,
+    images: ImageSet | None = None,
+    claims: Claims | ValueClaims | None = None,
     n_images: int | None = 500,
     n_bootstrap: int = 1000,
     seed: int = 1,
@@ -41,8 +44,11 @@ def faithfulness(
 
     Args:
         method: With symptoms: `ZeroShot` or `ViP`; or what `flip_all` made, and then no images.
-        images: Phantoms that the method was not trained on, such as `data.test`.
-        claims: What each phrase claims, by default `claims_of` the world. Others are left out.
+        images: Phantoms, or images of a card with attributes, that the method was not trained on, such as
+            `data.test`.
+        claims: What each phrase claims. Of phantoms by default `claims_of` the world; of a card with
+            attributes {phrase: {attribute: [value, ...]}}, by default what the card says. Others are left
+            out.
         n_images: How many of the images are used, drawn by `seed`; None: all.
         n_bootstrap: Resamples of the images; each is drawn together with its twin.
         seed: Of the images and the resampling.
@@ -55,8 +61,14 @@ def faithfulness(
         as drawn: the same on the images as they are, in which attributes of one class come together. It can
         be high for a symptom that only knows the class; NaN where all images agree.
 
+        Of a card with attributes, a row a claim: says is the value, or those of which one is claimed; images,
+        how many an expert looked at, and true, in what share of them the claim holds; AUROC, low, high as
+        drawn; within, within low, within high: the same among images of one class, where knowing the class
+        does not help. Whole groups are resampled. NaN where all images of every class agree.
+
     Raises:
-        ValueError: a method without symptoms, no symptom that claims anything, images that are no phantoms.
+        ValueError: a method without symptoms, no symptom that claims anything, images of which nobody knows
+            what they show.
 
     Example:
         >>> import medvlp
@@ -67,6 +79,8 @@ def faithfulness(
         >>> table[["symptom", "attribute", "says"]].iloc[0].tolist()
         ['a blue-white veil', 'veil', 'present']
     """
+    if getattr(images, "annotations", ()):
+        return truth_of_symptoms(method, some(images, n_images, seed), claims, n_bootstrap, seed)
     flips = method if isinstance(method, Flips) else flip_all(method, images, n_images, seed)
     known = _known(flips, claims)
     n = len(flips.latents)
@@ -138,7 +152,7 @@ def what_is_seen(
         >>> list(table.index) == list(data.test.attributes)
         True
     """
-    world, (plain, *flipped) = phantoms(images).world, with_flips(some(images, n_images, seed))
+    world, (plain, *flipped) = phantoms(images).world, with_flips(some(phantoms(images), n_images, seed))
     x = encode(clip, phantoms(train)).numpy()  # (N_train, D)
     present = train.latents.attributes.numpy()  # (N_train, K)
     f = encode(clip, plain).numpy()  # (N, D)

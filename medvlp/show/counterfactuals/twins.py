@@ -114,7 +114,7 @@ def flip_all(method: Method, images: PhantomSet, n_images: int | None = 500, see
         >>> flip_all(zero, data.test, n_images=5).scores.shape  # 1 + 8 attributes, images, symptoms
         (9, 5, 16)
     """
-    images = some(images, n_images, seed)
+    images = some(phantoms(images), n_images, seed)
     images.check(method.card, type(method).__name__)
     if method.keeps_image_tower:
         return flips_of_features(method, images, flip_features(method.clip, images))
@@ -153,17 +153,18 @@ def phantoms(images: ImageSet | None) -> PhantomSet:
     if not isinstance(images, PhantomSet):
         raise ValueError(
             "faithfulness is measured where attributes are known: give phantoms, such as "
-            "load_dataset('phantom-derm').test."
+            "load_dataset('phantom-derm').test, or, where nothing is turned round, images of a card with "
+            "attributes."
         )
     return images
 
 
-def some(images: PhantomSet, n_images: int | None, seed: int) -> PhantomSet:
+def some(images: ImageSet, n_images: int | None, seed: int) -> ImageSet:
     """`n_images` of them, or all where there are no more; in their order."""
     if n_images is not None and n_images < 1:
         raise ValueError(f"n_images is {n_images}; give at least 1, or None for all.")
-    if n_images is None or n_images >= len(phantoms(images)):
-        return phantoms(images)
+    if n_images is None or n_images >= len(images):
+        return images
     return images.subset(np.sort(np.random.default_rng(seed).permutation(len(images))[:n_images]))
 
 

@@ -27,7 +27,7 @@ from medvlp.backbone.prompts.image_walk import can_walk_image, project
 from medvlp.data.errors import unknown_name
 from medvlp.data.image_sets import PhantomSet
 from medvlp.methods.zero_shot import symptom_text
-from medvlp.show.counterfactuals.twins import flip, some
+from medvlp.show.counterfactuals.twins import flip, phantoms, some
 from medvlp.show.figures.basic import closed
 from medvlp.study.ablation.statistics import t_interval
 
@@ -292,7 +292,7 @@ def localisation(
     for name in maps:
         if name not in MAPS:
             raise ValueError(unknown_name("map", name, MAPS))
-    images = some(images, n_images, seed).with_transform(clip.preprocess)
+    images = some(phantoms(images), n_images, seed).with_transform(clip.preprocess)
     rows = []
     for attribute in tqdm(images.world.attributes, desc="localisation", leave=False, delay=2):
         present = images.latents.attributes[:, images.world.index(attribute.name)]  # (N,)
