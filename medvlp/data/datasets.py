@@ -10,7 +10,7 @@ import pandas as pd
 
 from medvlp.data.card_parts import SPLITS
 from medvlp.data.cards import DataCard, load_card
-from medvlp.data.errors import check_same_classes, unknown_name
+from medvlp.data.errors import check_same_classes, free_name, unknown_name
 from medvlp.data.files import in_threads, sha256
 from medvlp.data.folders import Problems, listed_files, read_folder
 from medvlp.data.image_sets import ImageSet, PhantomSet, Rendered, same_images
@@ -66,10 +66,13 @@ class Data:
         return "\n".join(lines)
 
     def summary(self) -> pd.DataFrame:
-        """Images of each class (columns) in each split (rows)."""
+        """Images of each class (columns) in each split (rows), and their total last.
+
+        That is "total_" where a class is called "total".
+        """
         table = pd.DataFrame({name: images.counts for name, images in self.splits.items()}).T
         table.index.name = "split"
-        return table.assign(total=table.sum(axis=1))
+        return table.assign(**{free_name("total", table): table.sum(axis=1)})
 
     def of_classes(self, names: Sequence[str]) -> "Data":
         """The images of some classes only, in all splits: see `DataCard.with_classes`."""

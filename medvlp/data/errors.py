@@ -1,4 +1,4 @@
-"""Error messages that name the choices; a check and configurations that give such."""
+"""Error messages that name the choices; names that are free; a check and configurations that give such."""
 
 import difflib
 import re
@@ -25,6 +25,18 @@ def unknown_name(what: str, name: object, choices: Iterable[object], where: str 
     hint = f"; did you mean {by_lower[near[0]]!r}?" if near else "."
     listed = ", ".join(repr(choice) for choice in choices) or "none"
     return f"unknown {what} {str(name)!r}{f' in {where}' if where else ''}{hint} Choices: {listed}."
+
+
+def free_name(name: str, taken: Iterable[object]) -> str:
+    """A name for what a table adds to rows or columns of the user's: `name`, with "_" where that is taken.
+
+    >>> free_name("total", ["nevus", "melanoma"]), free_name("total", ["partial", "total"])
+    ('total', 'total_')
+    """
+    taken = set(taken)
+    while name in taken:
+        name += "_"
+    return name
 
 
 def check_same_classes(one: str, classnames: Sequence[str], other: str, theirs: Sequence[str]) -> None:

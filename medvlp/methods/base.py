@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import free_name, unknown_name
 from medvlp.data.image_sets import ImageSet
 
 LONG = ("symptoms", "representations")  # arguments that `print` leaves out
@@ -273,7 +273,7 @@ def trainable_parameters(method: Method) -> pd.DataFrame:
         name: (" x ".join(map(str, parameter.shape)), parameter.numel())
         for name, parameter in learned_parameters(method).items()
     }
-    rows["total"] = ("", sum(count for _, count in rows.values()))
+    rows[free_name("total", rows)] = ("", sum(count for _, count in rows.values()))
     return pd.DataFrame.from_dict(rows, orient="index", columns=["shape", "count"]).rename_axis("part")
 
 

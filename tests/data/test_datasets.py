@@ -6,6 +6,7 @@ import struct
 import time
 import zipfile
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -639,6 +640,18 @@ def test_what_is_printed_counts_the_classes(squares):
     assert repr(squares.test) == "ImageSet(brightness, test: 12 images; dark 4, grey 4, bright 4)"
     assert "Squares" in repr(squares) and "bright" in repr(squares)
     assert squares.summary().loc["test"].to_dict() == {"dark": 4, "grey": 4, "bright": 4, "total": 12}
+
+
+def test_a_class_called_total_keeps_its_column(squares):
+    for names in (["total", "grey", "bright"], ["total", "total_", "split"]):
+        classes = [
+            one.model_copy(update={"name": n}) for one, n in zip(squares.card.classes, names, strict=True)
+        ]
+        card = squares.card.model_copy(update={"classes": classes})
+        parts = {name: replace(images, card=card) for name, images in squares.splits.items()}
+        table = replace(squares, card=card, **parts).summary()
+        assert table.loc["test"].tolist() == [4, 4, 4, 12]
+        assert table.columns[:3].tolist() == names and table.columns.is_unique
 
 
 # ---------------------------------------------------------------- the real X-rays

@@ -137,8 +137,8 @@ def faithfulness_controls(
     for name, draws in found.items():
         table = pd.DataFrame(draws)
         rows[name] = table.mean().to_dict()
-        rows[name]["low"], rows[name]["high"] = t_interval(table["AUROC"])
-        rows[name]["net low"], rows[name]["net high"] = t_interval(table["net"])
+        rows[name]["low"], rows[name]["high"] = t_interval(table["AUROC"], least=0, most=1)
+        rows[name]["net low"], rows[name]["net high"] = t_interval(table["net"], least=-1, most=1)
     columns = ["AUROC", "low", "high", "more", "wrong", "most", "net", "net low", "net high"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("symptoms")
 

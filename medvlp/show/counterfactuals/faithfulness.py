@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.proportion import proportion_confint
 
 from medvlp.backbone.clip import Clip
+from medvlp.data.errors import free_name
 from medvlp.data.image_sets import ImageSet, PhantomSet
 from medvlp.methods.base import Method
 from medvlp.show.counterfactuals.annotated import ValueClaims, truth_of_symptoms
@@ -266,12 +267,13 @@ def counterfactual_summary(table: pd.DataFrame, n_bootstrap: int = 1000, seed: i
     """
     table = with_outcomes(table)
     rows = {}
-    for name, part in [*table.groupby("attribute", sort=False), ("all", table)]:
+    every = free_name("all", table["attribute"])
+    for name, part in [*table.groupby("attribute", sort=False), (every, table)]:
         known = part[part["matching"].notna()]
         row = {"images": part["image"].nunique(), "more": known["more"].mean()}
-        row["low"], row["high"] = _interval(known, "more", name == "all", n_bootstrap, seed)
+        row["low"], row["high"] = _interval(known, "more", name == every, n_bootstrap, seed)
         row |= {"wrong": known["wrong"].mean(), "most": known["most"].mean()}
-        row["most low"], row["most high"] = _interval(known, "most", name == "all", n_bootstrap, seed)
+        row["most low"], row["most high"] = _interval(known, "most", name == every, n_bootstrap, seed)
         row |= {"flips": part["flipped"].mean(), "best flips": part["best flipped"].mean()}
         row["flips where best does"] = part.loc[part["best flipped"], "flipped"].mean()
         rows[name] = row

@@ -311,7 +311,7 @@ def localisation(
                 shares.append(changed.float().mean(dim=(1, 2)))  # (B,)
         for name, values in aurocs.items():
             known = [value for value in values if np.isfinite(value)]
-            low, high = t_interval(known)
+            low, high = t_interval(known, least=0, most=1)
             row = {"attribute": attribute.name, "map": name, "patches": torch.cat(shares).mean().item()}
             rows.append(row | {"AUROC": np.mean(known) if known else np.nan, "low": low, "high": high})
     return pd.DataFrame(rows)

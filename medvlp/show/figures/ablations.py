@@ -90,7 +90,7 @@ def heat_map(table: pd.DataFrame, x: str, y: str, value: str | None = None) -> F
         value: The column that is drawn, by default the mean or the difference.
 
     Raises:
-        ValueError: a column that is not there, or two rows for one cell.
+        ValueError: a column that is not there or is text, or two rows for one cell.
 
     Example:
         >>> import pandas as pd
@@ -109,6 +109,9 @@ def heat_map(table: pd.DataFrame, x: str, y: str, value: str | None = None) -> F
             raise ValueError(unknown_name("field", field, fields, "the table"))
     if value not in table:
         raise ValueError(unknown_name("column", value, table.columns, "the table"))
+    if any(isinstance(number, str) for number in table[value]):
+        numbers = [column for column in table.select_dtypes("number") if column not in fields]
+        raise ValueError(unknown_name("column of numbers", value, numbers, "the table"))
     _one_row_a_cell(table, x, y, fields)
     columns, rows = by_size(_values(table, x)), by_size(_values(table, y))
     cells = np.full((len(rows), len(columns)), np.nan)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from numbers import Real
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from medvlp.data.errors import unknown_name
 from medvlp.show.figures.basic import GREY, PALETTE, closed, reference_lines
 from medvlp.study.ablation.statistics import t_interval
-from medvlp.study.metrics import METRICS
+from medvlp.study.metrics import METRICS, RANGES
 
 
 def training_curves(histories: pd.DataFrame | Mapping[str, pd.DataFrame], metric: str = "accuracy") -> Figure:
@@ -109,11 +110,12 @@ def shots_curve(
         ax.plot(mean.index, mean, line, color=colour, label=f"{name} (mean of seeds)")
         ax.plot(runs["place"], runs[metric], "osD"[again % 3], color=colour, alpha=0.5, markersize=4)
         if interval:
-            low, high = zip(*by_place.apply(t_interval), strict=True)
+            least, most = RANGES.get(metric, (-np.inf, np.inf))
+            low, high = zip(*by_place.apply(t_interval, least=least, most=most), strict=True)
             ax.vlines(mean.index, low, high, color=colour, linewidth=1.5)
     reference_lines(ax.axhline, reference or {}, first=n_methods)
     if metric in METRICS:
-        ax.set_ylim(top=min(ax.get_ylim()[1], 1.02))  # none is above 1, though an interval's end may be
+        ax.set_ylim(top=min(ax.get_ylim()[1], 1.02))  # none is above 1
     ax.set_xscale("log", base=2)
     ax.set_xticks(list(places.values()), [str(n) for n in places])
     ax.minorticks_off()

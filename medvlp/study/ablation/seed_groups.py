@@ -19,7 +19,7 @@ class RunGroup:
 
     def values(self, metric: str) -> np.ndarray:
         """The runs' own values of a metric, (S,)."""
-        return self.runs[metric].to_numpy(dtype=float)
+        return self.runs[metric].to_numpy(dtype=float, na_value=np.nan)
 
     def __str__(self) -> str:
         return ", ".join(f"{field} {value}" for field, value in self.key.items())
@@ -35,14 +35,15 @@ def run_groups(runs: pd.DataFrame, by: Sequence[str], metric: str, reserved: Seq
     """The groups of runs with the same values in the columns `by`, in order of appearance.
 
     Raises:
-        ValueError: no runs, a column that is missing or has a `reserved` name, two runs of one seed.
+        ValueError: no runs, a column that is missing or has a `reserved` name, a metric that is text, two
+            runs of one seed.
     """
     if isinstance(by, str) or not by:
         raise ValueError(f"by is {by!r}; give a list of fields, such as ['method'].")
     for column in ("run", "seed", *by):
         if column not in runs:
             raise ValueError(unknown_name("column", column, runs.columns, "the runs"))
-    if metric not in runs:
+    if metric not in runs or any(isinstance(value, str) for value in runs[metric]):
         numbers = [c for c in runs.select_dtypes("number") if c not in ("seed", *by)]
         raise ValueError(unknown_name("metric", metric, numbers, "the runs"))
     taken = [column for column in by if column in reserved]

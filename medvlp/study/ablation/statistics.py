@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from medvlp.data.errors import unknown_name
 from medvlp.study.ablation.seed_groups import RunGroup, find_baseline, pair_with_baseline, run_groups
-from medvlp.study.metrics import METRICS, bootstrap
+from medvlp.study.metrics import METRICS, RANGES, bootstrap
 
 SUMMARY = (
     "measure", "seeds", "failed", "images",
@@ -27,6 +27,7 @@ COMPARISON = (
     "baseline", "measure", "seeds", "images", "difference", "images low", "images high", "p", "p Holm",
     "seeds low", "seeds high", "won", "lost", "p McNemar", "p McNemar Holm",
 )  # fmt: skip
+_OF_TWO_PARTS = ("base accuracy", "new accuracy", "harmonic mean")  # metrics of base and new classes
 _FEW = 25  # discordant images below which McNemar's test is exact
 _RESAMPLES, _RESAMPLES_EACH = 2000, 80
 
@@ -62,8 +63,13 @@ class Predictions:
         return np.array_equal(self.labels, other.labels) and np.array_equal(self.groups, other.groups)
 
 
-def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+def t_interval(
+    values: Sequence[float], level: float = 0.95, least: float = -np.inf, most: float = np.inf
+) -> tuple[float, float]:
     """Student's t interval of the mean of independent runs; (NaN, NaN) for a single one.
+
+    Of values that lie between `least` and `most`, such as accuracies, it is cut off there: their mean is
+    never beyond, so it holds the mean as often.
 
     It takes the values as normal. With three it reaches 2.5 standard deviations to each side; it has
     no width where the seeds change nothing, as in zero-shot.
@@ -73,7 +79,14 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     if n < 2:
         return float("nan"), float("nan")
     reach = student.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
-    return float(values.mean() - reach), float(values.mean() + reach)
+    return max(least, float(values.mean() - reach)), min(most, float(values.mean() + reach))
+
+
+def _range(metric: str) -> tuple[float, float]:
+    """Least and most of a metric, of test or validation images; infinite where nothing is known of it."""
+    if metric in _OF_TWO_PARTS:
+        return 0.0, 1.0
+    return RANGES.get(metric.removeprefix("val "), (-np.inf, np.inf))
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
@@ -150,9 +163,10 @@ def _paired(
         )
     by_seed = group.values(metric) - base.values(metric)  # (S,)
     samples = (ours.samples - theirs.samples).mean(1)  # (n_bootstrap,)
+    least, most = _range(metric)
     row = {"images": len(ours.mean.labels), "difference": by_seed.mean(), "p": _p_of_zero(samples)}
     row["images low"], row["images high"] = _percentiles(samples)
-    row["seeds low"], row["seeds high"] = t_interval(by_seed)
+    row["seeds low"], row["seeds high"] = t_interval(by_seed, least=least - most, most=most - least)
     return row | _mcnemar(ours.mean, theirs.mean)
 
 
@@ -191,11 +205,12 @@ def summary(
     Returns:
         A row a group, in order of appearance, with the columns `by` and `SUMMARY`:
         mean, sd: over the seeds that are done, sd with n - 1.
-        seeds low, seeds high: 95 % `t_interval` of the mean, about other seeds.
+        seeds low, seeds high: 95 % `t_interval` of the mean, about other seeds, within the metric's range.
         images low, images high: 95 % percentile interval of the mean over these seeds, about other images.
 
     Raises:
-        ValueError: an unknown column, two runs of one seed in a group, runs of a group on different images.
+        ValueError: an unknown column, a metric that is text, two runs of one seed in a group, runs of a
+            group on different images.
     """
     rows = []
     for group in tqdm(run_groups(runs, by, metric, SUMMARY), desc="summary", leave=False, delay=2):
@@ -203,7 +218,8 @@ def summary(
         row = {"measure": metric, "seeds": len(values), "failed": group.failed}
         if len(values):
             row |= {"mean": values.mean(), "sd": values.std(ddof=1) if len(values) > 1 else np.nan}
-            row["seeds low"], row["seeds high"] = t_interval(values)
+            least, most = _range(metric)
+            row["seeds low"], row["seeds high"] = t_interval(values, least=least, most=most)
         if len(values) and metric in METRICS:
             tested = _test(group, predictions, metric, n_bootstrap, seed)
             row["images"] = len(tested.mean.labels)

@@ -36,6 +36,8 @@ def as_text(value: object, column: str = "", digits: int = 3) -> str:
         return MISSING
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return str(value)
+    if isinstance(value, numbers.Integral):  # a count, whatever a class that is counted is called
+        return str(int(value)).replace("-", "−")
     least = 10**-digits
     if column == "p" or column.startswith("p "):
         return f"<{least:.{digits}f}" if value < least else f"{value:.{digits}f}"
@@ -53,20 +55,24 @@ def in_words(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
         0  0.500  0.412 to 0.600
     """
     if any(name is not None for name in table.index.names):
-        table = table.reset_index()
-    columns: dict[str, list[str]] = {}
+        table = table.reset_index(allow_duplicates=True)
+    headers: list[str] = []
+    columns: list[list[str]] = []
+    counts = [pd.api.types.is_integer_dtype(dtype) for dtype in table.dtypes]  # no ends of an interval
     for i, name in enumerate(table.columns):
         header = " ".join(map(str, name)) if isinstance(name, tuple) else str(name)
         texts = [as_text(value, header, digits) for value in table.iloc[:, i]]
         of = header.removesuffix("high")
-        if header.endswith("high") and f"{of}low" in columns:
-            ends = zip(columns.pop(f"{of}low"), texts, strict=True)
-            columns[f"{of}95 % interval"] = [
-                low if low == high == MISSING else f"{low} to {high}" for low, high in ends
-            ]
-        else:
-            columns[header] = texts
-    return pd.DataFrame(columns, dtype=object)
+        if header.endswith("high") and f"{of}low" in headers and not counts[i]:
+            place = headers.index(f"{of}low")
+            ends = zip(columns.pop(place), texts, strict=True)
+            texts = [low if low == high == MISSING else f"{low} to {high}" for low, high in ends]
+            headers.pop(place)
+            header = f"{of}95 % interval"
+        headers.append(header)
+        columns.append(texts)
+    words = pd.DataFrame(dict(enumerate(columns)), dtype=object)
+    return words.set_axis(headers, axis=1)
 
 
 def wide(table: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:

@@ -142,3 +142,11 @@ def test_interventions_show_every_seed_with_its_interval():
     assert list(first.get_xdata()) == list(second.get_xdata()) == pytest.approx([0.6, 0.7])
     spans = [[tuple(x) for x in segment[:, :1]] for segment in axes[0].collections[0].get_segments()]
     assert [(a[0], b[0]) for a, b in spans] == [pytest.approx((0.5, 0.7)), pytest.approx((0.6, 0.8))]
+
+
+def test_a_column_of_words_is_no_heat():
+    words = pd.DataFrame({"method": ["a", "b"], "n_ctx": 4, "measure": "accuracy", "mean": [0.7, 0.8]})
+    words[["images low", "images high"]] = None
+    for value in ("measure", "method"):
+        with pytest.raises(ValueError, match=f"unknown column of numbers '{value}' in the table.*'mean'"):
+            heat_map(words, "n_ctx", "method", value)

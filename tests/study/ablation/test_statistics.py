@@ -81,6 +81,37 @@ def test_t_interval_is_scipys():
     assert t_interval(values, 0.9) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("metric", [*METRICS, "val accuracy", "new accuracy", "harmonic mean"])
+def test_no_interval_leaves_what_the_metric_can_be(metric):
+    runs = Runs(labels_of(8))
+    for method, rights in (("base", (8, 8)), ("a", (8, 2)), ("b", (1, 5))):
+        for seed, n in enumerate(rights):
+            runs.add(np.arange(8) < n, seed, method=method)
+    table = runs.table
+    if metric not in table:
+        table = table.assign(**{metric: table["accuracy"]})
+    least = -1 if metric == "kappa" else 0
+    found = summary(table, runs.predictions, metric, ["method"], n_bootstrap=10)
+    ends = found[["seeds low", "seeds high"]]
+    assert (ends.min(axis=None), ends.max(axis=None)) >= (least, 0) and ends.max(axis=None) <= 1
+    assert ((ends["seeds low"] <= found["mean"]) & (found["mean"] <= ends["seeds high"])).all()
+    if metric in METRICS:
+        ends = compare(table, runs.predictions, "base", metric=metric, n_bootstrap=10)
+        assert ends[["seeds low", "seeds high"]].abs().max(axis=None) <= 1 - least
+    free = summary(table.assign(seconds=[1.0, 1, 1, 99, 1, 2]), runs.predictions, "seconds", ["method"])
+    assert free["seeds low"].min() < -1 and free["seeds high"].max() > 1
+
+
+def test_a_metric_that_is_text_is_refused_with_the_numbers_that_there_are():
+    runs = Runs(labels_of(10))
+    runs.add(np.arange(10) < 6, 1, method="a")
+    table = runs.table.assign(optimizer="sgd", n_trainable=pd.array([None], dtype="Int64"))
+    for metric in ("method", "optimizer"):
+        with pytest.raises(ValueError, match=f"unknown metric '{metric}' in the runs.*'accuracy'"):
+            summary(table, runs.predictions, metric, ["run"])
+    assert summary(table, runs.predictions, "n_trainable", ["method"])["mean"].isna().all()
+
+
 def test_failed_runs_are_counted_and_left_out():
     right = np.arange(10) < 6
     runs = Runs(labels_of(10)).add(right, 1, method="a").add(right, 2, status="failed", method="a")

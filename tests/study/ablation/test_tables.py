@@ -48,6 +48,17 @@ def test_the_ends_of_an_interval_are_one_column():
     assert words["p Holm"].tolist() == ["<0.01", "0.04"]
 
 
+@pytest.mark.parametrize("form", [in_words, to_markdown, to_latex])
+def test_classes_may_have_the_names_of_a_tables_own_columns(form):
+    names = ["split", "mean", "p", "low", "high", "total", "95 % interval", "value"]
+    counts = pd.DataFrame([range(10, 18)], columns=names, index=pd.Index(["train"], name="split"))
+    words = form(counts)
+    if form is in_words:
+        assert words.columns.tolist() == ["split", *names]
+        words = words.to_csv()
+    assert [number for number in range(10, 18) if str(number) not in words] == [] and "0.000" not in words
+
+
 def test_a_reports_table_keeps_its_metrics_and_an_interval_without_width():
     values = {"value": [0.5], "low": [0.5], "high": [0.5]}
     table = in_words(pd.DataFrame(values, index=["kappa"]).rename_axis("metric"))
