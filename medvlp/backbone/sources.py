@@ -14,7 +14,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import huggingface_hub
@@ -275,8 +277,15 @@ def check_at_hand(name: str, repo: str, files: Sequence[str], way_on: str, timeo
         return
     if any(isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str) for file in files):
         return
-    if not huggingface_hub.constants.HF_HUB_OFFLINE and _answers(huggingface_hub.constants.ENDPOINT, timeout):
-        return
+    if not huggingface_hub.constants.HF_HUB_OFFLINE:
+        answers: list[bool] = []  # from a thread: a timeout is for each byte, and a server may drip
+        ask = Thread(
+            target=lambda: answers.append(_answers(huggingface_hub.constants.ENDPOINT, timeout)), daemon=True
+        )
+        ask.start()
+        ask.join(2 * timeout)
+        if any(answers):
+            return
     raise ConnectionError(
         f"clip {name!r} needs {' or '.join(files)} of {repo!r}. The Hugging Face hub cannot be reached, and "
         f"its cache ({huggingface_hub.constants.HF_HUB_CACHE}) holds no copy. {way_on} "
@@ -301,5 +310,5 @@ def _answers(address: str, timeout: float) -> bool:
         return True
     except urllib.error.URLError as error:
         return isinstance(error.reason, ssl.SSLCertVerificationError)
-    except OSError:
+    except (OSError, HTTPException):
         return False

@@ -2,9 +2,12 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from threading import Thread
 
 import huggingface_hub
 import numpy as np
@@ -310,6 +313,27 @@ def test_an_answering_hub_and_a_cached_file_are_at_hand(no_network, tmp_path, mo
     sources.check_at_hand("x", str(tmp_path), sources.CONFIG, "")  # a folder is always at hand
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file: f"{repo}/{file}")
     sources.check_at_hand("x", "some/repo", sources.CONFIG, "")
+
+
+def test_a_hub_that_drips_is_not_waited_for(tmp_path, monkeypatch):
+    def drip():
+        link, _ = listener.accept()
+        with suppress(OSError), link:
+            link.sendall(b"HTTP/1.1 200 OK\r\n")
+            while True:
+                time.sleep(0.05)
+                link.sendall(b"A: b\r\n")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        Thread(target=drip, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+        start = time.perf_counter()
+        with pytest.raises(ConnectionError, match="cannot be reached"):
+            sources.check_at_hand("x", "some/repo", sources.CONFIG, "", timeout=0.2)
+    assert time.perf_counter() - start < 2
 
 
 # --- random weights and the packaged model
