@@ -142,8 +142,9 @@ def _over(defaults: dict[str, Any]) -> AfterValidator:
 class Source(Strict):
     """Where the images come from; what every kind of source has.
 
-    `group_pattern` is a regular expression with one group, searched in the file name: images with
-    the same match (one patient) stay on one side of a split. None: each image is its own group.
+    `group_pattern` is a regular expression with one group, searched in the file's name, then in its path
+    within the data folder ("(p[0-9]+)/" finds a patient's folder): images with the same match (one patient)
+    stay on one side of a split. Where it finds nothing, or is None, an image is its own group.
     `val_fraction` (of train) and `test_fraction` (of all) are used only where a split is missing.
     """
 

@@ -54,11 +54,10 @@ class Data:
         lines = [f"{self.card.title} ({self.card.name})", str(self.summary())]
         shared = self.record["groups_in_two_splits"]
         lines += [f"groups in both {pair}, as the data was given: {n}" for pair, n in shared.items()]
-        same = [
-            f"{why}: {len(groups)}" for why, groups in self.record.get("same_images", {}).items() if groups
-        ]
-        if same:
-            lines.append(f"the same image {', '.join(same)}; see record['same_images']")
+        if self.record.get("without_group"):
+            lines.append(f"the group_pattern finds nothing in {self.record['without_group']} name(s)")
+        same = self.record.get("same_images", {}).items()
+        lines += [f"the same image {why}: {len(ids)}; see record['same_images']" for why, ids in same if ids]
         if self.record["skipped"]:
             lines.append(f"left out: {len(self.record['skipped'])}; see record['skipped']")
         if self.record.get("other_files"):
@@ -124,7 +123,7 @@ def load_dataset(
     Raises:
         FileNotFoundError: the images, or one that a table names, are not there.
         ValueError: unknown card or class, a label out of range, an empty split, too few images for the shots,
-            the same image twice where that is to raise.
+            a group_pattern that finds nothing, the same image twice where that is to raise.
 
     Example:
         >>> import medvlp
@@ -148,6 +147,7 @@ def load_dataset(
         parts, notes = (read_folder if kind == "folder" else read_csv)(card, root, problems)
         if problems.skip:
             parts = {name: _readable(images, problems) for name, images in parts.items()}
+        notes["without_group"] = _without_group(card, parts)
     parts, made = _all_splits(card, parts, seed)
     shared = _check_disjoint(parts, made)
     if num_shots is not None:
@@ -187,6 +187,18 @@ def _draw_phantoms(card: DataCard, seed: int, size: int) -> tuple[dict[str, Imag
         ids = [f"{card.name}/seed{seed}/{name}/{i:06d}" for i in range(len(latents))]
         parts[name] = PhantomSet(card, name, ids, latents.labels, ids, Rendered(world, latents, size))
     return parts, {"image_size": size}
+
+
+def _without_group(card: DataCard, parts: dict[str, ImageSet]) -> int:
+    """How many images are their own group although the card has a pattern; ValueError where all are."""
+    names = [pair for images in parts.values() for pair in zip(images.ids, images.groups, strict=True)]
+    alone = sum(name == group for name, group in names) if card.source.group_pattern else 0
+    if names and alone == len(names):
+        raise ValueError(
+            f"card {card.name!r}: the group_pattern {card.source.group_pattern!r} finds nothing in any name "
+            f"or path, such as {names[0][0]!r}. Mend it; leave it out where each image is of another patient."
+        )
+    return alone
 
 
 def _readable(images: ImageSet, problems: Problems) -> ImageSet:

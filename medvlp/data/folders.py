@@ -254,7 +254,7 @@ def listed_files(others: dict[str, int]) -> str:
 def image_set(card: DataCard, split: str, base: Path, rows: list[tuple[str, int, str]]) -> ImageSet:
     """Images from rows of name (the path within `base`), label and group.
 
-    A row without a group has the one that the card's pattern finds in the file name, else its id.
+    A row without a group has the one that the card's pattern finds in the file's name or path, else its id.
     """
     names, labels, groups = map(list, zip(*rows, strict=True))
     ids = [composed(name) for name in names]
@@ -265,9 +265,10 @@ def image_set(card: DataCard, split: str, base: Path, rows: list[tuple[str, int,
 
 
 def _group(card: DataCard, pattern: regex.Pattern, name: str) -> str | None:
-    """What a card's pattern finds in a file name."""
+    """What a card's pattern finds in a file's name, else in its path within the data folder."""
     try:
         match = pattern.search(name.rsplit("/", 1)[-1], timeout=PATTERN_SECONDS)
+        match = match or pattern.search(name, timeout=PATTERN_SECONDS)
     except TimeoutError:
         raise ValueError(
             f"card {card.name!r}: the group_pattern {card.source.group_pattern!r} took more than "

@@ -11,6 +11,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.slots import in_templates
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
+from medvlp.data.files import composed
 from medvlp.methods.base import Method, check_symptoms
 
 NAME_KINDS = ("classnames", "templates")
@@ -147,6 +148,7 @@ def checked_symptoms(
     """The symptoms of every class in label order, the card's or the user's."""
     if symptoms is None:
         return card.symptoms(knowledge)
+    symptoms = {composed(name): phrases for name, phrases in symptoms.items()}
     for name, phrases in symptoms.items():
         if name not in card.classnames:
             where = f"the symptoms for card {card.name!r}"

@@ -6,6 +6,7 @@ import unicodedata
 import pytest
 from PIL import Image
 
+from medvlp import SymptomSet, ZeroShot, review_table
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import load_dataset
 from tests.data.test_datasets import COLUMNS, FOLDER, LEVELS, card_of, draw, draw_classes, refused, rows_of
@@ -229,6 +230,15 @@ def test_the_home_folder_is_known_by_its_sign(tmp_path, monkeypatch):
     assert load_dataset(card, root=tmp_path).summary()["total"].sum() == 60
 
 
+@pytest.mark.parametrize("twin", [COMPOSED, PARTED])
+def test_phrases_may_name_a_class_in_either_spelling(clip, twin):
+    card = DataCard(name="n", title="N", modality="m", classes=[twin, "dark"], source={"kind": "csv"})
+    phrases = {PARTED: ["a rim"], "dark": ["a shade"]}
+    assert SymptomSet.from_phrases(card, phrases)[PARTED] == ["a rim"]
+    assert list(review_table(phrases, card)["classname"]) == [COMPOSED, "dark"]
+    assert ZeroShot(clip, card, knowledge="symptoms", symptoms=phrases).symptoms[COMPOSED] == ["a rim"]
+
+
 # ---------------------------------------------------------------- patterns
 
 NEVER_ENDS = [r"^((?:a|aa)+)$", r"^((?:a|a)+)!", r"^((?:a+)+)x*$", "(a+)+x"]
@@ -247,7 +257,32 @@ def test_a_pattern_that_never_ends_is_named_with_the_file(tmp_path, monkeypatch,
     try:
         load_dataset(card_of(kind=kind, group_pattern=pattern), root=tmp_path)
     except ValueError as error:
-        assert f"group_pattern {pattern!r} took more than 0.3 s on the name '" in str(error)
-    else:
-        assert pattern not in NEVER_ENDS[:2]
+        said = "took more than 0.3 s on the name '" if pattern in NEVER_ENDS[:2] else "finds nothing"
+        assert f"group_pattern {pattern!r} {said}" in str(error)
     assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_a_pattern_is_searched_in_the_name_then_in_the_path(tmp_path, kind):
+    paths = [f"{name}/p{i // 2}/{'q' if i < 6 else 'r'}{i}_x.png" for name in LEVELS for i in range(12)]
+    for i, path in enumerate(paths):
+        draw(tmp_path / path, LEVELS[path.split("/")[0]], i)
+    (tmp_path / "labels.csv").write_text(
+        "\n".join(["path,label", *(f"{p},{p.split('/')[0]}" for p in paths)])
+    )
+
+    def groups(pattern):
+        data = load_dataset(card_of(kind=kind, group_pattern=pattern), root=tmp_path)
+        return data, sorted({group for images in data.splits.values() for group in images.groups})
+
+    assert groups(r"(p\d+)/")[1] == sorted(f"p{i}" for i in range(6))
+    assert groups(r"^(.\d+)_")[1] == sorted(f"{'q' if i < 6 else 'r'}{i}" for i in range(12))
+    data, some = groups(r"^(q\d+)_")
+    assert data.record["without_group"] == 18 and len(some) == 6 + 18
+    assert "the group_pattern finds nothing in 18 name(s)" in repr(data)
+    data, _ = groups(r"(p\d+)/")
+    assert data.record["without_group"] == 0 and "group_pattern" not in repr(data)
+    card = card_of(kind=kind, group_pattern=r"^(patient\d+)")
+    refused(
+        r"group_pattern .*patient.* finds nothing in any name or path, such as '.*_x\.png'", card, tmp_path
+    )

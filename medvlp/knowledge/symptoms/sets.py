@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
-from medvlp.data.files import check_readable, read_json, write_json
+from medvlp.data.files import check_readable, composed, read_json, write_json
 
 KIND = "medvlp symptoms"
 VERSION = 1
@@ -168,6 +168,7 @@ class SymptomSet(Mapping[str, list[str]]):
         write_json(path, self.record.model_dump(mode="json"))
 
     def __getitem__(self, classname: str) -> list[str]:
+        classname = composed(classname)
         if classname not in self.record.classes:
             where = f"the symptoms for card {self.record.card!r}"
             raise KeyError(unknown_name("class", classname, self.record.classes, where))
@@ -280,6 +281,7 @@ def now() -> str:
 
 def _in_order(classnames: Sequence[str], symptoms: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """The phrases of every class in label order, stripped; ValueError where something is missing."""
+    symptoms = {composed(name): phrases for name, phrases in symptoms.items()}
     for name in symptoms:
         if name not in classnames:
             raise ValueError(unknown_name("class", name, classnames, "the symptoms"))

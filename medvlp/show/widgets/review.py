@@ -20,6 +20,7 @@ from medvlp.backbone.features import image_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import unknown_name
+from medvlp.data.files import composed
 from medvlp.knowledge.symptoms.phrases import PhraseChecker
 from medvlp.knowledge.symptoms.sets import SymptomSet
 from medvlp.methods.zero_shot import symptom_text
@@ -132,6 +133,7 @@ def review_table(
 
 def _by_class(symptoms: Mapping[str, Sequence[str]], card: DataCard) -> dict[str, list[str]]:
     """A copy in label order; a class that is missing has no phrases."""
+    symptoms = {composed(name): phrases for name, phrases in symptoms.items()}
     for name, phrases in symptoms.items():
         if name not in card.classnames:
             where = f"the symptoms for card {card.name!r}"
