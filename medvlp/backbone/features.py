@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.sources import random_turn
+from medvlp.data.errors import check_kinds
 from medvlp.data.files import cache_folder, check_writable, sha256
 from medvlp.data.tensor_files import read_tensors, write_tensors
 
@@ -81,6 +82,9 @@ def image_features(
         >>> train.features.shape, train.labels.tolist()
         (torch.Size([4, 128]), [1, 1, 0, 0])
     """
+    check_kinds(image_features, locals())
+    if not hasattr(images, "fingerprint"):
+        raise TypeError(f"images must be an ImageSet, such as data.train, not {type(images).__name__}.")
     if len(images.ids) == 0:
         raise ValueError("there are no images to encode: the data set is empty.")
     usual = view is None or (crop, flip) == (CROP, True)

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip, native_bfloat16
 from medvlp.backbone.sources import random_turn
-from medvlp.data.errors import frozen_config
+from medvlp.data.errors import check_kinds, frozen_config
 from medvlp.data.files import atomic_write
 from medvlp.data.phantoms.captions import captions
 from medvlp.data.phantoms.worlds import Latents, World, get_world
@@ -117,6 +117,7 @@ def pretrain(
         >>> history.columns.tolist()
         ['step', 'loss', 'accuracy', 'logit_scale']
     """
+    check_kinds(pretrain, locals())
     clip = new_clip(config.seed)
     draws = torch.Generator().manual_seed(config.seed)
     worlds = [get_world(name) for name in config.worlds]

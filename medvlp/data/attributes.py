@@ -5,6 +5,8 @@ import math
 import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
+from medvlp.data.errors import check_kinds
+from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 
 
@@ -31,6 +33,7 @@ def attribute_agreement(images: ImageSet) -> pd.DataFrame:
         Traceback (most recent call last):
         ValueError: card 'phantom-derm' has no second table of attributes. ...
     """
+    check_kinds(attribute_agreement, locals())
     if len(images.annotations) < 2:
         raise ValueError(
             f"card {images.card.name!r} has no second table of attributes. A card names it under source, "
@@ -44,4 +47,4 @@ def attribute_agreement(images: ImageSet) -> pd.DataFrame:
         varied = len({*one, *other}) > 1  # else kappa is 0 / 0
         kappa = cohen_kappa_score(one, other) if varied else math.nan
         rows[name] = {"images": int(both.sum()), "agreement": (one == other).mean(), "kappa": kappa}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("attribute")
+    return Table.from_dict(rows, orient="index").rename_axis("attribute")

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from medvlp.data.card_parts import SOURCES, AnySource, Attribute, ClassInfo, Phrase, Strict, plain_name
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_kinds, unknown_name
 from medvlp.data.files import as_word, composed, sha256
 
 # What a card that is `like` another takes from it.
@@ -240,6 +240,7 @@ def load_card(name_or_path: str | Path) -> DataCard:
         Traceback (most recent call last):
         ValueError: unknown card 'pneumona'; did you mean 'pneumonia'? ...
     """
+    check_kinds(load_card, locals())
     path = _card_file(name_or_path)
     front, prose = _front_matter(path)
     if "like" in front:

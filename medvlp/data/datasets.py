@@ -10,9 +10,10 @@ import pandas as pd
 
 from medvlp.data.card_parts import SPLITS
 from medvlp.data.cards import DataCard, load_card
-from medvlp.data.errors import check_same_classes, free_name, unknown_name
+from medvlp.data.errors import check_kinds, check_same_classes, free_name, unknown_name, visible
 from medvlp.data.files import in_threads, sha256
 from medvlp.data.folders import Problems, listed_files, read_folder
+from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet, PhantomSet, Rendered, same_images
 from medvlp.data.medmnist import read_medmnist
 from medvlp.data.phantoms.worlds import get_world
@@ -62,14 +63,14 @@ class Data:
             lines.append(f"left out: {len(self.record['skipped'])}; see record['skipped']")
         if self.record.get("other_files"):
             lines.append(f"no images, left out: {listed_files(self.record['other_files'])}")
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
     def summary(self) -> pd.DataFrame:
         """Images of each class (columns) in each split (rows), and their total last.
 
         That is "total_" where a class is called "total".
         """
-        table = pd.DataFrame({name: images.counts for name, images in self.splits.items()}).T
+        table = Table({name: images.counts for name, images in self.splits.items()}).T
         table.index.name = "split"
         return table.assign(**{free_name("total", table): table.sum(axis=1)})
 
@@ -85,7 +86,7 @@ class Data:
         for name, images in self.splits.items():
             labels = [self.card.classnames[label] for label in images.labels.tolist()]
             columns = {"id": images.ids, "label": labels, "split": name, "group": images.groups}
-            tables.append(pd.DataFrame(columns))
+            tables.append(Table(columns))
         return pd.concat(tables, ignore_index=True)
 
 
@@ -131,6 +132,7 @@ def load_dataset(
         >>> data.train.counts, len(data.test)
         ({'normal lung': 4, 'pneumonia': 4}, 2000)
     """
+    check_kinds(load_dataset, locals())
     card = name_or_card_path if isinstance(name_or_card_path, DataCard) else load_card(name_or_card_path)
     problems, kind = Problems(on_error), card.source.kind
     if on_same_image not in ("tell", "raise"):

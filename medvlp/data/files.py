@@ -40,17 +40,17 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
-    except OSError as error:
-        raise OSError(f"{short(path)} cannot be written ({error.strerror}).") from None
-    mode = part.stat().st_mode  # as any new file: safetensors alone lets only the owner read its files
-    try:
+        mode = part.stat().st_mode  # as any new file: safetensors alone lets only the owner read its files
         yield part
         with open(part, "rb") as written:
             os.fsync(written.fileno())
         os.chmod(part, mode)
         os.replace(part, path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -80,7 +80,20 @@ def check_writable(folder: str | Path, what: str = "the folder") -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(f"{what} {short(folder)} cannot be written ({error.strerror}).") from None
+        raise _unwritable(folder, error, f"{what} ") from error
+
+
+def _unwritable(path: str | Path, error: OSError, what: str = "") -> OSError:
+    """The error for a file or folder that cannot be written: which, why, and what to do."""
+    with suppress(OSError):
+        above = [folder for folder in (Path(path), *Path(path).parents) if folder.exists()]
+        if above and above[0] != Path(path) and not above[0].is_dir():
+            why = f"{above[0]} is a file, no folder"
+            return OSError(f"{what}{short(path)} cannot be written: {why}. Give another path.")
+    why = error.strerror or error
+    return OSError(
+        f"{what}{short(path)} cannot be written ({why}). Give another path, or make this one writable."
+    )
 
 
 def cache_folder() -> Path:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import check_same_classes, unknown_name
+from medvlp.data.errors import check_same_classes, unknown_name, visible
 from medvlp.data.files import file_hashes, in_threads, sha256
 from medvlp.data.images import ImageError, read_image
 from medvlp.data.phantoms.drawing import DRAWING
@@ -210,7 +210,7 @@ class ImageSet(Dataset):
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{name} {n}" for name, n in self.counts.items())
-        return f"ImageSet({self.card.name}, {self.split}: {len(self)} images; {counts})"
+        return visible(f"ImageSet({self.card.name}, {self.split}: {len(self)} images; {counts})")
 
     @property
     def counts(self) -> dict[str, int]:

@@ -12,6 +12,7 @@ import torch
 from medvlp.data.card_parts import SPLITS
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
+from medvlp.data.files import check_writable
 from medvlp.data.image_sets import ImageSet, Pixels
 from medvlp.data.tables import label_from
 
@@ -62,7 +63,7 @@ def _download(flag: str, size: int, base: Path) -> Path:
     if flag not in medmnist.INFO:
         raise ValueError(unknown_name("MedMNIST flag", flag, medmnist.INFO))
     dataset = getattr(medmnist, medmnist.INFO[flag]["python_class"])
-    base.mkdir(parents=True, exist_ok=True)
+    check_writable(base, "the folder of MedMNIST")
     with tempfile.TemporaryDirectory(prefix=".download-", dir=base) as part:
         try:
             dataset(split="train", download=True, size=size, root=part)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from medvlp.data.errors import check_kinds
 from medvlp.data.image_sets import ImageSet
 
 VAL_SHOTS = 4  # most validation images a class when training has few shots, as in CoOp
@@ -83,6 +84,7 @@ def few_shot(
         >>> medvlp.few_shot(labels=[0, 1, 0, 1, 0, 1], num_shots=2, seed=1).tolist()
         [0, 1, 2, 5]
     """
+    check_kinds(few_shot, locals())
     labels = np.asarray(labels)  # (N,)
     if num_shots < 1:
         raise ValueError(f"num_shots must be at least 1, got {num_shots}; leave it out to use all images.")

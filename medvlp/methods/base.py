@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import free_name, unknown_name
+from medvlp.data.errors import check_kinds, free_name, unknown_name
+from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 
 LONG = ("symptoms", "representations")  # arguments that `print` leaves out
@@ -67,6 +68,10 @@ class Method(nn.Module):
 
     def __init__(self, clip: Clip, card: DataCard, arguments: Mapping[str, Any]) -> None:
         """Keep clip, card and arguments; see the class."""
+        given = {"self": self, "clip": clip, "card": card}
+        if hasattr(clip, "preprocess"):
+            del given["clip"]  # something of your own may stand for a Clip
+        check_kinds(Method.__init__, given)
         super().__init__()
         self.clip, self.card = clip, card
         self.config = {name: arguments[name] for name in arguments_of(type(self)) if name in arguments}
@@ -186,16 +191,6 @@ def check_named_arguments(kind: type[Method]) -> None:
         )
 
 
-def check_method(method: Any) -> None:
-    """Raise TypeError unless it is a `Method`, or a class of methods."""
-    kind = method if isinstance(method, type) else type(method)
-    if not issubclass(kind, Method):
-        raise TypeError(
-            f"{kind.__name__} is not a medvlp.Method; derive the class from medvlp.Method, which says "
-            "what training, evaluation and figures may ask of a method, and has defaults for most of it."
-        )
-
-
 def check_symptoms(method: Method) -> None:
     """Raise ValueError unless the method scores symptoms."""
     if method.symptoms is None:
@@ -269,12 +264,13 @@ def trainable_parameters(method: Method) -> pd.DataFrame:
         >>> medvlp.trainable_parameters(coop).index.tolist()
         ['ctx', 'total']
     """
+    check_kinds(trainable_parameters, locals())
     rows = {
         name: (" x ".join(map(str, parameter.shape)), parameter.numel())
         for name, parameter in learned_parameters(method).items()
     }
     rows[free_name("total", rows)] = ("", sum(count for _, count in rows.values()))
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["shape", "count"]).rename_axis("part")
+    return Table.from_dict(rows, orient="index", columns=["shape", "count"]).rename_axis("part")
 
 
 def _kind(tensor: Tensor) -> str:

@@ -13,6 +13,7 @@ from medvlp.backbone.prompts.hooks import encode_prompts
 from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, slotted
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
+from medvlp.data.html import Table
 from medvlp.methods.base import Method
 from medvlp.methods.zero_shot import checked_symptoms, symptom_text
 
@@ -190,7 +191,7 @@ class ViP(Method):
             for (classname, phrases), weights in zip(self.symptoms.items(), attention.tolist(), strict=True)
             for symptom, weight in zip(phrases, weights, strict=False)  # the rest fills up
         ]
-        return pd.DataFrame(rows, columns=["classname", "symptom", "weight"])
+        return Table(rows, columns=["classname", "symptom", "weight"])
 
     def _by_class(self, T: Tensor) -> Tensor:
         """(N, D) -> (n_cls, m, D), classes with fewer than m symptoms filled up with zeros."""

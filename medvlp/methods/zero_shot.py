@@ -12,6 +12,7 @@ from medvlp.backbone.prompts.slots import in_templates
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import composed
+from medvlp.data.html import Table
 from medvlp.methods.base import Method, check_symptoms
 
 NAME_KINDS = ("classnames", "templates")
@@ -36,7 +37,7 @@ def score_table(scores: Mapping[str, Tensor], symptoms: Mapping[str, Sequence[st
         for classname, phrases in symptoms.items()
         for symptom, score in zip(phrases, scores[classname][0].tolist(), strict=True)
     ]
-    return pd.DataFrame(rows, columns=["classname", "symptom", "score"])
+    return Table(rows, columns=["classname", "symptom", "score"])
 
 
 class ZeroShot(Method):

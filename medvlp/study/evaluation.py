@@ -1,6 +1,5 @@
 """How good a method is on a data set, with 95 % intervals."""
 
-import html
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.features import ImageLoader, image_features
 from medvlp.data.datasets import ImageSet
-from medvlp.methods.base import Method, check_method
+from medvlp.data.errors import check_kinds
+from medvlp.data.html import Table, escaped, literal_block
+from medvlp.methods.base import Method
 from medvlp.study.metrics import METRICS, bootstrap, class_auroc, metric_values
 
 _IMAGES, _FEATURES = 64, 256  # batch sizes
@@ -56,13 +57,13 @@ class Report:
         )
         columns = {"precision": precision, "recall": recall, "F1": f1}
         columns |= {"AUROC": class_auroc(labels, probabilities), "support": support}
-        return pd.DataFrame(columns, index=pd.Index(self.classnames, name="classname"))
+        return Table(columns, index=pd.Index(self.classnames, name="classname"))
 
     def confusion(self) -> pd.DataFrame:
         """Number of images by true class (rows) and predicted class (columns)."""
         labels, probabilities = self._arrays()
         counts = confusion_matrix(labels, probabilities.argmax(1), labels=range(len(self.classnames)))
-        return pd.DataFrame(
+        return Table(
             counts,
             index=pd.Index(self.classnames, name="true"),
             columns=pd.Index(self.classnames, name="predicted"),
@@ -85,7 +86,7 @@ class Report:
         return f"{self._title()}\n{self.metrics.round(3).to_string()}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self._title())}</p>{self.metrics.round(3).to_html()}"
+        return literal_block(f"<p>{escaped(self._title())}</p>{self.metrics.round(3).to_html()}")
 
 
 def evaluate(
@@ -126,7 +127,7 @@ def evaluate(
         >>> bool(low < value < high)
         True
     """
-    check_method(method)
+    check_kinds(evaluate, locals())
     images.check(method.card, type(method).__name__)
     if n_bootstrap < 1:
         raise ValueError(f"n_bootstrap is {n_bootstrap}; an interval needs resamples, such as 1000.")
@@ -158,7 +159,7 @@ def evaluate(
         method=type(method).__name__,
         dataset=f"{images.card.name}, {images.split}",
         classnames=list(names),
-        per_image=pd.DataFrame(per_image),
+        per_image=Table(per_image),
         metrics=pd.DataFrame(metrics).loc[list(METRICS)].rename_axis("metric"),
         n_groups=len(set(images.groups)),
         n_bootstrap=n_bootstrap,

@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from medvlp.data.errors import check_kinds, visible
 from medvlp.data.images import ImageError, image_suffixes, read_image
-from medvlp.methods.base import Method, check_method
+from medvlp.methods.base import Method
 from medvlp.methods.zero_shot import score_table
 from medvlp.study.evaluation import evaluating
 
@@ -39,7 +40,7 @@ class Prediction:
     def __repr__(self) -> str:
         """The class and every probability; a teaching tool's answer, not a diagnosis."""
         listed = ", ".join(f"{name} {p:.3f}" for name, p in self.probabilities.items())
-        return f"Prediction({self.classname!r}: {listed})"
+        return visible(f"Prediction({self.classname!r}: {listed})")
 
 
 def predict(method: Method, image: Any) -> Prediction | list[Prediction]:
@@ -72,7 +73,7 @@ def predict(method: Method, image: Any) -> Prediction | list[Prediction]:
         >>> bool((one.probabilities == other.probabilities).all())
         True
     """
-    check_method(method)
+    check_kinds(predict, {"method": method})
     several = _several(image)
     with evaluating(method):
         if several is None:

@@ -11,10 +11,10 @@ from medvlp import __version__
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.sources import PLACES
 from medvlp.data.cards import DataCard, list_cards, load_card
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_kinds, unknown_name
 from medvlp.data.tensor_files import read_tensors, write_tensors
 from medvlp.knowledge.llm.representations import Representations
-from medvlp.methods.base import Method, check_method, check_named_arguments, load_own_tensors, own_tensors
+from medvlp.methods.base import Method, check_named_arguments, load_own_tensors, own_tensors
 from medvlp.methods.registry import METHODS
 
 KIND = "medvlp method"
@@ -42,7 +42,7 @@ def save(method: Method, path: str | Path, history: pd.DataFrame | None = None) 
         >>> path.stat().st_size < 2**20
         True
     """
-    check_method(method)
+    check_kinds(save, locals())
     check_named_arguments(type(method))
     clip, card, name = method.clip, method.card, type(method).__name__
     try:
@@ -106,6 +106,7 @@ def load(
         >>> type(again).__name__, bool((again.ctx == vip.ctx).all())
         ('ViP', True)
     """
+    check_kinds(load, locals())
     tensors, facts = read_tensors(path, KIND, "a method saved by medvlp")
     if method is None and facts["method"] not in METHODS:
         known = unknown_name("method", facts["method"], METHODS, str(path))

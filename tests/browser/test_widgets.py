@@ -24,7 +24,9 @@ phrases = ["<script>window.hurt = 1</script> spots", image, "$x^2$ rings"]
 card = data.card.model_copy(update={"classes": [ClassInfo(name="melanoma"), ClassInfo(name=bold)]})
 images = copy.copy(data.test)
 images.card = card
-SymptomExplorer(medvlp.ZeroShot(clip, card, symptoms={"melanoma": phrases, bold: ["brown"]}), images)
+method = medvlp.ZeroShot(clip, card, symptoms={"melanoma": phrases, bold: ["brown"]})
+hostile = SymptomExplorer(method, images)
+hostile
 """
 TRAINING = """
 config = medvlp.TrainConfig(epochs=3, views=1)
@@ -39,8 +41,9 @@ CELLS = [
     "InterventionExplorer(medvlp.CILMP(clip, data.card), data.test)",
     TRAINING,
     """from IPython.display import HTML
-from medvlp.show.figures.html import literal
+from medvlp.data.html import literal
 HTML(f"<p>$x^3$, but {literal('$y^3$')}</p>")""",  # output that MathJax typesets
+    "hostile.table()",
 ]
 CONTRAST = """
 element => {
@@ -116,6 +119,8 @@ def test_names_and_symptoms_of_html_script_and_mathematics_show_as_text(page, tm
     expect(cell).to_contain_text("<i onclick=alert(1)>nevus</i> $x_1$: mean")
     expect(page.output(6).locator("mjx-container")).to_have_count(1)  # so it is at work
     expect(page.output(6)).to_contain_text("but $y^3$")
+    expect(page.output(7)).to_contain_text("$x^2$ rings")
+    expect(page.output(7).locator("mjx-container")).to_have_count(0)
     assert cell.locator("mjx-container, script, i, b, img[src=x]").count() == 0
     assert page.page.evaluate("window.hurt") is None
     cell.scroll_into_view_if_needed()

@@ -7,6 +7,7 @@ often a caption names a disease, `wrong_rate` how often that name is another cla
 
 import random
 
+from medvlp.data.errors import check_kinds
 from medvlp.data.phantoms.worlds import Latents, World
 
 MENTION_PRESENT = 0.75  # chance that a caption mentions an attribute that is there,
@@ -37,6 +38,7 @@ def captions(
         >>> "black dots" in words[0], len(words)
         (True, 2)
     """
+    check_kinds(captions, locals())
     for rate in (name_rate, wrong_rate):
         if not 0 <= rate <= 1:
             raise ValueError(f"name_rate and wrong_rate are between 0 and 1, got {rate}.")

@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import find_device
+from medvlp.data.errors import check_kinds
 from medvlp.knowledge.llm.llms import LLM, find_llm
 from medvlp.knowledge.symptoms.server import INSTALL, SAYS_WHICH
 
@@ -173,6 +174,7 @@ def local_llm(llm: str | Path = "smollm2", *, port: int | None = None, progress:
         Traceback (most recent call last):
         FileNotFoundError: llm 'no/such/folder': there is no such folder or file. ...
     """
+    check_kinds(local_llm, locals())
     missing = [package for package in NEEDS if importlib.util.find_spec(package) is None]
     if missing:
         raise ImportError(f"a local LLM needs {', '.join(missing)}, not installed here: {INSTALL}")

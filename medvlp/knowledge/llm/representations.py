@@ -28,8 +28,8 @@ from torch import Tensor
 from medvlp.backbone.clip import find_device
 from medvlp.data.card_parts import plain_name
 from medvlp.data.cards import DataCard, list_cards, load_card
-from medvlp.data.errors import unknown_name
-from medvlp.data.files import sha256
+from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.files import check_writable, sha256
 from medvlp.data.tensor_files import read_tensors, write_tensors
 from medvlp.knowledge.llm.llms import LLM, find_llm
 
@@ -189,6 +189,7 @@ def llm_representations(
         Traceback (most recent call last):
         ValueError: unknown layout 'token'; did you mean 'tokens'? ...
     """
+    check_kinds(llm_representations, locals())
     if layout not in PROMPTS:
         raise ValueError(unknown_name("layout", layout, PROMPTS))
     if layout == "layers" and layer != -1:
@@ -222,6 +223,8 @@ def llm_representations(
             )
         return states[layer][-max_tokens:]  # (min(T, max_tokens), d)
 
+    if path is not None:
+        check_writable(Path(path).parent, "nothing was computed: the folder")
     where = find_device(device, mps=False)
     states = source.hidden_states(texts, pick, where, batch_size, progress)  # (L_c, d) each
     if half:
@@ -258,6 +261,7 @@ def shipped_representations(card: DataCard | str) -> Representations:
         >>> representations.dim, representations.lengths
         (576, {'melanoma': 16, 'nevus': 16})
     """
+    check_kinds(shipped_representations, locals())
     name = card if isinstance(card, str) else card.name
     there = sorted(path.stem for path in shipped_folder().glob("*.safetensors"))
     if name not in there:

@@ -1,6 +1,5 @@
 """SymptomSet: symptoms by class together with how they came about, kept as readable JSON."""
 
-import html
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -11,12 +10,12 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import unknown_name, visible
 from medvlp.data.files import check_readable, composed, read_json, write_json
+from medvlp.data.html import Table, escaped, literal_block
 
 KIND = "medvlp symptoms"
 VERSION = 1
-LITERAL = '<div class="mathjax_ignore tex2jax_ignore">'  # or Jupyter would typeset $...$ as mathematics
 REMAKE = "Delete it and generate the symptoms again, or give another path."
 
 
@@ -198,7 +197,7 @@ class SymptomSet(Mapping[str, list[str]]):
             for name, entry in self.record.classes.items()
             for one in getattr(entry, part)
         ]
-        return pd.DataFrame(rows, columns=["classname", *fields])
+        return Table(rows, columns=["classname", *fields])
 
     def reviewed(
         self,
@@ -246,21 +245,21 @@ class SymptomSet(Mapping[str, list[str]]):
         return f"{record.origin}{by}, {record.created[:10]}{seen}"
 
     def __repr__(self) -> str:
-        lines = [f"SymptomSet for card {self.record.card!r}: {_plain(self.origin)}"]
+        lines = [f"SymptomSet for card {self.record.card!r}: {self.origin}"]
         for name, entry in self.record.classes.items():
             note = "" if entry.finished else " (not finished)"
-            lines += [f"  {_plain(name)}{note}", *(f"    - {_plain(phrase)}" for phrase in entry.phrases)]
-        return "\n".join([*lines, f"  {_plain(self._cost())}"])
+            lines += [f"  {name}{note}", *(f"    - {phrase}" for phrase in entry.phrases)]
+        return visible("\n".join([*lines, f"  {self._cost()}"]))
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><th style='text-align:left'>{_escaped(name)}</th><td style='text-align:left'>"
-            f"{'<br>'.join(map(_escaped, entry.phrases))}</td></tr>"
+            f"<tr><th style='text-align:left'>{escaped(name)}</th><td style='text-align:left'>"
+            f"{'<br>'.join(map(escaped, entry.phrases))}</td></tr>"
             for name, entry in self.record.classes.items()
         )
-        return (
-            f"{LITERAL}<p>Symptoms for card <b>{_escaped(self.record.card)}</b>: {_escaped(self.origin)}.<br>"
-            f"{_escaped(self._cost())}</p><table><tr><th>class</th><th>symptoms</th></tr>{rows}</table></div>"
+        return literal_block(
+            f"<p>Symptoms for card <b>{escaped(self.record.card)}</b>: {escaped(self.origin)}.<br>"
+            f"{escaped(self._cost())}</p><table><tr><th>class</th><th>symptoms</th></tr>{rows}</table>"
         )
 
     def _cost(self) -> str:
@@ -305,12 +304,3 @@ def _reviewed(entry: ClassRecord, phrases: list[str], reviewer: str) -> ClassRec
     known = {one.text for one in candidates if one.kept}
     new = [Candidate(text=p, stage="review", attempt=1, kept=True) for p in phrases if p not in known]
     return entry.model_copy(update={"phrases": phrases, "candidates": candidates + new, "finished": True})
-
-
-def _plain(text: str) -> str:
-    """Text for a terminal: what cannot be printed is shown as its escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _escaped(text: str) -> str:
-    return html.escape(_plain(text))

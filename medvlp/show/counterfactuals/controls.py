@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from medvlp.data.errors import check_kinds
+from medvlp.data.html import Table
 from medvlp.data.image_sets import PhantomSet
 from medvlp.methods.base import Method
 from medvlp.show.counterfactuals.faithfulness import counterfactual, mean_auroc, with_outcomes
@@ -113,6 +115,7 @@ def faithfulness_controls(
         >>> list(table.index)
         ['symptoms', 'shuffled', 'shuffled, same sign', 'gibberish']
     """
+    check_kinds(faithfulness_controls, locals())
     if n_draws < 2:
         raise ValueError(f"n_draws is {n_draws}; an interval over draws needs at least 2, such as 20.")
     images = some(phantoms(images), n_images, seed)
@@ -140,7 +143,7 @@ def faithfulness_controls(
         rows[name]["low"], rows[name]["high"] = t_interval(table["AUROC"], least=0, most=1)
         rows[name]["net low"], rows[name]["net high"] = t_interval(table["net"], least=-1, most=1)
     columns = ["AUROC", "low", "high", "more", "wrong", "most", "net", "net low", "net high"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("symptoms")
+    return Table.from_dict(rows, orient="index", columns=columns).rename_axis("symptoms")
 
 
 def _control(flips: Flips, claims: Claims) -> dict[str, float]:

@@ -16,7 +16,8 @@ from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.proportion import proportion_confint
 
 from medvlp.backbone.clip import Clip
-from medvlp.data.errors import free_name
+from medvlp.data.errors import check_columns, check_kinds, free_name
+from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet, PhantomSet
 from medvlp.methods.base import Method
 from medvlp.show.counterfactuals.annotated import ValueClaims, truth_of_symptoms
@@ -31,6 +32,8 @@ from medvlp.show.counterfactuals.twins import (
     with_flips,
 )
 from medvlp.study.metrics import bootstrap
+
+MOVES = ("matching", "others", "largest")  # columns of a counterfactual table
 
 
 def faithfulness(
@@ -80,6 +83,7 @@ def faithfulness(
         >>> table[["symptom", "attribute", "says"]].iloc[0].tolist()
         ['a blue-white veil', 'veil', 'present']
     """
+    check_kinds(faithfulness, locals())
     if getattr(images, "annotations", ()):
         return truth_of_symptoms(method, some(images, n_images, seed), claims, n_bootstrap, seed)
     flips = method if isinstance(method, Flips) else flip_all(method, images, n_images, seed)
@@ -104,7 +108,7 @@ def faithfulness(
                 "as drawn": roc_auc_score(true[:n], score[:n]) if 0 < true[:n].sum() < n else np.nan,
             }
         )
-    return pd.DataFrame(rows)
+    return Table(rows)
 
 
 def mean_auroc(
@@ -153,6 +157,7 @@ def what_is_seen(
         >>> list(table.index) == list(data.test.attributes)
         True
     """
+    check_kinds(what_is_seen, locals())
     world, (plain, *flipped) = phantoms(images).world, with_flips(some(phantoms(images), n_images, seed))
     x = encode(clip, phantoms(train)).numpy()  # (N_train, D)
     present = train.latents.attributes.numpy()  # (N_train, K)
@@ -170,7 +175,7 @@ def what_is_seen(
             "moved": np.linalg.norm(g - f, axis=1).mean(),
             "wordings": float(t[k, 0] @ t[k, 1]),
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("attribute")
+    return Table.from_dict(rows, orient="index").rename_axis("attribute")
 
 
 def counterfactual(
@@ -212,6 +217,7 @@ def counterfactual(
         >>> table.groupby("attribute").size().unique().tolist()
         [5]
     """
+    check_kinds(counterfactual, locals())
     flips = method if isinstance(method, Flips) else flip_all(method, images, n_images, seed)
     world, n = flips.world, len(flips.latents)
     known = {} if flips.scores is None else _known(flips, claims)
@@ -225,7 +231,7 @@ def counterfactual(
     for k, attribute in enumerate(world.attributes):
         added, named = ~flips.present(k), names == attribute.name  # (N,), (phrases,)
         part = {"image": np.arange(n), "attribute": attribute.name, "added": added}
-        part |= dict.fromkeys(("matching", "others", "largest"), np.nan)
+        part |= dict.fromkeys(MOVES, np.nan)
         if named.any() and not named.all():
             right = np.where(says[named, None] == added, 1, -1)  # (m, N), 1 where the words become true
             others = np.abs(moves[~named, k])  # (phrases - m, N)
@@ -234,7 +240,7 @@ def counterfactual(
         part |= {"before": classes[decided[0]], "after": classes[decided[1 + k]]}
         part["flipped"] = decided[0] != decided[1 + k]
         part["best flipped"] = best != _best_classes(flips, flips.latents.flip(k).attributes)
-        parts.append(pd.DataFrame(part))
+        parts.append(Table(part))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -265,6 +271,8 @@ def counterfactual_summary(table: pd.DataFrame, n_bootstrap: int = 1000, seed: i
         >>> summary.index[-1], int(summary.loc["all", "images"])
         ('all', 5)
     """
+    check_kinds(counterfactual_summary, locals())
+    check_columns(table, ["image", "attribute", *MOVES, "flipped", "best flipped"], "counterfactual")
     table = with_outcomes(table)
     rows = {}
     every = free_name("all", table["attribute"])
@@ -277,7 +285,7 @@ def counterfactual_summary(table: pd.DataFrame, n_bootstrap: int = 1000, seed: i
         row |= {"flips": part["flipped"].mean(), "best flips": part["best flipped"].mean()}
         row["flips where best does"] = part.loc[part["best flipped"], "flipped"].mean()
         rows[name] = row
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("attribute")
+    return Table.from_dict(rows, orient="index").rename_axis("attribute")
 
 
 def with_outcomes(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_columns, check_kinds, unknown_name
 from medvlp.data.image_sets import PhantomSet
 from medvlp.methods.base import Method
 from medvlp.show.counterfactuals.twins import claims_of, flip, flip_all
@@ -34,6 +34,11 @@ def faithfulness_figure(table: pd.DataFrame, seen: pd.DataFrame | None = None) -
         >>> figure.axes[0].get_yticklabels()[0].get_text()
         'veil: a blue-white veil'
     """
+    check_kinds(faithfulness_figure, locals())
+    drawn = ["attribute", "symptom", "AUROC", "low", "high", "as drawn"]
+    check_columns(table, drawn, "faithfulness")
+    if seen is not None:
+        check_columns(seen, ["probe"], "what_is_seen")
     rows = table.drop_duplicates(["attribute", "symptom"])
     names = list(rows["attribute"].unique())
     rows = rows.sort_values("attribute", key=lambda column: column.map(names.index), kind="stable")
@@ -77,11 +82,14 @@ def counterfactual_figure(summaries: Mapping[str, pd.DataFrame], column: str = "
         >>> [ax.get_title() for ax in figure.axes]
         ['phantom-derm']
     """
+    check_kinds(counterfactual_figure, locals())
     ends = {"more": ("low", "high"), "most": ("most low", "most high")}
     if column not in ends:
         raise ValueError(unknown_name("column", column, ends, "the summary"))
     if not summaries:
         raise ValueError("there is no summary to draw; give what counterfactual_summary gave, by name.")
+    for table in summaries.values():
+        check_columns(table, [column, *ends[column]], "counterfactual_summary")
     longest = max(map(len, summaries.values()))
     size = (3.3 * len(summaries) + 0.6, 0.34 * longest + 1.3)
     fig, axes = plt.subplots(1, len(summaries), figsize=size, squeeze=False, layout="constrained")
@@ -124,6 +132,7 @@ def twin_figure(method: Method, images: PhantomSet, attribute: str, i: int = 0) 
         >>> len(twin_figure(zero, data.test, "veil").axes)
         4
     """
+    check_kinds(twin_figure, locals())
     one = images.subset([i])
     k, twin = one.world.index(attribute), flip(one, attribute)
     flips = flip_all(method, one, n_images=None)

@@ -16,6 +16,8 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
+from medvlp.data.errors import check_kinds
+from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet, PhantomSet, Rendered
 from medvlp.data.phantoms.worlds import Latents, World
 from medvlp.methods.base import Method, check_symptoms, load_own_tensors, own_tensors
@@ -35,6 +37,7 @@ def claims_of(world: World, symptoms: Mapping[str, Sequence[str]]) -> dict[str, 
         >>> claims_of(medvlp.get_world("derm"), {"nevus": ["a plain interior", "something else"]})
         {'a plain interior': ('dots', False)}
     """
+    check_kinds(claims_of, locals())
     claims = {}
     for phrase in dict.fromkeys(phrase for phrases in symptoms.values() for phrase in phrases):
         try:
@@ -58,6 +61,7 @@ def flip(images: PhantomSet, attribute: str) -> PhantomSet:
         >>> bool(changed["veil"].all()), int(changed.sum().sum()) == len(images)
         (True, True)
     """
+    check_kinds(flip, locals())
     latents = phantoms(images).latents.flip(images.world.index(attribute))
     size = images.image(0).width
     return replace(images, store=Rendered(images.world, latents, size))
@@ -114,6 +118,7 @@ def flip_all(method: Method, images: PhantomSet, n_images: int | None = 500, see
         >>> flip_all(zero, data.test, n_images=5).scores.shape  # 1 + 8 attributes, images, symptoms
         (9, 5, 16)
     """
+    check_kinds(flip_all, locals())
     images = some(phantoms(images), n_images, seed)
     images.check(method.card, type(method).__name__)
     if method.keeps_image_tower:
@@ -144,7 +149,7 @@ def flips_of_features(method: Method, images: PhantomSet, features: Sequence[Ten
     if not scores:
         return Flips(images.world, images.latents, classnames, None, None, np.stack(logits))
     rows = [(name, phrase) for name, phrases in symptoms.items() for phrase in phrases]
-    table = pd.DataFrame(rows, columns=["classname", "symptom"])
+    table = Table(rows, columns=["classname", "symptom"])
     return Flips(images.world, images.latents, classnames, table, np.stack(scores), np.stack(logits))
 
 
@@ -196,6 +201,7 @@ def with_symptoms(method: Method, symptoms: Mapping[str, Sequence[str]]) -> Meth
         >>> with_symptoms(zero, {"melanoma": ["black dots"], "nevus": ["a clean rim"]}).symptoms["nevus"]
         ['a clean rim']
     """
+    check_kinds(with_symptoms, locals())
     check_symptoms(method)
     config = method.config | {"symptoms": {name: list(phrases) for name, phrases in symptoms.items()}}
     other = type(method)(method.clip, method.card, **config)

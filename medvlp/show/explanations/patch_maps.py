@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.image_walk import can_walk_image, project
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.html import Table
 from medvlp.data.image_sets import PhantomSet
 from medvlp.methods.zero_shot import symptom_text
 from medvlp.show.counterfactuals.twins import flip, phantoms, some
@@ -44,7 +45,7 @@ def patch_similarity(clip: Clip, image: Image.Image | Tensor, texts: Sequence[st
         texts: Symptoms, or other short texts.
 
     Raises:
-        ValueError: an image tower without patch tokens, such as a ResNet; no text, or no list of them.
+        ValueError: an image tower without patch tokens, such as a ResNet; no text.
 
     Example:
         >>> import medvlp
@@ -53,6 +54,7 @@ def patch_similarity(clip: Clip, image: Image.Image | Tensor, texts: Sequence[st
         >>> patch_similarity(medvlp.load_clip("tiny"), image, ["black dots", "a clean rim"]).shape
         torch.Size([8, 8, 2])
     """
+    check_kinds(patch_similarity, locals())
     with torch.no_grad():
         t = _text_features(clip, texts)  # (n, D)
         return (patch_features(clip, _pixels(clip, image)) @ t.T)[0].cpu()  # (H', W', n)
@@ -82,6 +84,7 @@ def attention_rollout(clip: Clip, image: Image.Image | Tensor) -> Tensor:
         >>> rolled.shape, bool(0 < rolled.sum() <= 1)
         (torch.Size([8, 8]), True)
     """
+    check_kinds(attention_rollout, locals())
     with torch.no_grad():
         return rollout(clip, _pixels(clip, image))[0].cpu()
 
@@ -100,7 +103,7 @@ def occlusion_map(clip: Clip, image: Image.Image | Tensor, texts: Sequence[str],
         patches: H' and W'.
 
     Raises:
-        ValueError: no text, no list of them, or a number of patches that is not from 2 to S.
+        ValueError: no text, or a number of patches that is not from 2 to S.
 
     Example:
         >>> import medvlp
@@ -109,6 +112,7 @@ def occlusion_map(clip: Clip, image: Image.Image | Tensor, texts: Sequence[str],
         >>> occlusion_map(medvlp.load_clip("tiny"), image, ["black dots"], patches=4).shape
         torch.Size([4, 4, 1])
     """
+    check_kinds(occlusion_map, locals())
     with torch.no_grad():
         t = _text_features(clip, texts)  # (n, D)
         return occlusion(clip, _pixels(clip, image), t, patches)[0].cpu()
@@ -175,6 +179,7 @@ def patch_map_figure(
         >>> [ax.get_title() for ax in figure.axes[:2]]
         ['image', 'rollout']
     """
+    check_kinds(patch_map_figure, locals())
     maps = np.atleast_3d(np.asarray(maps, dtype=float))  # (H', W', n)
     n = maps.shape[2]
     if len(titles) != n:
@@ -196,9 +201,7 @@ def patch_map_figure(
 
 
 def _text_features(clip: Clip, texts: Sequence[str]) -> Tensor:
-    """Texts as `ZeroShot` reads symptoms, (n, D); ValueError for one text without its list."""
-    if isinstance(texts, str):
-        raise ValueError(f"texts is one text; give a list, such as [{texts!r}].")
+    """Texts as `ZeroShot` reads symptoms, (n, D)."""
     return clip.encode_texts([symptom_text(text) for text in texts])
 
 
@@ -289,6 +292,7 @@ def localisation(
         >>> table["attribute"].tolist() == list(images.attributes)
         True
     """
+    check_kinds(localisation, locals())
     for name in maps:
         if name not in MAPS:
             raise ValueError(unknown_name("map", name, MAPS))
@@ -314,7 +318,7 @@ def localisation(
             low, high = t_interval(known, least=0, most=1)
             row = {"attribute": attribute.name, "map": name, "patches": torch.cat(shares).mean().item()}
             rows.append(row | {"AUROC": np.mean(known) if known else np.nan, "low": low, "high": high})
-    return pd.DataFrame(rows)
+    return Table(rows)
 
 
 def changed_patches(clip: Clip, one: Tensor, other: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from medvlp.data.images import read_image
+from medvlp.data.errors import check_columns, check_kinds
+from medvlp.data.html import Table
+from medvlp.data.images import ImageSource, read_image
 from medvlp.methods.base import Method, check_symptoms
 from medvlp.methods.cilmp import CILMP
 from medvlp.methods.vip import ViP
@@ -24,9 +26,7 @@ from medvlp.show.figures.basic import GREY, PALETTE, axes_beside, closed, decisi
 from medvlp.study.evaluation import evaluating
 
 
-def symptom_scores_table(
-    method: Method, image: Image.Image | Tensor, reference: Tensor | None = None
-) -> pd.DataFrame:
+def symptom_scores_table(method: Method, image: ImageSource, reference: Tensor | None = None) -> pd.DataFrame:
     """What argued for each class in one image, by the method's own terms.
 
     Args:
@@ -53,6 +53,7 @@ def symptom_scores_table(
         >>> list(symptom_scores_table(vip, data.test.image(0)))
         ['classname', 'symptom', 'score', 'weight']
     """
+    check_kinds(symptom_scores_table, {"method": method, "reference": reference})
     with evaluating(method):
         f = _features(method, image)  # (1, D)
         if isinstance(method, CILMP):
@@ -88,7 +89,7 @@ def intervention_table(method: CILMP, features: Tensor, reference: Tensor | None
         return (method.logit_scale * scores.double()).softmax(dim=0).cpu().numpy()
 
     own, plain = cosines(method, f), cosines(with_rank(method, 0), f)  # (n_cls,) each
-    table = pd.DataFrame({"classname": method.classnames, "score": own.cpu().numpy()})
+    table = Table({"classname": method.classnames, "score": own.cpu().numpy()})
     table["score without"] = plain.cpu().numpy()
     table["change"] = table["score"] - table["score without"]
     table["probability"], table["probability without"] = probabilities(own), probabilities(plain)
@@ -172,6 +173,8 @@ def explanation_figure(
         >>> len(explanation_figure(symptom_scores_table(zero, image), image).axes)
         2
     """
+    check_kinds(explanation_figure, locals())
+    check_columns(table, ["classname", "score"], "symptom_scores_table")
     if "score without" in table:
         return _intervention_figure(table, image, true, predicted)
     fig = symptom_bars(table, true, predicted, image)

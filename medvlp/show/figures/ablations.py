@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_columns, check_kinds, unknown_name
 from medvlp.show.figures.basic import GREY, PALETTE, closed
 from medvlp.show.figures.curves import by_size
 from medvlp.study.ablation.grid import label
@@ -51,7 +51,9 @@ def forest_plot(comparison: pd.DataFrame, panels: str | None = None) -> Figure:
         >>> forest_plot(comparison).axes[0].texts[0].get_text()
         '+0.100  Holm p 0.004'
     """
+    check_kinds(forest_plot, locals())
     fields = _fields(comparison, COMPARISON, "difference")
+    check_columns(comparison, ["baseline", "seeds low", "seeds high"], "compare")
     if panels is not None and panels not in fields:
         raise ValueError(unknown_name("field", panels, fields, "the comparison"))
     for column in ("baseline", "measure"):
@@ -101,6 +103,7 @@ def heat_map(table: pd.DataFrame, x: str, y: str, value: str | None = None) -> F
         >>> [text.get_text() for text in heat_map(summary, x="n_ctx", y="method").axes[0].texts]
         ['0.700', '0.800']
     """
+    check_kinds(heat_map, locals())
     main = "difference" if "difference" in table else "mean"
     fields = _fields(table, COMPARISON if main == "difference" else SUMMARY, main)
     value = main if value is None else value
@@ -141,9 +144,11 @@ def heat_map(table: pd.DataFrame, x: str, y: str, value: str | None = None) -> F
 
 def _fields(table: pd.DataFrame, columns: Sequence[str], needed: str) -> list[str]:
     """The columns that are fields of the grid; `columns` are those that the statistics add."""
+    what = "compare" if needed == "difference" else "summary or compare"
     if needed not in table or "measure" not in table or len(table) == 0:
-        what = "compare" if needed == "difference" else "summary or compare"
         raise ValueError(f"the table must be what {what} gives, with at least one row; it has no {needed!r}.")
+    of_differences = ["p Holm"] if needed == "difference" else []
+    check_columns(table, ["images low", "images high", *of_differences], what)
     return [column for column in table if column not in columns]
 
 
@@ -249,6 +254,9 @@ def intervention_figure(runs: pd.DataFrame, metric: str = "accuracy") -> Figure:
         >>> figure.axes[0].get_title()
         'phantom-derm'
     """
+    check_kinds(intervention_figure, locals())
+    drawn = ["method", "data", "seed", metric, f"{metric} low", f"{metric} high"]
+    check_columns(runs, drawn, f"Study.with_intervals({metric!r})")
     order = [grid["method"] for grid in ABLATIONS["interventions"].grids]
     methods = [name for name in map(label, order) if name in set(runs["method"])]
     cards = sorted(runs["data"].unique())

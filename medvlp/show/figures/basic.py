@@ -1,6 +1,7 @@
 """Figures. Each function returns a closed Figure: end a notebook cell with it to see it once."""
 
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from medvlp.data.datasets import ImageSet
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_columns, check_kinds, unknown_name
 from medvlp.data.files import atomic_write
 
 PALETTE = sns.color_palette("colorblind")
@@ -41,6 +42,7 @@ def show_images(
         >>> [ax.get_title() for ax in figure.axes] == [data.card.classnames[i] for i in data.test.labels[:3]]
         True
     """
+    check_kinds(show_images, locals())
     if isinstance(images, ImageSet):
         n = min(n, len(images))
         if titles is None:
@@ -78,6 +80,7 @@ def contrastive_matrix(
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['0.90', '0.10', '0.20', '0.80']
     """
+    check_kinds(contrastive_matrix, locals())
     similarity = np.asarray(similarity, dtype=float)
     n = len(captions)
     if similarity.shape != (n, n):
@@ -141,6 +144,8 @@ def symptom_bars(
         >>> len(figure.axes)
         2
     """
+    check_kinds(symptom_bars, locals())
+    check_columns(scores, ["classname", "symptom", "score"], "symptom_scores_table")
     classnames = list(scores["classname"].unique())
     for name in (true, predicted):
         if name is not None and name not in classnames:
@@ -205,9 +210,11 @@ def interval_plot(
         >>> figure.axes[0].get_xlabel()
         'accuracy (95 % interval)'
     """
+    check_kinds(interval_plot, locals())
     if not tables:
         raise ValueError("there are no tables to plot; give at least one method's Report.table().")
     for name, table in tables.items():
+        check_columns(table, ["value", "low", "high"], "Report.table()")
         if metric not in table.index:
             raise ValueError(unknown_name("metric", metric, table.index, f"the table of {name!r}"))
     fig, ax = plt.subplots(figsize=(6.5, 0.42 * len(tables) + 1.3), layout="constrained")
@@ -251,10 +258,12 @@ def save_figure(
 
     The file names its maker, such as "notebooks/01_zero_shot_clip.ipynb", under the PNG key "Source", and
     holds neither date nor version, so that the same figure gives the same bytes. `folder` is by default the
-    `figures` folder beside `notebooks`, here or in a parent folder; outside a checkout, `figures` here.
+    `figures` folder beside `notebooks`, here or in a parent folder; outside a checkout, `figures` here. Where
+    nothing can be written there, a warning says so, and the figure is returned all the same.
 
     Raises:
         ValueError: a name that is not a bare file name, or an absolute path as `made_by`.
+        OSError: a `folder` of yours that cannot be written.
 
     Example:
         >>> import tempfile
@@ -266,14 +275,19 @@ def save_figure(
         ...     Image.open(f"{folder}/empty.png").info["Source"]
         'notebooks/of_mine.ipynb'
     """
+    check_kinds(save_figure, locals())
     if not name or Path(name).name != name or name.endswith(".png"):
         raise ValueError(f"figure name {name!r} must be bare, such as 'symptom_bars': no folder, no .png.")
     if Path(made_by).is_absolute():
         raise ValueError(f"made_by {made_by!r} is an absolute path; write it from the repository's root.")
-    folder = figures_folder() if folder is None else Path(folder)
-    with atomic_write(folder / f"{name}.png") as part:
-        metadata = {"Source": made_by, "Software": None}
-        fig.savefig(part, format="png", dpi=dpi, bbox_inches="tight", metadata=metadata)
+    try:
+        with atomic_write(Path(folder or figures_folder()) / f"{name}.png") as part:
+            metadata = {"Source": made_by, "Software": None}
+            fig.savefig(part, format="png", dpi=dpi, bbox_inches="tight", metadata=metadata)
+    except OSError as error:
+        if folder is not None:
+            raise
+        warnings.warn(f"the figure is not saved: {error}", stacklevel=2)
     return fig
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from medvlp.data.errors import unknown_name
-from medvlp.show.figures.basic import GREY, PALETTE, closed, reference_lines
+from medvlp.data.errors import brief, check_columns, check_kinds, unknown_name
+from medvlp.show.figures.basic import GREY, PALETTE, closed, literal_figure, reference_lines
 from medvlp.study.ablation.statistics import t_interval
 from medvlp.study.metrics import METRICS, RANGES
 
@@ -18,12 +18,14 @@ from medvlp.study.metrics import METRICS, RANGES
 def training_curves(histories: pd.DataFrame | Mapping[str, pd.DataFrame], metric: str = "accuracy") -> Figure:
     """Loss and a validation metric by epoch; a dot marks the epoch whose weights were kept.
 
+    What a history lacks is left out; without validation there is the training loss alone.
+
     Args:
         histories: What `fit` returned, or several such tables by name.
         metric: A metric of validation, as `TrainConfig.metric` names it.
 
     Raises:
-        ValueError: no history, or one without that metric.
+        ValueError: no history, one without epochs and losses, or one whose validation has not that metric.
 
     Example:
         >>> import pandas as pd
@@ -35,33 +37,43 @@ def training_curves(histories: pd.DataFrame | Mapping[str, pd.DataFrame], metric
         >>> [ax.get_ylabel() for ax in figure.axes]
         ['loss', 'validation accuracy']
     """
+    check_kinds(training_curves, locals())
     runs = {"": histories} if isinstance(histories, pd.DataFrame) else histories
     if not runs:
         raise ValueError("there is no history to draw; give what fit returned.")
     column = "val_" + metric.replace(" ", "_").replace("-", "_")
     for name, history in runs.items():
-        if column not in history:
-            known = [c.removeprefix("val_") for c in history if c.startswith("val_")]
-            where = f"the history of {name!r}" if name else "the history"
+        where = f"the history of {brief(name)}" if name else "the history"
+        for needed in ("epoch", "loss"):
+            if needed not in history:
+                raise ValueError(f"{where} has no column {needed!r}; give what fit returned.")
+        known = [c.removeprefix("val_") for c in history if c.startswith("val_")]
+        if known and column not in history:
             raise ValueError(unknown_name("metric", metric, known, where))
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    validated = any(column in history for history in runs.values())
+    size = (9 if validated else 5, 3)
+    fig, axes = plt.subplots(1, 1 + validated, figsize=size, squeeze=False, layout="constrained")
+    left, right = axes[0, 0], axes[0, -1]
     for i, (name, history) in enumerate(runs.items()):
-        colour, best = PALETTE[i % len(PALETTE)], history[history["best"]]
+        colour = PALETTE[i % len(PALETTE)]
         left.plot(history["epoch"], history["loss"], color=colour, label=f"{name} training".strip())
-        if metric != "loss":
+        if metric != "loss" and "val_loss" in history:
             style = {"color": colour, "linestyle": "dashed"}
             left.plot(history["epoch"], history["val_loss"], label=f"{name} validation".strip(), **style)
-        right.plot(history["epoch"], history[column], color=colour, label=name)
-        right.plot(best["epoch"], best[column], "o", color=colour)
-    left.set_ylabel("loss")
-    right.set_ylabel(f"validation {metric}")
-    for ax in (left, right):
+        if column in history:
+            right.plot(history["epoch"], history[column], color=colour, label=name)
+            best = history[history.get("best", pd.Series(False, history.index)).astype(bool)]
+            right.plot(best["epoch"], best[column], "o", color=colour)
+    left.set_ylabel("loss" if validated else "training loss")
+    if validated:
+        right.set_ylabel(f"validation {metric}")
+    for ax in axes.flat:
         ax.set_xlabel("epoch")
         ax.grid(color="0.9")
         ax.xaxis.get_major_locator().set_params(integer=True)
     left.legend(fontsize=8, frameon=False)
     sns.despine(fig)
-    return closed(fig)
+    return closed(literal_figure(fig))
 
 
 def shots_curve(
@@ -92,6 +104,7 @@ def shots_curve(
         >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
         ['CoOp (mean of seeds)', 'ViP (mean of seeds)', 'zero-shot 0.650']
     """
+    check_kinds(shots_curve, locals())
     for column in ("method", "num_shots", metric):
         if column not in scores:
             raise ValueError(unknown_name("column", column, scores.columns, "the scores"))
@@ -151,6 +164,8 @@ def name_rate_figure(runs: pd.DataFrame, bayes: float, chance: float) -> Figure:
         >>> figure.axes[0].get_ylabel()
         'zero-shot accuracy'
     """
+    check_kinds(name_rate_figure, locals())
+    check_columns(runs, ["name_rate", "seed", "step", "knowledge", "accuracy"], "shipped_study('name_rate')")
     runs = runs.sort_values(["name_rate", "seed", "step", "knowledge"], ignore_index=True)
     steps, lowest = sorted(runs["step"].unique()), runs["name_rate"].min()
     size = (3.2 * len(steps), 3.2)

@@ -7,7 +7,6 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,9 @@ from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_kinds, unknown_name, visible
+from medvlp.data.html import Table, escaped, literal_block
 from medvlp.data.image_sets import ImageSet, PhantomSet
-from medvlp.knowledge.symptoms.sets import LITERAL
 from medvlp.methods.base import Method
 from medvlp.show.figures.basic import show_images
 from medvlp.show.gallery.page import write_page
@@ -78,12 +77,12 @@ class Failures:
 
     def __repr__(self) -> str:
         """The title and the first rows."""
-        return f"{self.title}\n{self.table.head(10).round(3).to_string(index=False)}"
+        return visible(f"{self.title}\n{self.table.head(10).round(3).to_string(index=False)}")
 
     def _repr_html_(self) -> str:
         rows = self.table.head(10).to_html(index=False, float_format="{:.3f}".format, na_rep="")
         more = f"<p>and {len(self) - 10} more</p>" if len(self) > 10 else ""
-        return f"{LITERAL}<p>{escape(self.title)}</p>{rows}{more}</div>"
+        return literal_block(f"<p>{escaped(self.title)}</p>{rows}{more}")
 
     def where(self, mask: ArrayLike, what: str = "") -> "Failures":
         """The rows of `table` where `mask` (n,) is true; `what` is added to the title."""
@@ -105,7 +104,8 @@ class Failures:
         Columns true, predicted, images, confidence (their mean).
         """
         by_pair = self.table.groupby(["true", "predicted"], sort=False)["confidence"].agg(["size", "mean"])
-        table = by_pair.reset_index().set_axis(["true", "predicted", "images", "confidence"], axis=1)
+        columns = ["true", "predicted", "images", "confidence"]
+        table = Table(by_pair.reset_index()).set_axis(columns, axis=1)
         return table.sort_values(["images", "confidence"], ascending=False, ignore_index=True)
 
     def pair(self, true: str, predicted: str) -> "Failures":
@@ -180,6 +180,7 @@ def failures(
         >>> sorted(wrong.neighbours["rank"].unique().tolist())
         [1, 2, 3]
     """
+    check_kinds(failures, locals())
     logits = _logits(method, images, cache_dir)  # (N, n_cls)
     wrong = np.flatnonzero(logits.argmax(dim=1).numpy() != images.labels.numpy())
     title = f"{name_of(method)} on {images.card.name}, {images.split}: {len(wrong)} of {len(images)} wrong"
@@ -211,6 +212,7 @@ def right_and_wrong(
         >>> better.title
         'ZeroShot right, ZeroShot wrong on phantom-derm, test: ... of 40'
     """
+    check_kinds(right_and_wrong, locals())
     ours, yours = names or (name_of(right), name_of(wrong))
     theirs = _logits(right, images, cache_dir)  # (N, n_cls)
     logits = _logits(wrong, images, cache_dir)
@@ -245,8 +247,8 @@ def describe(
     has_symptoms = isinstance(method, Method) and method.symptoms is not None
     if train is not None and clip is None:
         raise ValueError("nearest training images need a clip for their features; give clip=.")
-    symptoms = pd.DataFrame(columns=SYMPTOMS)
-    neighbours = pd.DataFrame(columns=[*NEIGHBOURS, "classname"])
+    symptoms = Table(columns=SYMPTOMS)
+    neighbours = Table(columns=[*NEIGHBOURS, "classname"])
     if len(rows) and (has_symptoms or train is not None):
         features = image_features(clip, images, cache_dir=cache_dir).features  # (N, D)
         if has_symptoms:
@@ -280,7 +282,7 @@ def prediction_table(
         "margin": confidence - others.max(axis=1),
         "note": pd.Series([""] * len(rows) if notes is None else list(notes), dtype=object),
     }
-    table = pd.DataFrame(columns)
+    table = Table(columns)
     if isinstance(images, PhantomSet):
         table = pd.concat([table, misled_by(images, rows, predicted)], axis=1)
     return table.sort_values("confidence", ascending=False, kind="stable", ignore_index=True)

@@ -11,6 +11,8 @@ from sklearn.preprocessing import StandardScaler
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
+from medvlp.data.errors import check_kinds
+from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 from medvlp.show.gallery.failures import Failures, prediction_table, with_classnames
 from medvlp.show.gallery.reasons import SYMPTOMS, nearest_images, neighbour_table
@@ -60,6 +62,7 @@ def label_noise_suspects(
         >>> label_noise_suspects(data.test.subset(range(60)), medvlp.load_clip("tiny")).words
         ('label', 'suggested')
     """
+    check_kinds(label_noise_suspects, locals())
     images.check(images.card, "the probe")
     labels = images.labels.numpy()  # (N,)
     _check_groups(images, folds, n_neighbours)
@@ -89,7 +92,7 @@ def label_noise_suspects(
         f"{len(rows)} of {len(images)}"
     )
     words = ("label", "suggested")
-    return Failures(title, images, table, pd.DataFrame(columns=SYMPTOMS), neighbours, images, words)
+    return Failures(title, images, table, Table(columns=SYMPTOMS), neighbours, images, words)
 
 
 def confident_label(p: np.ndarray, labels: np.ndarray) -> np.ndarray:

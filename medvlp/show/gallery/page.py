@@ -13,9 +13,10 @@ from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
 from medvlp.data.cards import DataCard
+from medvlp.data.errors import visible
 from medvlp.data.files import atomic_write
+from medvlp.data.html import data_uri, jpeg, policy_hash
 from medvlp.data.image_sets import ImageSet
-from medvlp.show.figures.html import data_uri, jpeg, policy_hash
 
 PICTURE, SMALL = 160, 80  # most pixels a side: of an image, and of a training image beside it
 QUALITY = 85  # of the JPEG
@@ -80,7 +81,7 @@ def write_page(path: str | Path, sections: Sequence[Gallery], show_ids: bool | N
     )
     path = Path(path)
     with atomic_write(path) as part:
-        part.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate of an LLM becomes a "?"
+        part.write_text(visible(page), encoding="utf-8")
     return path
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from medvlp.data.html import Table
 from medvlp.data.image_sets import PhantomSet
 from medvlp.methods.base import Method
 from medvlp.methods.vip import ViP
@@ -60,7 +61,7 @@ def symptom_evidence(
             "usual": np.tile(cosines.mean(axis=0), len(images)),
             "weight": np.tile(weights[name], len(images)),
         }
-        parts.append(pd.DataFrame(columns))
+        parts.append(Table(columns))
     table = pd.concat(parts, ignore_index=True)
     table["argued"] = table["weight"] * (table["score"] - table["usual"])
     return table.sort_values(["image", "classname", "argued"], ascending=[True, True, False], kind="stable")
@@ -112,7 +113,7 @@ def neighbour_table(rows: np.ndarray, places: np.ndarray, cosines: np.ndarray) -
         "neighbour": places.ravel(),
         "cosine": cosines.ravel(),
     }
-    table = pd.DataFrame(columns, columns=NEIGHBOURS)
+    table = Table(columns, columns=NEIGHBOURS)
     return table[np.isfinite(table["cosine"])].reset_index(drop=True)
 
 
@@ -146,7 +147,7 @@ def misled_by(images: PhantomSet, rows: np.ndarray, predicted: np.ndarray) -> pd
         for k, nats, shown in zip(which.tolist(), most.tolist(), present.tolist(), strict=True)
     ]
     best = log_p.sum(dim=2).argmax(dim=1).tolist()
-    return pd.DataFrame(
+    return Table(
         {
             "misled_by": pd.Series(names, dtype=object),
             "evidence": most.clamp(min=0).numpy(),

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import ImageLoader
 from medvlp.data.cards import DataCard
+from medvlp.data.errors import check_kinds
 from medvlp.data.image_sets import ImageSet
 from medvlp.methods.base import Method
 from medvlp.show.gallery.failures import Failures, describe, name_of
@@ -95,6 +96,7 @@ def stability(
         >>> len(found)
         0
     """
+    check_kinds(stability, locals())
     images.check(method.card, name_of(method))
     changes = harmless_changes(method.clip, images.card) if changes is None else changes
     if not changes:

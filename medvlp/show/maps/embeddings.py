@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import ImageLoader, image_features
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_columns, check_kinds, unknown_name
+from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 from medvlp.methods.base import Method, check_symptoms
 from medvlp.methods.cilmp import CILMP
@@ -54,6 +55,7 @@ class Embeddings:
     points: pd.DataFrame
 
     def __post_init__(self) -> None:
+        check_kinds(Embeddings.__init__, {"self": self, "points": self.points})
         vectors = np.asarray(self.vectors, dtype=np.float32)
         if vectors.ndim != 2 or len(vectors) != len(self.points):
             raise ValueError(
@@ -128,6 +130,7 @@ def image_points(
         >>> image_points(medvlp.load_clip("tiny"), images).points["method"].tolist()
         ['CLIP', 'CLIP', 'CLIP', 'CLIP', 'CLIP']
     """
+    check_kinds(image_points, locals())
     features, own = _image_features(method, images, cache_dir, progress)
     name = type(method).__name__ if own else "CLIP"
     labels = images.labels.numpy()  # (N,)
@@ -159,6 +162,7 @@ def class_points(
         >>> class_points(coop).points["classname"].tolist()
         ['melanoma', 'nevus']
     """
+    check_kinds(class_points, locals())
     classnames, name = method.card.classnames, type(method).__name__
     columns: dict[str, object] = {"stage": stage, "what": "class", "modality": "text"}
     if method.conditional:
@@ -189,6 +193,7 @@ def symptom_points(method: Method, stage: str = "") -> Embeddings:
         >>> symptom_points(zero).points["text"].iloc[0]
         'a blue-white veil'
     """
+    check_kinds(symptom_points, locals())
     check_symptoms(method)
     symptoms = method.symptoms
     with evaluating(method):
@@ -226,6 +231,7 @@ def llm_points(
         >>> llm_points(cilmp, data.test.subset(range(2))).points["stage"].unique().tolist()
         ['before intervention', 'after intervention']
     """
+    check_kinds(llm_points, locals())
     if not 0 <= site < len(method.sites):
         raise ValueError(f"site must be from 0 to {len(method.sites) - 1}, the edited blocks, got {site}.")
     block = method.sites[site]
@@ -267,6 +273,8 @@ def modality_gap(embeddings: Embeddings) -> pd.DataFrame:
         >>> modality_gap(Embeddings.concat(points))[["first", "second"]].to_numpy().tolist()
         [['image', 'text']]
     """
+    check_kinds(modality_gap, locals())
+    check_columns(embeddings.points, ["modality"], "image_points")
     unit = embeddings.vectors / np.linalg.norm(embeddings.vectors, axis=1, keepdims=True)  # (N, D)
     modality = embeddings.points["modality"]
     of = {name: unit[modality == name] for name in sorted(modality.unique())}  # (n, D) each
@@ -276,7 +284,7 @@ def modality_gap(embeddings: Embeddings) -> pd.DataFrame:
         (a, b, np.linalg.norm(centroids[a] - centroids[b]), centroids[a] @ centroids[b], within[a], within[b])
         for a, b in combinations(centroids, 2)
     ]
-    return pd.DataFrame(rows, columns=["first", "second", "gap", "between", "within_first", "within_second"])
+    return Table(rows, columns=["first", "second", "gap", "between", "within_first", "within_second"])
 
 
 def _mean_cosine(centroid: np.ndarray, n: int) -> float:
@@ -289,7 +297,7 @@ def _embeddings(
 ) -> Embeddings:
     """Features with their table; `columns` may lack text and image."""
     values = {"method": method, "text": "", "image": pd.NA} | columns
-    points = pd.DataFrame(values, index=range(len(labels)))
+    points = Table(values, index=range(len(labels)))
     points["classname"] = pd.Categorical.from_codes(labels, categories=list(classnames))
     points["image"] = points["image"].astype("Int64")
     return Embeddings(features.detach().float().cpu().numpy(), points[COLUMNS])

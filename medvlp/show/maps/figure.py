@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_kinds, unknown_name, visible
 from medvlp.show.figures.basic import GREY, PALETTE, closed
 from medvlp.show.maps.umap import GAP, by_seed, parameters_text
 
@@ -47,6 +47,7 @@ def map_figure(
         >>> map_figure(maps, None).axes[0].get_xlabel()
         'UMAP: n_neighbors 2, min_dist 0.1, metric cosine, seed 1'
     """
+    check_kinds(map_figure, locals())
     each = by_seed(maps)
     styles = MapStyles(maps, colour, marker)
     small = each[1:4]
@@ -152,8 +153,8 @@ def _values(column: pd.Series) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib takes for no mathematics."""
-    return text.replace("$", r"\$")
+    """Text that matplotlib takes for no mathematics, and in which nothing acts unseen."""
+    return visible(text).replace("$", r"\$")
 
 
 def _number(value: float) -> str:

@@ -22,11 +22,12 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
+from medvlp.data.errors import check_kinds, visible
 from medvlp.data.files import atomic_write
+from medvlp.data.html import data_uri, escaped, jpeg, picture_html, policy_hash
 from medvlp.data.image_sets import ImageSet
-from medvlp.show.figures.html import data_uri, jpeg, picture_html, policy_hash
 from medvlp.show.maps.figure import MapStyles, map_figure
-from medvlp.show.maps.umap import parameters_text
+from medvlp.show.maps.umap import by_seed, parameters_text
 
 TOLD = ("what", "classname", "text", "method", "stage")  # of a point under the pointer
 QUALITY = 80  # of the JPEG that holds all thumbnails
@@ -46,7 +47,7 @@ class ScatterPage:
     height: int = 760
 
     def save(self, path: str | Path) -> Path:
-        """Write the page to a file, whole or not at all, and return its path."""
+        """Write the page to a file, whole or not at all, and return its path; OSError where none can be."""
         with atomic_write(path) as part:
             part.write_text(self.html, encoding="utf-8")
         return Path(path)
@@ -102,7 +103,8 @@ def scatter_page(
         >>> "2 points by UMAP" in scatter_page(maps).html
         True
     """
-    one = maps[maps["seed"] == maps["seed"].iloc[0]]
+    check_kinds(scatter_page, locals())
+    one = by_seed(maps)[0]
     styles = MapStyles(maps, colour, marker)
     one = styles.in_order(one)
     numbers = one["image"].to_numpy(dtype="float64", na_value=np.nan)  # (N,)
@@ -132,8 +134,8 @@ def _page(title: str, note: str, data: dict[str, Any]) -> str:
     script = (folder / "page.js").read_text(encoding="utf-8")
     parts = {
         "SCRIPT_HASH": policy_hash(script),
-        "TITLE": escape(title),
-        "NOTE": escape(note),
+        "TITLE": escaped(title),
+        "NOTE": escaped(note),
         "SCRIPT": script,
         # "<" would end the element that holds the data
         "DATA": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
@@ -163,7 +165,7 @@ def _between_0_and_1(values: pd.Series) -> list[float]:
 def _coded(column: pd.Series, name: str) -> dict[str, Any]:
     """A column as the texts that occur, and which of them each point has; nothing said where it is empty."""
     texts = column.astype(object).map(
-        lambda value: "" if pd.isna(value) or value == "" else f"{name}: {value}"
+        lambda value: "" if pd.isna(value) or value == "" else visible(f"{name}: {value}")
     )
     codes, values = pd.factorize(texts)
     return {"values": values.tolist(), "of": codes.tolist()}

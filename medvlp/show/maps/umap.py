@@ -11,7 +11,8 @@ from sklearn.metrics import pairwise_distances, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 from tqdm.auto import tqdm
 
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_columns, check_kinds, unknown_name
+from medvlp.data.html import Table
 from medvlp.show.maps.embeddings import Embeddings, modality_gap
 
 METRICS = ("cosine", "euclidean")
@@ -58,6 +59,7 @@ def map_points(
         >>> maps[["x", "y"]].shape
         (16, 2)
     """
+    check_kinds(map_points, locals())
     if len(embeddings) < _LEAST:
         raise ValueError(f"a map needs at least {_LEAST} points, got {len(embeddings)}.")
     if metric not in METRICS:
@@ -120,6 +122,7 @@ def what_a_map_hides(
         >>> list(what_a_map_hides(points, maps).index)
         ['silhouette of classname', 'between / within classname', 'trustworthiness of 7 neighbours']
     """
+    check_kinds(what_a_map_hides, locals())
     if labels not in embeddings.points:
         raise ValueError(unknown_name("column", labels, embeddings.points.columns, "the points"))
     each = by_seed(maps)
@@ -150,7 +153,7 @@ def what_a_map_hides(
             measures[f"{GAP}{gap.first} to {gap.second}"] = [gap.gap, np.nan]
     table = {name: (first, drawn[0], min(drawn), max(drawn)) for name, (first, *drawn) in measures.items()}
     columns = ["original", "map", "lowest", "highest"]
-    return pd.DataFrame.from_dict(table, orient="index", columns=columns, dtype=float).rename_axis("measure")
+    return Table.from_dict(table, orient="index", columns=columns, dtype=float).rename_axis("measure")
 
 
 def _ready(vectors: np.ndarray, metric: str) -> np.ndarray:
@@ -237,9 +240,11 @@ def _between_within(distances: np.ndarray, labels: pd.Series) -> float:
 
 def parameters_text(one: pd.DataFrame) -> str:
     """How a map was made, in words."""
+    check_columns(one, PARAMETERS, "map_points")
     return "UMAP: " + ", ".join(f"{name} {one.iloc[0][name]}" for name in PARAMETERS)
 
 
 def by_seed(maps: pd.DataFrame) -> list[pd.DataFrame]:
     """One map a seed, in their order."""
+    check_columns(maps, ["x", "y", *PARAMETERS[2:]], "map_points")
     return [one for _, one in maps.groupby("seed", sort=False)]

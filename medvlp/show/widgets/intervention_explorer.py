@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from medvlp.data.datasets import ImageSet
+from medvlp.data.errors import check_kinds
+from medvlp.data.html import Table, literal
 from medvlp.methods.base import Method
 from medvlp.methods.cilmp import CILMP
 from medvlp.show.explanations.scores import with_rank
 from medvlp.show.figures.basic import PALETTE, closed, literal_figure
-from medvlp.show.figures.html import literal
 from medvlp.show.widgets.parts import COLOURS, ImageExplorer, pixels_of, table_html
 from medvlp.study.evaluation import evaluating
 
@@ -60,6 +61,7 @@ class InterventionExplorer(ImageExplorer):
 
     def __init__(self, cilmp: CILMP, images: ImageSet, index: int = 0) -> None:
         """Look at the first image; see the class."""
+        check_kinds(InterventionExplorer.__init__, locals())
         check_intervention(cilmp)
         images.check(cilmp.card, "the CILMP")
         self.cilmp, self.images, self.rank = cilmp, images, cilmp.config["rank"]
@@ -97,7 +99,7 @@ class InterventionExplorer(ImageExplorer):
             self.effect(k).set_index("classname") for k in (0, self.kept if self.on else 0, self.rank)
         )
         columns = {"without edit": without, "now": now, "as trained": trained}
-        table = pd.DataFrame({name: effect["probability"] for name, effect in columns.items()})
+        table = Table({name: effect["probability"] for name, effect in columns.items()})
         return table.assign(angle=now["angle"], edit=now["edit"])
 
     def curve(self) -> pd.DataFrame:
@@ -191,7 +193,7 @@ def rank_effect(cilmp: CILMP, images: Tensor, kept: int) -> pd.DataFrame:
         units = (F.normalize(x.double(), dim=1) for x in (t, t_plain))  # (n_cls, D) each
         chord = torch.sub(*units).norm(dim=1)  # (n_cls,)
         lengths = _lengths(cut, f.to(t))  # (n_cls,)
-    return pd.DataFrame(
+    return Table(
         {
             "classname": cilmp.classnames,
             "kept": kept,

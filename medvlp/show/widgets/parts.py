@@ -8,7 +8,6 @@ theme of JupyterLab by its CSS variables; none carries a meaning alone.
 import base64
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from html import escape
 from typing import Any
 
 import pandas as pd
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.datasets import ImageSet
+from medvlp.data.html import escaped, jpeg, literal, literal_block, picture_html
 from medvlp.show.figures.basic import PALETTE
-from medvlp.show.figures.html import LITERAL, jpeg, literal, picture_html
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 COLOURS = PALETTE.as_hex()
@@ -70,10 +69,10 @@ def table_html(
             props="min-width:9em;height:28px;padding:2px;text-align:right;",
         )
     if caption:
-        style.set_caption(escape(caption))
+        style.set_caption(escaped(caption))
     if not header:
         style.hide(axis="columns")
-    return f'<div class="{LITERAL}">{style.to_html()}</div>'
+    return literal_block(style.to_html())
 
 
 def pixels_of(clip: Clip, images: list[Image.Image]) -> Tensor:

@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from medvlp.data.errors import check_kinds
+from medvlp.data.html import Table, literal, picture_html
 from medvlp.data.phantoms.drawing import Draws
 from medvlp.data.phantoms.worlds import Attribute, World, get_world
 from medvlp.methods.base import Method
 from medvlp.show.figures.basic import literal_figure, show_images
-from medvlp.show.figures.html import literal, picture_html
 from medvlp.show.widgets.parts import COLOURS, Explorer, pixels_of, table_html
 from medvlp.study.evaluation import evaluating
 from medvlp.study.prediction import predict
@@ -76,7 +77,8 @@ class PhantomLab(Explorer):
 
     def __init__(self, methods: Mapping[str, Method], seed: int = 1) -> None:
         """Draw the first phantom; see the class."""
-        if not isinstance(methods, Mapping) or not methods:
+        check_kinds(PhantomLab.__init__, locals())
+        if not methods:
             raise ValueError("there is no method to watch; give a dictionary, such as {'zero-shot': method}.")
         self.methods = dict(methods)
         cards = {method.card.name: method.card for method in self.methods.values()}
@@ -118,14 +120,14 @@ class PhantomLab(Explorer):
         """P(class) by classname: of the best rule, which knows the attributes, and of every method."""
         present = torch.tensor([[self.strengths[a.name] >= 0.5 for a in self.world.attributes]])  # (1, K)
         best = self.world.posterior(present)[0].numpy()  # (n_cls,) of the world's classes
-        table = pd.DataFrame({"best rule": best}, index=pd.Index(self.world.classnames, name="classname"))
+        table = Table({"best rule": best}, index=pd.Index(self.world.classnames, name="classname"))
         table = table.reindex(self.card.classnames)
         table["best rule"] /= table["best rule"].sum()  # a card may have some of the classes only
         return table.assign(**{name: now.probabilities for name, now in self._now.items()})
 
     def scores(self) -> pd.DataFrame:
         """Symptom scores now, and their change since the start: method, classname, symptom, score, change."""
-        parts = [pd.DataFrame(columns=SCORES)]
+        parts = [Table(columns=SCORES)]
         for name, now in self._now.items():
             if now.symptom_scores is not None:
                 change = now.symptom_scores["score"] - self._before[name].symptom_scores["score"]

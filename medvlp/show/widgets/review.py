@@ -19,8 +19,9 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_kinds, unknown_name
 from medvlp.data.files import composed
+from medvlp.data.html import Table
 from medvlp.knowledge.symptoms.phrases import PhraseChecker
 from medvlp.knowledge.symptoms.sets import SymptomSet
 from medvlp.methods.zero_shot import symptom_text
@@ -63,7 +64,7 @@ class _Measures:
             for phrase, verdict in zip(phrases, verdicts, strict=True):
                 own, others, auroc = self.known[name, phrase]
                 rows.append((name, phrase, verdict.reason, own, others, own - others, auroc))
-        table = pd.DataFrame(rows, columns=COLUMNS, dtype=object)  # or None would become NaN
+        table = Table(rows, columns=COLUMNS, dtype=object)  # or None would become NaN
         return table.astype(dict.fromkeys(COLUMNS[3:], float))
 
     def _measure(self, wanted: list[tuple[str, str]]) -> None:
@@ -128,18 +129,17 @@ def review_table(
         >>> table["reason"].isna().tolist()
         [True, False]
     """
+    check_kinds(review_table, locals())
     return _Measures(card, clip, images, checker).table(_by_class(symptoms, card))
 
 
 def _by_class(symptoms: Mapping[str, Sequence[str]], card: DataCard) -> dict[str, list[str]]:
     """A copy in label order; a class that is missing has no phrases."""
     symptoms = {composed(name): phrases for name, phrases in symptoms.items()}
-    for name, phrases in symptoms.items():
+    for name in symptoms:
         if name not in card.classnames:
             where = f"the symptoms for card {card.name!r}"
             raise ValueError(unknown_name("class", name, card.classnames, where))
-        if isinstance(phrases, str) or not all(isinstance(phrase, str) for phrase in phrases):
-            raise ValueError(f"the symptoms of {name!r} must be a list of phrases, not {phrases!r}.")
     return {name: list(symptoms.get(name, ())) for name in card.classnames}
 
 
@@ -185,6 +185,7 @@ class SymptomReview:
         checker: PhraseChecker | None = None,
     ) -> None:
         """Measure every phrase; see the class."""
+        check_kinds(SymptomReview.__init__, locals())
         self.original, self.card = symptoms, card
         self.path = Path(f"{card.name}_symptoms_reviewed.json" if path is None else path)
         if isinstance(symptoms, SymptomSet) and symptoms.record.card != card.name:

@@ -4,11 +4,11 @@ Phrases come from an LLM, so all text is escaped where it meets HTML. No colour 
 everything can be done with the keyboard: Tab, Enter, the arrow keys in the list of classes.
 """
 
-from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from medvlp.data.html import escaped, literal, literal_block
 from medvlp.show.widgets.parts import Controls
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def facts_html(row: pd.Series) -> str:
     """One row of `review_table` as a line of escaped HTML."""
     reason = row["reason"]
-    check = "&#10003; passes the checks" if reason is None else f"&#10007; <b>{escape(str(reason))}</b>"
+    check = "&#10003; passes the checks" if reason is None else f"&#10007; <b>{literal(str(reason))}</b>"
     if pd.isna(row["own"]) and pd.isna(row["others"]):
         return f"<div>{check}</div>"
     forms = {"own": ".3f", "others": ".3f", "difference": "+.3f", "auroc": ".2f"}
@@ -105,10 +105,10 @@ class ReviewWidget(Controls):
         if self.list.children != boxes:
             self.list.children = boxes
         states = [
-            f"{escape(name)}: {'&#10003; approved' if name in self.review.approved else 'not yet approved'}"
+            f"{escaped(name)}: {'&#10003; approved' if name in self.review.approved else 'not yet approved'}"
             for name in self.review.phrases
         ]
-        self.overview.value = f"<p>{'; '.join(states)}</p>"
+        self.overview.value = literal_block(f"<p>{'; '.join(states)}</p>")
 
     def _table(self) -> pd.DataFrame:
         """The rows of the review's table that are of this class."""

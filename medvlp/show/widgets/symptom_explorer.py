@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from medvlp.data.datasets import ImageSet
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.html import Table, literal
 from medvlp.methods.base import Method, check_symptoms
 from medvlp.methods.zero_shot import score_table
 from medvlp.show.counterfactuals.twins import with_symptoms
 from medvlp.show.figures.basic import symptom_bars
-from medvlp.show.figures.html import literal
 from medvlp.show.widgets.parts import COLOURS, ImageExplorer, pixels_of, table_html
 from medvlp.study.evaluation import evaluating
 
@@ -68,6 +68,7 @@ class SymptomExplorer(ImageExplorer):
 
     def __init__(self, method: Method, images: ImageSet, index: int = 0) -> None:
         """Score the first image; see the class."""
+        check_kinds(SymptomExplorer.__init__, locals())
         check_symptoms(method)
         images.check(method.card, type(method).__name__)
         self.method, self.images = method, images
@@ -123,7 +124,7 @@ class SymptomExplorer(ImageExplorer):
 
     def probabilities(self) -> pd.DataFrame:
         """P(class) by classname: `before`, with the method's symptoms, and `now`, with those used."""
-        return pd.DataFrame({"before": self._before, "now": self._now})
+        return Table({"before": self._before, "now": self._now})
 
     def decision(self) -> str:
         """In words: what the method decides now, and whether that is another class than before."""

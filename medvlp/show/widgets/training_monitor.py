@@ -3,16 +3,14 @@
 import time
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from medvlp.data.errors import unknown_name
-from medvlp.show.figures.basic import PALETTE, closed
+from medvlp.data.html import literal, picture_html
 from medvlp.show.figures.curves import training_curves
-from medvlp.show.figures.html import literal, picture_html
 from medvlp.study.training.callbacks import Callback
 from medvlp.study.training.config import LOWER_IS_BETTER
 
@@ -80,17 +78,11 @@ class TrainingMonitor(Callback):
 
     def static(self) -> Figure:
         """The curves so far, as a figure; a dot marks the best epoch by the metric."""
-        history = self.table()
-        if self._column in history:
+        history = self.table() if self.rows else pd.DataFrame(columns=["epoch", "loss"], dtype=float)
+        if self._column in history and history[self._column].notna().any():
             ranked = history[self._column] * (-1 if self.metric in LOWER_IS_BETTER else 1)
-            return training_curves(history.assign(best=history.index == ranked.idxmax()), self.metric)
-        fig, ax = plt.subplots(figsize=(5, 3), layout="constrained")
-        if not history.empty:
-            ax.plot(history["epoch"], history["loss"], color=PALETTE[0])
-        ax.set_xlabel("epoch")
-        ax.set_ylabel("training loss")
-        ax.grid(color="0.9")
-        return closed(fig)
+            history = history.assign(best=history.index == ranked.idxmax())
+        return training_curves(history, self.metric)
 
     def html(self) -> str:
         """What a notebook shows: the curves, the last epoch in words, and a table that unfolds."""

@@ -29,7 +29,8 @@ import pandas as pd
 from medvlp.backbone.features import CROP
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import Data
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.html import Table
 from medvlp.methods.cilmp import INTERVENTIONS
 from medvlp.study.ablation.grid import Named, combinations
 from medvlp.study.ablation.sources import ALL
@@ -301,8 +302,9 @@ def overview(seeds: Sequence[int] = SEEDS) -> pd.DataFrame:
         >>> overview(seeds=[1]).loc["cilmp_rank", "runs at most"]
         np.int64(5)
     """
+    check_kinds(overview, locals())
     rows = {name: (one.question, len(combinations(one.on(seeds=seeds)))) for name, one in ABLATIONS.items()}
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["question", "runs at most"])
+    table = Table.from_dict(rows, orient="index", columns=["question", "runs at most"])
     return table.rename_axis("ablation")
 
 

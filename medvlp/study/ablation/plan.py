@@ -20,7 +20,7 @@ from medvlp.data.datasets import Data
 from medvlp.data.errors import check_same_classes, frozen_config, unknown_name
 from medvlp.data.files import sha256
 from medvlp.knowledge.llm.representations import shipped_representations
-from medvlp.methods.base import Method, arguments_of, check_method, check_named_arguments
+from medvlp.methods.base import Method, arguments_of, check_named_arguments
 from medvlp.methods.registry import METHODS
 from medvlp.study.ablation.grid import (
     Named,
@@ -258,7 +258,6 @@ class _Planner:
 def _kind(name: str, methods: Mapping[str, type[Method]] | None) -> type[Method]:
     """The class of a method, the user's or the package's."""
     if methods and name in methods:
-        check_method(methods[name])
         check_named_arguments(methods[name])
         return methods[name]
     if name not in METHODS:

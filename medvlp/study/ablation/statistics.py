@@ -15,7 +15,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from tqdm.auto import tqdm
 
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.html import Table
 from medvlp.study.ablation.seed_groups import RunGroup, find_baseline, pair_with_baseline, run_groups
 from medvlp.study.metrics import METRICS, RANGES, bootstrap
 
@@ -97,6 +98,7 @@ def holm(p: Sequence[float]) -> np.ndarray:
         >>> medvlp.holm([0.01, 0.04, 0.03]).round(2).tolist()
         [0.03, 0.06, 0.06]
     """
+    check_kinds(holm, locals())
     p = np.asarray(p, dtype=float)
     known = np.isfinite(p)
     corrected = np.full(len(p), np.nan)
@@ -176,7 +178,7 @@ def _in_words(baseline: Mapping[str, object]) -> str:
 
 
 def _table(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=columns)
+    table = Table(rows, columns=columns)
     for field in (column for column in columns if any(column in row and row[column] is None for row in rows)):
         table[field] = pd.Series([row[field] for row in rows], dtype=object)  # else 16 would become 16.0
     counts = [c for c in ("seeds", "failed", "images", "won", "lost") if c in table]

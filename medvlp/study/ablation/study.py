@@ -23,7 +23,6 @@ must be in folders that all nodes see. Where a scheduler should hand out the run
         study = run_ablation(grid, store="/shared/studies/first", data="pneumonia", root="/shared/data")
 """
 
-import html
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -33,8 +32,9 @@ import pandas as pd
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.datasets import Data
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_kinds, unknown_name
 from medvlp.data.files import cache_folder
+from medvlp.data.html import Table, escaped, literal_block
 from medvlp.methods.base import Method
 from medvlp.study.ablation.grid import setting_of
 from medvlp.study.ablation.make import make
@@ -122,6 +122,7 @@ def run_ablation(
         2  LinearProbe     1   done
         3  LinearProbe     2   done
     """
+    check_kinds(run_ablation, locals() | {"config": None})  # a TrainConfig has an error of its own
     runs = plan(grid, data, root, clip, config, methods)
     over = keys_to_choose(runs, tune)
     place = RunStore(store)
@@ -205,7 +206,7 @@ class Study:
         # beside None whole numbers would become fractions
         types |= {key: "object" for key in self.varied if any(row[key] is None for row in rows)}
         columns = {key: pd.Series([row[key] for row in rows], dtype=types.get(key)) for key in rows[0]}
-        return pd.DataFrame(columns)
+        return Table(columns)
 
     def failures(self) -> pd.DataFrame:
         """The runs that failed: run, what varies, error (its last line) and traceback."""
@@ -294,7 +295,7 @@ class Study:
 
     def _repr_html_(self) -> str:
         table = self.runs.to_html(float_format="{:.3f}".format, max_rows=20)
-        return f"<p>{html.escape(repr(self))}</p>{table}"
+        return literal_block(f"<p>{escaped(repr(self))}</p>{table}")
 
     def _by(self, by: Sequence[str] | None) -> list[str]:
         """The columns that make groups."""

@@ -4,7 +4,8 @@ import numbers
 
 import pandas as pd
 
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.html import Table
 from medvlp.study.metrics import METRICS
 
 MISSING = "–"
@@ -54,6 +55,7 @@ def in_words(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
             mean 95 % interval
         0  0.500  0.412 to 0.600
     """
+    check_kinds(in_words, locals())
     if any(name is not None for name in table.index.names):
         table = table.reset_index(allow_duplicates=True)
     headers: list[str] = []
@@ -71,7 +73,7 @@ def in_words(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
             header = f"{of}95 % interval"
         headers.append(header)
         columns.append(texts)
-    words = pd.DataFrame(dict(enumerate(columns)), dtype=object)
+    words = Table(dict(enumerate(columns)), dtype=object)
     return words.set_axis(headers, axis=1)
 
 
@@ -125,6 +127,7 @@ def to_markdown(table: pd.DataFrame, digits: int = 3) -> str:
         |:---------|:-------|
         | ViP      | 0.500  |
     """
+    check_kinds(to_markdown, locals())
     words = in_words(table, digits).map(lambda text: text.translate(_MARKDOWN))
     words.columns = [column.translate(_MARKDOWN) for column in words.columns]
     return words.to_markdown(index=False, disable_numparse=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from medvlp.backbone.features import CROP
-from medvlp.data.errors import frozen_config
+from medvlp.data.errors import check_kinds, frozen_config
 from medvlp.methods.base import Method
 from medvlp.study.metrics import METRICS
 
@@ -108,4 +108,5 @@ def recipe(method: Method | type[Method]) -> TrainConfig:
         >>> medvlp.recipe(medvlp.CILMP).epochs
         100
     """
+    check_kinds(recipe, locals())
     return TrainConfig(**method.recipe)

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from medvlp.backbone.features import image_features
 from medvlp.backbone.sources import random_turn
 from medvlp.data.datasets import ImageSet
-from medvlp.methods.base import Method, check_method, load_own_tensors, own_tensors
+from medvlp.data.errors import check_kinds
+from medvlp.methods.base import Method, load_own_tensors, own_tensors
 from medvlp.study.evaluation import loss_and_metrics, predict_logits
 from medvlp.study.training.batches import FeatureBatches, ImageBatches, class_weights, epoch_seed, n_steps
 from medvlp.study.training.callbacks import Callback, EpochAverage
@@ -92,6 +93,7 @@ def fit(
         >>> history["epoch"].tolist(), sorted(history["best"])
         ([1, 2], [False, True])
     """
+    check_kinds(fit, locals())
     config = config or recipe(method)
     _check(method, train, val, config)
     callbacks = _with_average(callbacks, method, config)
@@ -141,7 +143,6 @@ def _with_average(callbacks: Sequence[Callback], method: Method, config: TrainCo
 
 def _check(method: Method, train: ImageSet, val: ImageSet | None, config: TrainConfig) -> None:
     """Raise what `fit` says it raises before it starts; warn of validation on test images."""
-    check_method(method)
     train.check(method.card, type(method).__name__)
     if val is not None:
         val.check(method.card, type(method).__name__)

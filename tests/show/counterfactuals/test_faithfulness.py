@@ -227,7 +227,7 @@ def test_errors_say_what_to_give(clip, data, zero, flips):
     useless = ZeroShot(clip, data.card, knowledge="useless")
     chests = load_dataset("phantom-cxr", num_shots=1).test
     for call, message in (
-        (lambda: faithfulness(zero), "give phantoms"),
+        (lambda: faithfulness(zero, make_set(data.card, [0])), "give phantoms"),
         (lambda: counterfactual(zero, data.test, n_images=0), "n_images is 0"),
         (lambda: faithfulness(useless, data.test, n_images=4), "names an attribute of the derm world"),
         (lambda: flip_all(zero, chests), "build both from one card"),

@@ -41,7 +41,7 @@ def test_similarities_are_cosines_in_the_order_of_the_texts(clip, data, pixels):
     with pytest.raises(ValueError, match="no text"):
         patch_similarity(clip, pixels[1], [])
     for maps_of in (patch_similarity, occlusion_map):
-        with pytest.raises(ValueError, match="texts is one text; give a list, such as .'black dots'."):
+        with pytest.raises(TypeError, match="texts is 'black dots'; it should be list.str., such as .'black"):
             maps_of(clip, pixels[1], "black dots")
 
 

@@ -36,6 +36,18 @@ def test_training_curves_show_losses_and_mark_the_epoch_kept():
     assert right.get_ylabel() == "validation balanced accuracy"
 
 
+def test_without_validation_the_training_loss_is_drawn_alone():
+    (left,) = training_curves(HISTORY[["epoch", "loss", "best"]]).axes
+    assert left.get_ylabel() == "training loss" and len(left.lines) == 1
+    left, right = training_curves({"a": HISTORY, "b": HISTORY[["epoch", "loss"]]}, "balanced accuracy").axes
+    assert len(left.lines) == 3 and len(right.lines) == 2
+    left, right = training_curves(HISTORY.drop(columns="val_loss"), "balanced accuracy").axes
+    assert len(left.lines) == 1 and points(right.lines[1]) == [(2, 0.8)]
+    for column in ("epoch", "loss"):
+        with pytest.raises(ValueError, match=f"has no column '{column}'; give what fit returned"):
+            training_curves(HISTORY.drop(columns=column))
+
+
 def test_several_runs_have_a_colour_each():
     left, right = training_curves({"a": HISTORY, "b": HISTORY}, "balanced accuracy").axes
     labels = [line.get_label() for line in left.lines]

@@ -1,5 +1,6 @@
 """The widgets without a browser: what their functions compute, and what their controls do."""
 
+import math
 import re
 import sys
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from medvlp.data.cards import ClassInfo
 from medvlp.data.datasets import load_dataset
+from medvlp.data.html import LITERAL, literal
 from medvlp.data.phantoms.worlds import get_world
 from medvlp.methods.cilmp import CILMP
 from medvlp.methods.prompt_tuning.coop import CoOp
@@ -21,7 +23,6 @@ from medvlp.methods.zero_shot import ZeroShot
 from medvlp.show import InterventionExplorer, PhantomLab, SymptomExplorer, TrainingMonitor
 from medvlp.show.counterfactuals.twins import with_symptoms
 from medvlp.show.explanations.scores import KeptRank, with_rank
-from medvlp.show.figures.html import LITERAL, literal
 from medvlp.show.widgets.intervention_explorer import rank_effect
 from medvlp.show.widgets.parts import WIDGET_VIEW, ImageExplorer, table_html
 from medvlp.show.widgets.phantom_lab import draw_phantom
@@ -328,6 +329,24 @@ def test_the_monitor_without_validation_and_with_an_unknown_metric(clip, data):
     assert "no epoch yet" in TrainingMonitor().html()
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"val_accuracy": 0.5},
+        {"val_accuracy": math.nan, "val_loss": 0.1},
+        {"val_loss": 0.1, "val_accuracy": 0.5},
+        {},
+    ],
+)
+def test_the_monitor_draws_what_there_is(row):
+    monitor = TrainingMonitor()
+    assert len(monitor.static().axes) == 1  # before the first epoch
+    for epoch in (1, 2):
+        monitor.on_epoch_end(None, epoch, {"epoch": epoch, "loss": 0.5} | row)
+    assert len(monitor.static().axes) == (2 if "val_accuracy" in row else 1)
+    assert "epoch 2: loss 0.5" in monitor.html()
+
+
 # --- all of them ---
 
 
@@ -457,7 +476,7 @@ def test_errors_say_what_is_wrong_and_what_to_do(clip, data, zero, cilmp):
         (lambda: SymptomExplorer(zero, images), "set of card 'lesions' has 'melanoma', 'nevus', 'keratosis'"),
         (lambda: SymptomExplorer(zero, data.test, 2000), "no image 2000; the 2000 images are counted from 0"),
         (lambda: PhantomLab({}), "no method to watch"),
-        (lambda: PhantomLab(zero), "give a dictionary"),
+        (lambda: PhantomLab(zero), "methods is of kind ZeroShot; it should be dict"),
         (lambda: PhantomLab({"a": ZeroShot(clip, card)}), "needs a phantom card"),
         (lambda: PhantomLab({"a": zero, "b": ZeroShot(clip, card)}), "of the cards phantom-derm, lesions"),
         (lambda: PhantomLab({"a": zero}).set("vail", 1), "did you mean 'veil'"),
@@ -470,5 +489,5 @@ def test_errors_say_what_is_wrong_and_what_to_do(clip, data, zero, cilmp):
         ),
         (lambda: with_rank(cilmp, 9), "kept must be from 0 to 8, the method's rank, got 9"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             call()
