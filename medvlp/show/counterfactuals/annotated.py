@@ -9,6 +9,7 @@ from scipy.sparse import csr_array
 from medvlp.backbone.features import image_features
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
+from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 from medvlp.methods.base import Method, check_symptoms
 from medvlp.study.evaluation import evaluating
@@ -59,7 +60,7 @@ def truth_of_symptoms(
             prefix = "" if name == "AUROC" else f"{name} "
             row |= {name: auroc, f"{prefix}low": low, f"{prefix}high": high}
         table.append(row)
-    return pd.DataFrame(table)
+    return Table(table)
 
 
 def stratified_auroc(
