@@ -60,7 +60,8 @@ def test_without_weights_it_trains_as_ivlp_and_reads_each_image_once(clip, image
         penalty = src.training_logits(images)[1]
     assert counts == [4] and penalty.abs().max() == 0
     train = make_set(CARD, [0, 1, 2] * 4)
-    config = TrainConfig(epochs=3, batch_size=4, lr=0.01, views=0, num_workers=0, keep="last")
+    same = {"epochs": 3, "batch_size": 4, "lr": 0.01, "views": 0, "num_workers": 0, "keep": "last"}
+    config = TrainConfig(**same, average=False)
     ivlp, constrained = IVLP(clip, CARD), PromptSRC(clip, CARD)
     losses = [fit(m, train, None, config, progress=False).loss.tolist() for m in (src, ivlp, constrained)]
     assert losses[0] == losses[1]
