@@ -133,8 +133,8 @@ class LinearProbe(Method):
         if len(weight) == 1:  # two classes: scikit-learn has only the second's log-odds z; softmax(-z/2, z/2)
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         with torch.no_grad():
-            self.linear.weight.copy_(torch.from_numpy(weight))
-            self.linear.bias.copy_(torch.from_numpy(bias))
+            self.linear.weight.copy_(torch.from_numpy(weight).float())
+            self.linear.bias.copy_(torch.from_numpy(bias).float())
             self.fitted.fill_(True)
 
 
@@ -142,7 +142,7 @@ def _arrays(
     clip: Clip, dataset: ImageSet, cache_dir: str | Path | None, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     features = image_features(clip, dataset, cache_dir=cache_dir, progress=progress)
-    return features.features.double().cpu().numpy(), features.labels.cpu().numpy()
+    return features.features.cpu().double().numpy(), features.labels.cpu().numpy()
 
 
 def _check_every_class(labels: Tensor, classnames: list[str]) -> None:

@@ -86,7 +86,7 @@ def intervention_table(method: CILMP, features: Tensor, reference: Tensor | None
         return (f[:, None] * method.class_features(seen)).sum(dim=-1)[0]  # (n_cls,)
 
     def probabilities(scores: Tensor) -> np.ndarray:
-        return (method.logit_scale * scores.double()).softmax(dim=0).cpu().numpy()
+        return (method.logit_scale * scores.cpu().double()).softmax(dim=0).numpy()
 
     own, plain = cosines(method, f), cosines(with_rank(method, 0), f)  # (n_cls,) each
     table = Table({"classname": method.classnames, "score": own.cpu().numpy()})

@@ -51,7 +51,7 @@ def symptom_evidence(
     weights = _weights(method)
     parts = []
     for label, (name, phrases) in enumerate(method.symptoms.items()):
-        cosines = scores[name].double().cpu().numpy()  # (N, m_c)
+        cosines = scores[name].cpu().double().numpy()  # (N, m_c)
         images = rows[(labels[rows] == label) | (predicted[rows] == label)]
         columns = {
             "image": np.repeat(images, len(phrases)),

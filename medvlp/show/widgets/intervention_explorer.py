@@ -190,15 +190,15 @@ def rank_effect(cilmp: CILMP, images: Tensor, kept: int) -> pd.DataFrame:
         f = cut.image_features(images)  # (1, D)
         t, t_plain = cut.class_features(f)[0], plain.class_features(f)[0]  # (n_cls, D)
         logits = cut.logit_scale * f.to(t) @ t.T  # (1, n_cls)
-        units = (F.normalize(x.double(), dim=1) for x in (t, t_plain))  # (n_cls, D) each
+        units = (F.normalize(x.cpu().double(), dim=1) for x in (t, t_plain))  # (n_cls, D) each
         chord = torch.sub(*units).norm(dim=1)  # (n_cls,)
         lengths = _lengths(cut, f.to(t))  # (n_cls,)
     return Table(
         {
             "classname": cilmp.classnames,
             "kept": kept,
-            "probability": logits[0].double().softmax(dim=0).cpu().numpy(),
-            "angle": (2 * (chord / 2).asin()).rad2deg().cpu().numpy(),
+            "probability": logits[0].cpu().double().softmax(dim=0).numpy(),
+            "angle": (2 * (chord / 2).asin()).rad2deg().numpy(),
             "edit": lengths.cpu().numpy(),
         }
     )

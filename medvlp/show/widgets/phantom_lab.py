@@ -232,4 +232,4 @@ def _chances(method: Method, images: list[Image.Image]) -> np.ndarray:
     """Probabilities (N, n_cls) of images."""
     with evaluating(method):
         logits: Tensor = method(pixels_of(method.clip, images))  # (N, n_cls)
-    return logits.double().softmax(dim=1).cpu().numpy()
+    return logits.cpu().double().softmax(dim=1).numpy()

@@ -25,7 +25,7 @@ def probabilities(method: Method, image_features: Tensor) -> pd.Series:
     """P(class) of one image by classname, from its normalised feature (1, D)."""
     with evaluating(method):
         logits = method.logits_from_features(image_features)  # (1, n_cls)
-    values = logits[0].double().softmax(dim=0).cpu().numpy()  # (n_cls,)
+    values = logits[0].cpu().double().softmax(dim=0).numpy()  # (n_cls,)
     return pd.Series(values, index=pd.Index(method.card.classnames, name="classname"), name="probability")
 
 

@@ -82,7 +82,7 @@ class EpochAverage(Callback):
         if epochs < 1 or not self.std > 0:
             raise ValueError(f"epochs must be at least 1 and std above 0, got {epochs} and {self.std}.")
         self.tensors = None if tensors is None else tuple(tensors)
-        self.sums: dict[str, Tensor] = {}  # a_e theta_e, in float64
+        self.sums: dict[str, Tensor] = {}  # a_e theta_e, in float64 on the CPU
         self.weight = 0.0  # the sum of a_e
 
     @classmethod
@@ -103,9 +103,7 @@ class EpochAverage(Callback):
         """Add this epoch's tensors, and its weight to the history."""
         a = exp(-((epoch - self.mean) ** 2) / (2 * self.std**2))
         for name, tensor in self._averaged(method).items():
-            weighted = a * tensor.double()
-            before = self.sums.get(name, torch.zeros_like(weighted))
-            self.sums[name] = before.to(weighted.device) + weighted
+            self.sums[name] = self.sums.get(name, 0) + a * tensor.cpu().double()  # a GPU may have no float64
         self.weight += a
         row["average_weight"] = a
 
@@ -113,7 +111,7 @@ class EpochAverage(Callback):
         """Put the average in place."""
         with torch.no_grad():
             for name, tensor in self._averaged(method).items():
-                tensor.copy_(self.sums[name] / self.weight)
+                tensor.copy_((self.sums[name] / self.weight).to(tensor.dtype))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The sums so far, in float64."""
@@ -121,7 +119,7 @@ class EpochAverage(Callback):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from `state_dict`."""
-        self.sums = {name: tensor for name, tensor in state.items() if name != TOTAL}
+        self.sums = {name: tensor.cpu() for name, tensor in state.items() if name != TOTAL}
         self.weight = state[TOTAL].item()
 
     def _averaged(self, method: Method) -> dict[str, Tensor]:
