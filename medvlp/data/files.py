@@ -53,6 +53,18 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             part.unlink()
 
 
+class _OnlyTried(Exception):
+    """Ends an attempt to write."""
+
+
+def check_file_writable(path: str | Path) -> None:
+    """Make the file's folder; OSError where the file could not be written. It stays as it is."""
+    if os.path.isdir(path):
+        raise OSError(f"{path} is a folder; give the name of a file.")
+    with suppress(_OnlyTried), atomic_write(path):
+        raise _OnlyTried
+
+
 def open_regular(path: str | Path) -> BinaryIO:
     """Open a file for reading bytes; OSError for what is none: reading a pipe would wait for ever."""
     status = os.stat(path)

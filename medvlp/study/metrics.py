@@ -42,20 +42,36 @@ def bootstrap(
     labels (N,), probabilities (N, n_cls). Whole groups are drawn, as many as there are, because images of one
     patient are no independent evidence; without `groups` (N names) each image is its own.
     """
+    return bootstrap_all(labels, [probabilities], groups, n, seed, metrics)[0]
+
+
+def bootstrap_all(
+    labels: np.ndarray,
+    probabilities: Sequence[np.ndarray],
+    groups: Sequence[str] | None = None,
+    n: int = 1000,
+    seed: int = 1,
+    metrics: Sequence[str] = METRICS,
+) -> list[pd.DataFrame]:
+    """`bootstrap` of several classifiers on the same images, which are drawn once for all of them."""
     rng = np.random.default_rng(seed)
     # of_image (N,): the number of each image's group; names (G,)
     of_image, names = pd.factorize(np.arange(len(labels)) if groups is None else np.asarray(groups))
     size = len(names)
-    samples = []
+    samples = [[] for _ in probabilities]  # for each classifier its metrics, chunk after chunk
     with tqdm(total=n, desc="bootstrap", leave=False, delay=2) as bar:
         for start in range(0, n, _RESAMPLES_AT_ONCE):
             rows = min(_RESAMPLES_AT_ONCE, n - start)
             drawn = rng.integers(size, size=(rows, size)) + np.arange(rows)[:, None] * size  # (R, G)
             counts = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)  # (R, G)
             weights = counts[:, of_image].astype(float)  # (R, N)
-            samples.append(weighted_metrics(labels, probabilities, weights, metrics))
+            for of_one, p in zip(samples, probabilities, strict=True):
+                of_one.append(_weighted(labels, p, weights, metrics))
             bar.update(rows)
-    return pd.concat(samples, ignore_index=True)
+    return [
+        pd.DataFrame({name: np.concatenate([chunk[name] for chunk in of_one]) for name in metrics})
+        for of_one in samples
+    ]
 
 
 def weighted_metrics(
@@ -75,12 +91,20 @@ def weighted_metrics(
 
         It is never below zero, so small samples, and resamples of them, overstate it.
     """
+    return pd.DataFrame(_weighted(labels, probabilities, weights, metrics))
+
+
+def _weighted(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, metrics: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The columns of `weighted_metrics`."""
     n_cls = probabilities.shape[1]
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)  # (N,)
     is_true, is_predicted = np.eye(n_cls)[labels], np.eye(n_cls)[predicted]  # (N, n_cls)
     # images of each class, images predicted to be of it, and both at once: (R, n_cls)
-    n_true, n_predicted, hits = (weights @ of for of in (is_true, is_predicted, is_true * is_predicted))
-    total = weights.sum(1)  # (R,)
+    counted = weights @ np.hstack([is_true, is_predicted, is_true * is_predicted])  # (R, 3 n_cls)
+    n_true, n_predicted, hits = np.split(counted, 3, axis=1)
+    total = n_true.sum(1)  # (R,)
 
     def auroc() -> np.ndarray:
         by_image = np.ascontiguousarray(weights.T)  # (N, R), many times faster to sort and sum
@@ -107,7 +131,7 @@ def weighted_metrics(
     }
     with np.errstate(invalid="ignore"), warnings.catch_warnings():  # 0 / 0 is NaN, and a mean leaves NaN out
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        return pd.DataFrame({name: formulas[name]() for name in metrics})
+        return {name: formulas[name]() for name in metrics}
 
 
 def _weighted_auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ Would other seeds (other shots, starting values, order) say the same? Student's 
 Would other test images? The bootstrap of the test set's groups, with the trained methods as they are.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,11 @@ import pandas as pd
 from scipy.stats import t as student
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
-from tqdm.auto import tqdm
 
 from medvlp.data.errors import check_kinds, unknown_name
 from medvlp.data.html import Table
 from medvlp.study.ablation.seed_groups import RunGroup, find_baseline, pair_with_baseline, run_groups
-from medvlp.study.metrics import METRICS, RANGES, bootstrap
+from medvlp.study.metrics import METRICS, RANGES, bootstrap_all
 
 SUMMARY = (
     "measure", "seeds", "failed", "images",
@@ -137,11 +136,37 @@ def _mcnemar(ours: Predictions, theirs: Predictions) -> dict[str, object]:
 
 
 def _test(
-    group: RunGroup, predictions: Callable[[Hashable], Predictions], metric: str, n: int, seed: int
-) -> _Tested:
-    """The group's runs under resamples that the test set and the seed alone decide."""
+    groups: Iterable[RunGroup],
+    predictions: Callable[[Hashable], Predictions],
+    metric: str,
+    n: int,
+    seed: int,
+) -> dict[RunGroup, _Tested]:
+    """Groups with runs under resamples that the test set and the seed alone decide, drawn once a test set."""
     if n < 1:
         raise ValueError(f"n_bootstrap is {n}; an interval needs resamples, such as 1000.")
+    by_test: dict[bytes, dict[RunGroup, list[Predictions]]] = {}
+    for group in groups:
+        of_seeds = _of_one_test_set(group, predictions)
+        key = of_seeds[0].labels.tobytes() + of_seeds[0].groups.tobytes()
+        by_test.setdefault(key, {})[group] = of_seeds
+    tested = {}
+    for of_groups in by_test.values():
+        every = [p for of_seeds in of_groups.values() for p in of_seeds]
+        drawn = iter(
+            bootstrap_all(
+                every[0].labels, [p.probabilities for p in every], every[0].groups, n, seed, [metric]
+            )
+        )
+        for group, of_seeds in of_groups.items():
+            samples = np.stack([next(drawn)[metric] for _ in of_seeds], axis=1)
+            mean = np.mean([p.probabilities for p in of_seeds], axis=0)  # (N, n_cls)
+            tested[group] = _Tested(samples, Predictions(every[0].labels, every[0].groups, mean))
+    return tested
+
+
+def _of_one_test_set(group: RunGroup, predictions: Callable[[Hashable], Predictions]) -> list[Predictions]:
+    """The group's predictions, one a seed; ValueError where they are of different images."""
     of_seeds = [predictions(run) for run in group.runs["run"]]
     first = of_seeds[0]
     for run, other in zip(group.runs["run"], of_seeds, strict=True):
@@ -150,9 +175,7 @@ def _test(
                 f"{group}: run {run!r} was tested on other images than run {group.runs['run'].iloc[0]!r}; "
                 "add the field that chooses the test set to by."
             )
-    samples = [bootstrap(p.labels, p.probabilities, p.groups, n, seed, [metric])[metric] for p in of_seeds]
-    mean = np.mean([p.probabilities for p in of_seeds], axis=0)  # (N, n_cls)
-    return _Tested(np.stack(samples, axis=1), Predictions(first.labels, first.groups, mean))
+    return of_seeds
 
 
 def _paired(
@@ -215,17 +238,19 @@ def summary(
             group on different images.
     """
     rows = []
-    for group in tqdm(run_groups(runs, by, metric, SUMMARY), desc="summary", leave=False, delay=2):
+    groups = run_groups(runs, by, metric, SUMMARY)
+    with_runs = [group for group in groups if len(group.runs) and metric in METRICS]
+    tested = _test(with_runs, predictions, metric, n_bootstrap, seed) if with_runs else {}
+    for group in groups:
         values = group.values(metric)  # (S,)
         row = {"measure": metric, "seeds": len(values), "failed": group.failed}
         if len(values):
             row |= {"mean": values.mean(), "sd": values.std(ddof=1) if len(values) > 1 else np.nan}
             least, most = _range(metric)
             row["seeds low"], row["seeds high"] = t_interval(values, least=least, most=most)
-        if len(values) and metric in METRICS:
-            tested = _test(group, predictions, metric, n_bootstrap, seed)
-            row["images"] = len(tested.mean.labels)
-            row["images low"], row["images high"] = _percentiles(tested.samples.mean(1))
+        if group in tested:
+            row["images"] = len(tested[group].mean.labels)
+            row["images low"], row["images high"] = _percentiles(tested[group].samples.mean(1))
         rows.append(group.key | row)
     return _table(rows, [*by, *SUMMARY])
 
@@ -282,14 +307,12 @@ def compare(
     fixed = find_baseline(baseline, groups, by)
     pairs = pair_with_baseline(groups, fixed)
     n = max(_RESAMPLES, _RESAMPLES_EACH * len(pairs)) if n_bootstrap is None else n_bootstrap
-    tested: dict[RunGroup, _Tested] = {}
+    with_runs = dict.fromkeys(one for pair in pairs for one in pair if len(pair[0].runs))
+    tested = _test(with_runs, predictions, metric, n, seed) if with_runs else {}
     rows = []
-    for group, base in tqdm(pairs, desc="compare", leave=False, delay=2):
+    for group, base in pairs:
         row = {"baseline": _in_words(fixed), "measure": metric, "seeds": len(group.runs)}
         if len(group.runs):
-            for one in (group, base):
-                if one not in tested:
-                    tested[one] = _test(one, predictions, metric, n, seed)
             row |= _paired(group, base, tested[group], tested[base], metric)
         rows.append(group.key | row)
     table = _table(rows, [*by, *COMPARISON])

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from medvlp.data.datasets import ImageSet
-from medvlp.data.files import check_writable
 from medvlp.data.tensor_files import read_tensors, write_tensors
 from medvlp.methods.base import Method, load_own_tensors, own_tensors
 from medvlp.study.training.batches import FeatureBatches, ImageBatches
@@ -80,7 +79,6 @@ class Run:
             ValueError: the file is damaged, no checkpoint, or one of another run; the message says what
                 differs.
         """
-        check_writable(path.parent, "the checkpoint's folder")
         for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
             part.unlink()  # half a checkpoint, of a run that was killed while writing it
         if not os.path.lexists(path):

@@ -19,6 +19,7 @@ from medvlp.backbone.features import image_features
 from medvlp.backbone.sources import random_turn
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import check_kinds
+from medvlp.data.files import check_file_writable
 from medvlp.methods.base import Method, load_own_tensors, own_tensors
 from medvlp.study.evaluation import loss_and_metrics, predict_logits
 from medvlp.study.training.batches import FeatureBatches, ImageBatches, class_weights, epoch_seed, n_steps
@@ -80,6 +81,7 @@ def fit(
     Raises:
         ValueError: nothing to train, an empty set, a label outside the card, other classes than the method's,
             a damaged checkpoint or one of another run, a metric that is undefined on the validation images.
+        OSError: a checkpoint or cache that cannot be written; found before training.
         FloatingPointError: the loss is no longer finite. After this and any other error the method holds the
             best weights before it.
 
@@ -96,6 +98,8 @@ def fit(
     check_kinds(fit, locals())
     config = config or recipe(method)
     _check(method, train, val, config)
+    if checkpoint:
+        check_file_writable(checkpoint)
     callbacks = _with_average(callbacks, method, config)
     go_back, run = _way_back(method), None
     try:

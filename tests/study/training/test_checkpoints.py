@@ -1,7 +1,9 @@
 """Checkpoints: a run goes on from a whole one of its own, and from no other."""
 
+import os
 from dataclasses import replace
 from math import isnan
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -93,6 +95,29 @@ def test_half_a_file_left_by_a_kill_is_cleared_away(clip, sets, stopped):
     assert not half.exists() and other.exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["file.txt/run.safetensors", "folder", "x" * 5000, "x" * 250, "locked/run.safetensors"]
+)
+def test_a_checkpoint_that_cannot_be_written_is_named_before_any_step(
+    clip, sets, tmp_path, monkeypatch, name
+):
+    (tmp_path / "file.txt").write_text("no folder")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "locked").mkdir(mode=0o500)
+    if os.geteuid() == 0 and name.startswith("locked"):  # root may write anywhere
+
+        def refuse(*_, **__) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "touch", refuse)
+    method, seen = Prototypes(clip, CARD), Recorder()
+    before = method.weight.clone()
+    with pytest.raises(OSError, match="cannot be written|is a folder; give the name of a file") as error:
+        fit(method, *sets, CONFIG, checkpoint=tmp_path / name, callbacks=[seen], **QUIET)
+    assert error.value.errno is None and name[:20] in str(error.value) and len(str(error.value)) < 900
+    assert not seen.weights and torch.equal(method.weight, before)
+
+
 def test_a_checkpoint_of_another_run_says_what_differs(clip, sets, stopped, tmp_path):
     train, val = sets
     more = make_set(CARD, [0, 1, 2] * 9)
@@ -139,10 +164,3 @@ def test_a_damaged_checkpoint_is_named_and_not_used(clip, sets, stopped, damage)
         fit(method, *sets, CONFIG, checkpoint=stopped, callbacks=[PowerCut()], **QUIET)
     assert str(stopped) in str(error.value)
     assert torch.equal(method.weight, before)
-
-
-def test_a_checkpoint_below_a_file_is_refused_before_training(clip, sets, tmp_path):
-    (tmp_path / "file").write_text("x")
-    method = Prototypes(clip, CARD)
-    with pytest.raises(OSError, match="the checkpoint's folder .*file cannot be written"):
-        fit(method, *sets, TrainConfig(epochs=1, views=0), checkpoint=tmp_path / "file" / "run")
