@@ -128,16 +128,16 @@ def faithfulness_controls(
     ends = np.percentile(by_image[drawn].mean(axis=1), (2.5, 97.5))
     rows = {"symptoms": {"AUROC": value, "low": low, "high": high} | row}
     rows["symptoms"] |= {"net low": ends[0], "net high": ends[1]}
-    found: dict[str, list[dict[str, float]]] = {"shuffled": [], SAME_SIGN: [], "gibberish": []}
+    draws_of: dict[str, list[dict[str, float]]] = {"shuffled": [], SAME_SIGN: [], "gibberish": []}
     for draw in tqdm(range(n_draws), desc="controls", unit="draw", leave=False, delay=2):
         own = seed * 10_000 + draw
-        found["shuffled"].append(_control(flips, shuffled_claims(claims, own)))
-        found[SAME_SIGN].append(_control(flips, shuffled_claims(claims, own, turn=False)))
+        draws_of["shuffled"].append(_control(flips, shuffled_claims(claims, own)))
+        draws_of[SAME_SIGN].append(_control(flips, shuffled_claims(claims, own, turn=False)))
         nonsense = gibberish(flips.phrases, own)
         lists = {c: [nonsense[phrase] for phrase in phrases] for c, phrases in method.symptoms.items()}
         scored = flips_of_features(with_symptoms(method, lists), images, features)
-        found["gibberish"].append(_control(scored, {nonsense[p]: claim for p, claim in claims.items()}))
-    for name, draws in found.items():
+        draws_of["gibberish"].append(_control(scored, {nonsense[p]: claim for p, claim in claims.items()}))
+    for name, draws in draws_of.items():
         table = pd.DataFrame(draws)
         rows[name] = table.mean().to_dict()
         rows[name]["low"], rows[name]["high"] = t_interval(table["AUROC"], least=0, most=1)

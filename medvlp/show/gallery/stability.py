@@ -92,8 +92,8 @@ def stability(
         >>> from medvlp.show import stability
         >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
         >>> zero = medvlp.ZeroShot(medvlp.load_clip("tiny"), data.card)
-        >>> found = stability(zero, data.test.subset(range(40)), changes={"nothing": lambda images: images})
-        >>> len(found)
+        >>> turned = stability(zero, data.test.subset(range(40)), changes={"nothing": lambda images: images})
+        >>> len(turned)
         0
     """
     check_kinds(stability, locals())

@@ -194,6 +194,7 @@ def _umap(
         n_neighbors=nearest[0].shape[1],
         min_dist=min_dist,
         metric=metric,
+        disconnection_distance=np.inf,  # or a point that is opposite to all others gets no place
         random_state=seed,
         n_jobs=1,  # what a seed comes down to, said before UMAP warns of it
         precomputed_knn=tuple(part.copy() for part in nearest),  # UMAP writes into them

@@ -3,7 +3,7 @@
     from medvlp.study.ablation.papers import ABLATIONS
     ablation = ABLATIONS["vip_parts"]
     study = medvlp.run_ablation(ablation.on(cards=["phantom-derm"], seeds=[1, 2, 3]), store="studies/first")
-    study.compare(ablation.baseline)
+    study.compare(ablation.baseline, by=ablation.by)
 
 ViP's paper (arXiv 2409.00341) has the ablations of its parts, of its merge prompt and of the knowledge; the
 others are questions that its design raises. Which ablations CILMP's paper (arXiv 2511.12639) has is for the

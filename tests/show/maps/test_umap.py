@@ -13,6 +13,7 @@ from sklearn.metrics import silhouette_score
 from medvlp.show.figures.basic import PALETTE, save_figure
 from medvlp.show.maps.embeddings import Embeddings
 from medvlp.show.maps.figure import hidden_text, map_figure
+from medvlp.show.maps.page import scatter_page
 from medvlp.show.maps.umap import map_points, nearest_points, what_a_map_hides
 
 pytest.importorskip("umap", reason="maps need umap-learn: pip install 'medvlp[umap]'")
@@ -209,3 +210,14 @@ assert torch.get_num_threads() == 1, "numba must not change how many threads tor
     command = [sys.executable, "-c", code, str(tmp_path / "other")]
     subprocess.run(command, cwd=repository, check=True, timeout=300)
     assert draw(tmp_path / "here") == (tmp_path / "other" / "map.png").read_bytes()
+
+
+def test_a_point_opposite_to_all_others_has_a_place(tmp_path):
+    vectors = np.tile(np.eye(1, 8), (13, 1))
+    vectors[-1] = -vectors[-1]
+    columns = {"classname": ["a"] * 12 + ["b"], "what": "image", "modality": "image", "image": range(13)}
+    points = Embeddings(vectors, pd.DataFrame(columns))
+    maps = map_points(points, n_neighbors=5, progress=False)
+    assert np.isfinite(maps[["x", "y"]]).all(axis=None)
+    assert what_a_map_hides(points, maps).loc["silhouette of classname"].notna().all()
+    assert "13 points by UMAP" in scatter_page(maps, progress=False).html
