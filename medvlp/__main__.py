@@ -15,7 +15,6 @@ if TYPE_CHECKING:  # these load torch, and the other commands need none
     from medvlp.study.ablation.papers import Ablation
     from medvlp.study.ablation.study import Study
 
-OF_CLASSES = ("base accuracy", "new accuracy", "harmonic mean")  # what base_to_new adds to the metrics
 SEVERAL = ("--cards", "--num-shots", "--seeds")  # options that take several values
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, rich_markup_mode=None, add_completion=False,
@@ -65,7 +64,7 @@ def ablate(
     from medvlp.study.ablation.papers import ABLATIONS, SEEDS, overview
     from medvlp.study.ablation.store import RunStore
     from medvlp.study.ablation.study import run_ablation
-    from medvlp.study.metrics import METRICS
+    from medvlp.study.metrics import METRICS, OF_CLASSES
 
     with pd.option_context("display.max_columns", None, "display.width", 160, "display.max_colwidth", 100):
         if name is None:

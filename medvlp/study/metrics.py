@@ -12,7 +12,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 METRICS = ("accuracy", "balanced accuracy", "macro-F1", "AUROC", "kappa", "ECE")
-RANGES = dict.fromkeys(METRICS, (0.0, 1.0)) | {"kappa": (-1.0, 1.0)}  # of their values
+OF_CLASSES = ("base accuracy", "new accuracy", "harmonic mean")  # what base_to_new adds to the metrics
+RANGES = dict.fromkeys(METRICS + OF_CLASSES, (0.0, 1.0)) | {"kappa": (-1.0, 1.0)}  # of their values
 ECE_BINS = 15
 _RESAMPLES_AT_ONCE = 100
 

@@ -27,7 +27,6 @@ COMPARISON = (
     "baseline", "measure", "seeds", "images", "difference", "images low", "images high", "p", "p Holm",
     "seeds low", "seeds high", "won", "lost", "p McNemar", "p McNemar Holm",
 )  # fmt: skip
-_OF_TWO_PARTS = ("base accuracy", "new accuracy", "harmonic mean")  # metrics of base and new classes
 _FEW = 25  # discordant images below which McNemar's test is exact
 _RESAMPLES, _RESAMPLES_EACH = 2000, 80
 
@@ -84,8 +83,6 @@ def t_interval(
 
 def _range(metric: str) -> tuple[float, float]:
     """Least and most of a metric, of test or validation images; infinite where nothing is known of it."""
-    if metric in _OF_TWO_PARTS:
-        return 0.0, 1.0
     return RANGES.get(metric.removeprefix("val "), (-np.inf, np.inf))
 
 
@@ -153,15 +150,12 @@ def _test(
     tested = {}
     for of_groups in by_test.values():
         every = [p for of_seeds in of_groups.values() for p in of_seeds]
-        drawn = iter(
-            bootstrap_all(
-                every[0].labels, [p.probabilities for p in every], every[0].groups, n, seed, [metric]
-            )
-        )
+        first, of_runs = every[0], [p.probabilities for p in every]
+        drawn = iter(bootstrap_all(first.labels, of_runs, first.groups, n, seed, [metric]))
         for group, of_seeds in of_groups.items():
             samples = np.stack([next(drawn)[metric] for _ in of_seeds], axis=1)
             mean = np.mean([p.probabilities for p in of_seeds], axis=0)  # (N, n_cls)
-            tested[group] = _Tested(samples, Predictions(every[0].labels, every[0].groups, mean))
+            tested[group] = _Tested(samples, Predictions(first.labels, first.groups, mean))
     return tested
 
 

@@ -69,8 +69,7 @@ def in_words(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
             place = headers.index(f"{of}low")
             ends = zip(columns.pop(place), texts, strict=True)
             texts = [low if low == high == MISSING else f"{low} to {high}" for low, high in ends]
-            headers.pop(place)
-            header = f"{of}95 % interval"
+            header = headers.pop(place).removesuffix("low") + "95 % interval"
         headers.append(header)
         columns.append(texts)
     words = Table(dict(enumerate(columns)), dtype=object)

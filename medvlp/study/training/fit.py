@@ -111,8 +111,8 @@ def fit(
             method.to(accelerator.device)
             options = {"cache_dir": cache_dir, "progress": progress and accelerator.is_main_process}
             ready = _prepare(method, train, val, config, callbacks, accelerator, **options)
-            facts = checkpoint and run_facts(method, train, val, config, callbacks)
             path = Path(checkpoint) if checkpoint else None
+            facts = path and run_facts(method, train, val, config, callbacks)
             if path and ready.optimizer:
                 ready.resume(path, facts)
             run = ready  # from here on there is something to keep
