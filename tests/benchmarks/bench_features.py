@@ -56,7 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths, kind = find_pictures(args.images, Path(folder))
         ids, labels = list(map(str, paths)), torch.zeros(len(paths), dtype=torch.long)
-        pictures = ImageSet(load_card("pneumonia"), "test", ids, labels, ids, Files(folder, ids))
+        pictures = ImageSet(load_card("pneumonia"), "test", ids, labels, ids, Files(Path(folder), ids))
         images = torch.stack([clip.preprocess(image) for image, _ in pictures])  # (N, 3, S, S)
         encode_bare(clip, images[: args.batch_size], args.batch_size)  # warm up
         sides = {
