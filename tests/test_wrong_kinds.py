@@ -121,3 +121,29 @@ def test_a_table_of_something_else_is_named(name, argument, kind, columns, right
     value = {"one": table} if str(kind).startswith("collections.abc.Mapping") else table
     with pytest.raises(ValueError, match="no column|has no|unknown column|of 1 points|of 0 points"):
         public(**required(public, right) | {argument: value})
+
+
+def test_a_long_text_is_shortened_in_an_error(right, tmp_path):
+    long, clip, card = "word " * 20_000, right["clip"], right["card"]
+    lists = {"melanoma": [long], "nevus": ["round"]}
+    for call in (
+        lambda: medvlp.load_clip(long),
+        lambda: medvlp.load_clip(f"{long}/openai"),
+        lambda: medvlp.load_clip(f"local-dir:{long}"),
+        lambda: medvlp.llm_representations(card, llm=long),
+        lambda: medvlp.load_card(long),
+        lambda: medvlp.get_world(long),
+        lambda: card.label_of(long),
+        lambda: clip.encode_texts([long]),
+        lambda: medvlp.ZeroShot(clip, card, symptoms={long: ["round"]}),
+        lambda: medvlp.ZeroShot(clip, card, knowledge="templates", templates=[long]),
+        lambda: medvlp.ViP(clip, card, symptoms=lists),
+        lambda: medvlp.CoOp(clip, card, ctx_init=long),
+        lambda: medvlp.TrainConfig(metric=long),
+        lambda: medvlp.show.save_figure(right["fig"], f"{long}/a", "a notebook", tmp_path),
+        lambda: medvlp.show.flip(right["images"], long),
+        lambda: medvlp.show.failures(long, right["images"]),
+    ):
+        with pytest.raises((TypeError, ValueError, FileNotFoundError)) as raised:
+            call()
+        assert "word word" in str(raised.value) and len(str(raised.value)) < 3000

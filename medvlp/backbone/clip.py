@@ -16,7 +16,7 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from medvlp.backbone.sources import load_source
-from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.errors import brief, check_kinds, unknown_name
 from medvlp.data.files import sha256
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -216,7 +216,7 @@ class Clip(nn.Module):
             count = int((self.tokenizer([texts[i]], context_length=room) != pad).sum())
             if count > int((tokens[i] != pad).sum()):
                 raise ValueError(
-                    f"text {texts[i]!r} has {count} tokens; clip {self.name!r} takes at most "
+                    f"text {brief(texts[i])} has {count} tokens; clip {self.name!r} takes at most "
                     f"{self.context_length}, start and end of text included. Shorten it."
                 )
 

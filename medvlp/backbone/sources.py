@@ -28,7 +28,8 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.utils import cached_file
 
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import brief, unknown_name
+from medvlp.data.files import short
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 CONFIG = ("open_clip_config.json",)
@@ -79,8 +80,8 @@ def load_source(name: str, precision: str) -> Loaded:
 
 
 def _load_folder(name: str, folder: Path, precision: str) -> Loaded:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"clip {name!r}: there is no folder {folder}.")
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"clip {brief(name)}: there is no folder {short(folder)}.")
     config = folder / "open_clip_config.json"
     if not config.is_file():
         raise FileNotFoundError(f"clip {name!r}: {config} is missing; it says what the model is made of.")
@@ -247,7 +248,7 @@ def _no_such_clip(name: str) -> str:
     if name in open_clip.list_models():
         tags = [*open_clip.list_pretrained_tags_by_model(name), "random"]
         return f"clip {name!r} names no weights; write '{name}/TAG'. Tags: {', '.join(map(repr, tags))}."
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # which a name of any length may be asked
         return f"clip {name!r} is a folder; write 'local-dir:{name}'."
     kinds = ["ARCH/TAG", "ARCH/random", "hf-hub:OWNER/REPO", "local-dir:FOLDER"]
     return unknown_name("clip", name, ["tiny", "clip", "large", *kinds])
@@ -257,7 +258,7 @@ def _unknown_architecture(arch: str) -> str:
     known = {model.lower(): model for model in open_clip.list_models()}
     near = difflib.get_close_matches(arch.lower(), known, n=1, cutoff=0.5)
     hint = f"; did you mean {known[near[0]]!r}?" if near else "."
-    return f"unknown architecture {arch!r}{hint} open_clip.list_models() lists all {len(known)}."
+    return f"unknown architecture {brief(arch)}{hint} open_clip.list_models() lists all {len(known)}."
 
 
 def check_at_hand(name: str, repo: str, files: Sequence[str], way_on: str, timeout: float = 5.0) -> None:

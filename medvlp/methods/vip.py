@@ -12,7 +12,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_prompts
 from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, slotted
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import brief, unknown_name
 from medvlp.data.html import Table
 from medvlp.methods.base import Method
 from medvlp.methods.zero_shot import checked_symptoms, symptom_text
@@ -134,7 +134,9 @@ class ViP(Method):
         M = n_ctx if context else 0
         pairs = [(name, phrase) for name, phrases in self.symptoms.items() for phrase in phrases]
         texts = [prompt_text(phrase, M, position) for _, phrase in pairs]
-        called = [f"class {name!r}, symptom {phrase!r}, with {M} context vectors" for name, phrase in pairs]
+        called = [
+            f"class {name!r}, symptom {brief(phrase)}, with {M} context vectors" for name, phrase in pairs
+        ]
         tokens, slots = find_slots(clip, texts, called)
         self.constant("mask", mask)
         self.constant("tokens", tokens)  # (N, L), N all symptoms of all classes

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.card_parts import plain_name
+from medvlp.data.errors import brief
 
 SLOT = "\0"  # stands for one learned vector in a text
 PLACEHOLDERS = ("X", "Y")  # two words of one token each: where the token ids differ, there is a slot
@@ -38,7 +39,7 @@ def in_templates(templates: Sequence[str], classnames: Sequence[str]) -> list[li
     for template in templates:
         if "{}" not in template:
             raise ValueError(
-                f"template {template!r} has no {{}} for the class name, as 'a photo of a {{}}.' has."
+                f"template {brief(template)} has no {{}} for the class name, as 'a photo of a {{}}.' has."
             )
     return [[template.replace("{}", plain_name(name)) for name in classnames] for template in templates]
 

@@ -6,6 +6,7 @@ hidden states are first asked of it, and stay in memory with that object.
 
 import hashlib
 import importlib.util
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import native_bfloat16
 from medvlp.backbone.sources import check_at_hand, refuse_code, why_not
+from medvlp.data.errors import brief
 from medvlp.data.files import sha256
 
 if TYPE_CHECKING:  # they take seconds to import
@@ -188,12 +190,12 @@ def find_llm(llm: str | Path | LLM, revision: str | None = None) -> LLM:
         local = llm
     elif llm == "smollm2":
         local = _smollm2()
-    elif path.is_dir():
+    elif os.path.isdir(path):
         local = _folder(path)
-    elif path.is_file():
+    elif os.path.isfile(path):
         local = _gguf(path)
     elif isinstance(llm, Path) or llm.endswith(".gguf") or not HUB_NAME.fullmatch(llm):
-        raise FileNotFoundError(f"llm {str(llm)!r}: there is no such folder or file. {CHOICES}")
+        raise FileNotFoundError(f"llm {brief(str(llm))}: there is no such folder or file. {CHOICES}")
     else:
         return LLM(llm, llm, revision=revision)
     if revision is not None and revision != local.revision:

@@ -28,7 +28,7 @@ from torch import Tensor
 from medvlp.backbone.clip import find_device
 from medvlp.data.card_parts import plain_name
 from medvlp.data.cards import DataCard, list_cards, load_card
-from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.errors import brief, check_kinds, unknown_name
 from medvlp.data.files import check_writable, sha256
 from medvlp.data.tensor_files import read_tensors, write_tensors
 from medvlp.knowledge.llm.llms import LLM, find_llm
@@ -319,8 +319,8 @@ def _texts(card: DataCard, prompt: str) -> dict[str, str]:
     for one, other in combinations(texts, 2):
         if texts[one] == texts[other]:
             raise ValueError(
-                f"classes {one!r} and {other!r} have the same text {texts[one]!r}: put {{name}} into the "
-                "prompt."
+                f"classes {one!r} and {other!r} have the same text {brief(texts[one])}: put {{name}} into "
+                "the prompt."
             )
     return texts
 

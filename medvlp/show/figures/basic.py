@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from medvlp.data.datasets import ImageSet
-from medvlp.data.errors import check_columns, check_kinds, unknown_name
+from medvlp.data.errors import brief, check_columns, check_kinds, unknown_name
 from medvlp.data.files import atomic_write
 
 PALETTE = sns.color_palette("colorblind")
@@ -277,7 +277,9 @@ def save_figure(
     """
     check_kinds(save_figure, locals())
     if not name or Path(name).name != name or name.endswith(".png"):
-        raise ValueError(f"figure name {name!r} must be bare, such as 'symptom_bars': no folder, no .png.")
+        raise ValueError(
+            f"figure name {brief(name)} must be bare, such as 'symptom_bars': no folder, no .png."
+        )
     if Path(made_by).is_absolute():
         raise ValueError(f"made_by {made_by!r} is an absolute path; write it from the repository's root.")
     try:
