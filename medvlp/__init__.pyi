@@ -3,7 +3,6 @@
 from .backbone.clip import Clip, load_clip
 from .backbone.features import image_features
 from .backbone.pretrain import PretrainConfig, pretrain
-from .data.attributes import attribute_agreement
 from .data.cards import DataCard, list_cards, load_card
 from .data.datasets import Data, ImageSet, load_dataset
 from .data.phantoms.captions import captions
@@ -40,6 +39,7 @@ from .study.ablation.statistics import holm
 from .study.ablation.study import Study, run_ablation
 from .study.ablation.tables import in_words, to_markdown
 from .study.evaluation import Report, evaluate
+from .study.metrics import attribute_agreement
 from .study.prediction import Prediction, predict
 from .study.saving import load, save
 from .study.training.callbacks import EpochAverage

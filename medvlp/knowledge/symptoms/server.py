@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from medvlp.knowledge.symptoms.bounds import HIDDEN, PLAIN, ReplyBounds, ReplyEnded, address
 from medvlp.knowledge.symptoms.questions import SCHEMA
-from medvlp.knowledge.symptoms.replies import HIDDEN, PLAIN, ReplyBounds, ReplyEnded, address
 from medvlp.knowledge.symptoms.sets import now
 
 if TYPE_CHECKING:  # it takes a second to import
