@@ -140,7 +140,7 @@ def _from_array(array: np.ndarray | Tensor) -> Image.Image:
     if channels == 1:
         return Image.fromarray(_scaled(array.reshape(array.shape[:2]))).convert("RGB")
     limit = 1 if kind == "f" else WHITE_16
-    low, high = np.nanmin(array), np.nanmax(array)
+    low, high = (find.reduce(array, axis=None) for find in (np.fmin, np.fmax))
     if not (low >= 0 and high <= limit):
         raise ImageError(f"colours of {array.dtype} must be within 0..{limit}, these go from {low} to {high}")
     if kind == "f":

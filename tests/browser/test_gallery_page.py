@@ -3,6 +3,7 @@
 import pytest
 
 from medvlp.backbone.clip import load_clip
+from medvlp.data.errors import visible
 from tests.backbone.small_clips import open_clip_kind
 from tests.browser.pages import open_html
 from tests.show.gallery.test_page import HOSTILE, hostile_card, page_of
@@ -28,7 +29,7 @@ def test_hostile_names_and_symptoms_show_as_text_and_do_nothing(chromium, tmp_pa
     argued = found.symptoms[found.symptoms["argued"] > 0].groupby(["image", "classname"]).head(1)
     assert argued["symptom"].str.contains("<").any()
     for symptom in argued["symptom"]:
-        assert symptom.replace("\ud800", "?") in shown
+        assert visible(symptom) in shown
     elements = tab.evaluate(ELEMENTS)
     assert {name for name, *_ in elements} <= OWN
     assert not [names for _, names, *_ in elements if any(name.startswith("on") for name in names)]
