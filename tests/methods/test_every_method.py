@@ -250,7 +250,9 @@ def test_images_of_other_classes_are_refused(clip, name, options, own):
 AVERAGED = [case for case in CASES if METHODS[case[0]].average] + [("CoOp", {}, {"ctx"})]
 
 
-@pytest.mark.parametrize(("name", "options", "own"), AVERAGED, ids=lambda value: str(value)[:12])
+@pytest.mark.parametrize(
+    ("name", "options", "own"), AVERAGED, ids=["-".join([case[0], *case[1]]) for case in AVERAGED]
+)
 def test_fit_averages_what_was_published_so_unless_told_not_to(clip, tmp_path, name, options, own):
     train, val = make_set(CARD, [0, 1, 2] * 4), make_set(CARD, [0, 1, 2], "val")
     recipe_of = recipe(METHODS[name])
