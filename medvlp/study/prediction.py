@@ -85,7 +85,8 @@ def _several(images: Any) -> list | None:
     """The images of a list, a folder or an upload; None where it is one image."""
     if isinstance(images, list | tuple):
         return list(images)
-    if isinstance(images, Mapping) and "content" not in images:  # ipywidgets 7: uploads by file name
+    uploads = images.values() if isinstance(images, Mapping) else [None]
+    if all(isinstance(upload, Mapping) for upload in uploads):  # ipywidgets 7: uploads by file name
         return [{"name": name, **upload} for name, upload in images.items()]
     if not isinstance(images, str | os.PathLike) or not os.path.isdir(images):
         return None

@@ -206,6 +206,7 @@ def test_grey_arrays_by_the_rules_of_files(clip, tmp_path):
         (None, "an image is a path"),
         ({"name": "my.png", "content": b"x"}, "my.png: it is no image"),
         ([[1, 2], [3, 4]], "an image is a path"),
+        ({"a": 1}, "an image is a path"),  # what is no upload
     ],
     ids=lambda value: None if not isinstance(value, str) else value[:20],
 )
