@@ -58,7 +58,7 @@ def ablate(
     """Make the runs of an ablation that its store lacks, and show what they found."""
     import pandas as pd
 
-    from medvlp.data.errors import unknown_name
+    from medvlp.data.errors import check_choice
     from medvlp.data.files import atomic_write, check_writable
     from medvlp.study.ablation.grid import combinations
     from medvlp.study.ablation.papers import ABLATIONS, SEEDS, overview
@@ -71,10 +71,8 @@ def ablate(
             print(overview().to_string())
             return
         try:
-            if name not in ABLATIONS:
-                raise ValueError(unknown_name("ablation", name, ABLATIONS))
-            if metric not in (*METRICS, *OF_CLASSES):
-                raise ValueError(unknown_name("metric", metric, [*METRICS, *OF_CLASSES]))
+            check_choice("ablation", name, ABLATIONS)
+            check_choice("metric", metric, [*METRICS, *OF_CLASSES])
             if out and out.is_dir():
                 raise OSError(f"{out} is a folder; name a file for the table.")
             ablation, fields = ABLATIONS[name], dict(parse_setting(text, "-c") for text in config or [])

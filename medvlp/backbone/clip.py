@@ -16,7 +16,7 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from medvlp.backbone.sources import load_source
-from medvlp.data.errors import brief, check_kinds, unknown_name
+from medvlp.data.errors import brief, check_choice, check_kinds, unknown_name
 from medvlp.data.files import sha256
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -249,8 +249,7 @@ def load_clip(name: str = "tiny", device: str | torch.device = "auto", precision
         Clip('tiny': images of 64 pixels, texts of up to 77 tokens, embed_dim 128, ... frozen weights, ...)
     """
     check_kinds(load_clip, locals())
-    if precision not in PRECISIONS:
-        raise ValueError(unknown_name("precision", precision, PRECISIONS))
+    check_choice("precision", precision, PRECISIONS)
     where = find_device(device)
     name = PROFILES.get(name, name)
     model, tokenizer, cfg = load_source(name, precision)

@@ -28,7 +28,7 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.utils import cached_file
 
-from medvlp.data.errors import brief, unknown_name
+from medvlp.data.errors import brief, check_choice, unknown_name
 from medvlp.data.files import short
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
@@ -153,8 +153,7 @@ def _load_builtin(name: str, precision: str) -> Loaded:
     if arch not in open_clip.list_models():
         raise ValueError(_unknown_architecture(arch))
     tags = [*open_clip.list_pretrained_tags_by_model(arch), "random"]
-    if tag not in tags:
-        raise ValueError(unknown_name("pretrained tag", tag, tags, where=f"architecture {arch!r}"))
+    check_choice("pretrained tag", tag, tags, where=f"architecture {arch!r}")
     cfg = open_clip.get_model_config(arch)
     source = open_clip.get_pretrained_cfg(arch, tag)
     quick_gelu = bool(cfg.get("quick_gelu") or source.get("quick_gelu"))  # as the weights were trained

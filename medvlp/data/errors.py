@@ -66,6 +66,17 @@ def unknown_name(what: str, name: object, choices: Iterable[object], where: str 
     return f"unknown {what} {brief(str(name))}{place}{hint} Choices: {listed(choices) or 'none'}."
 
 
+def check_choice(what: str, name: object, choices: Iterable[object], where: str = "") -> None:
+    """Raise ValueError, which `unknown_name` words, unless `name` is among the choices.
+
+    >>> check_choice("metric", "acuracy", ["accuracy", "kappa"])
+    Traceback (most recent call last):
+    ValueError: unknown metric 'acuracy'; did you mean 'accuracy'? Choices: 'accuracy', 'kappa'.
+    """
+    if name not in choices:
+        raise ValueError(unknown_name(what, name, choices, where))
+
+
 def free_name(name: str, taken: Iterable[object]) -> str:
     """A name for what a table adds to rows or columns of the user's: `name`, with "_" where that is taken.
 

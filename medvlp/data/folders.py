@@ -11,7 +11,7 @@ import regex
 import torch
 
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_choice
 from medvlp.data.files import as_word, composed, on_disk, printable
 from medvlp.data.image_sets import Files, ImageSet
 from medvlp.data.images import image_suffixes
@@ -30,8 +30,7 @@ class Problems:
     """Raises the first problem, or, with on_error="skip", collects them all."""
 
     def __init__(self, on_error: str) -> None:
-        if on_error not in ("raise", "skip"):
-            raise ValueError(unknown_name("on_error", on_error, ("raise", "skip")))
+        check_choice("on_error", on_error, ("raise", "skip"))
         self.skip = on_error == "skip"
         self.skipped: list[dict[str, str]] = []
 

@@ -11,7 +11,7 @@ import torch
 
 from medvlp.data.card_parts import SPLITS
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_choice
 from medvlp.data.files import check_writable
 from medvlp.data.image_sets import ImageSet, Pixels
 from medvlp.data.tables import label_from
@@ -60,8 +60,7 @@ def _download(flag: str, size: int, base: Path) -> Path:
     """Fetch one file with the medmnist package, checked by it; it appears in `base` only when whole."""
     import medmnist  # here, because it makes a folder in the home directory when imported
 
-    if flag not in medmnist.INFO:
-        raise ValueError(unknown_name("MedMNIST flag", flag, medmnist.INFO))
+    check_choice("MedMNIST flag", flag, medmnist.INFO)
     dataset = getattr(medmnist, medmnist.INFO[flag]["python_class"])
     check_writable(base, "the folder of MedMNIST")
     with tempfile.TemporaryDirectory(prefix=".download-", dir=base) as part:

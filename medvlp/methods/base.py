@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import check_kinds, free_name, unknown_name
+from medvlp.data.errors import check_choice, check_kinds, free_name
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 
@@ -229,8 +229,7 @@ def load_own_tensors(method: Method, tensors: dict[str, Tensor], where: str) -> 
     if missing:
         raise ValueError(f"{where} lacks {', '.join(map(repr, missing))}, which {kind} needs.")
     for name, tensor in tensors.items():
-        if name not in own:
-            raise ValueError(unknown_name(f"tensor of {kind}", name, own, where))
+        check_choice(f"tensor of {kind}", name, own, where)
         if (tensor.shape, tensor.dtype) != (own[name].shape, own[name].dtype):
             raise ValueError(
                 f"{name!r} in {where} is {_kind(tensor)}, but {kind} here has {_kind(own[name])}; "

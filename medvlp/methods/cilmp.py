@@ -14,7 +14,7 @@ from medvlp.backbone.prompts.slots import FIRST_CTX, SLOT, STD, find_slots, word
 from medvlp.backbone.prompts.text_walk import SlotVectors, TextWalk, can_walk_text
 from medvlp.data.card_parts import plain_name
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_choice
 from medvlp.knowledge.llm.representations import Representations, shipped_representations
 from medvlp.methods.base import check_at_least
 from medvlp.methods.interventions import ConditionalLoReFT, EditedRows, LoReFT
@@ -125,8 +125,7 @@ class CILMP(PromptedTower):
     ) -> None:
         """Lay out the texts and draw the learned tensors; see the class."""
         super().__init__(clip, card, locals())
-        if intervention not in INTERVENTIONS:
-            raise ValueError(unknown_name("intervention", intervention, INTERVENTIONS))
+        check_choice("intervention", intervention, INTERVENTIONS)
         check_at_least(1, {"rank": rank, "n_ctx": n_ctx, "n_image_ctx": n_image_ctx})
         check_at_least(0, {"prefix_length": prefix_length, "suffix_length": suffix_length})
         self.classnames = list(card.classnames)

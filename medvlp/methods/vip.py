@@ -12,7 +12,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_prompts
 from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, slotted
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import brief, unknown_name
+from medvlp.data.errors import brief, check_choice
 from medvlp.data.html import Table
 from medvlp.methods.base import Method
 from medvlp.methods.zero_shot import checked_symptoms, symptom_text
@@ -118,10 +118,8 @@ class ViP(Method):
     ) -> None:
         """Tokenize the prompts and draw the learned tensors; see the class."""
         super().__init__(clip, card, locals())
-        if position not in POSITIONS:
-            raise ValueError(unknown_name("position", position, POSITIONS))
-        if aggregation not in AGGREGATIONS:
-            raise ValueError(unknown_name("aggregation", aggregation, AGGREGATIONS))
+        check_choice("position", position, POSITIONS)
+        check_choice("aggregation", aggregation, AGGREGATIONS)
         if n_ctx < 1:
             raise ValueError(f"n_ctx must be at least 1, got {n_ctx}; context=False does without context.")
         self.context, self.aggregation = context, aggregation

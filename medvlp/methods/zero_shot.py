@@ -10,9 +10,9 @@ from torch import Tensor
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.slots import in_templates
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import unknown_name
-from medvlp.data.files import composed
+from medvlp.data.errors import check_choice
 from medvlp.data.html import Table
+from medvlp.knowledge.symptoms.sets import in_label_order
 from medvlp.methods.base import Method, check_symptoms
 
 NAME_KINDS = ("classnames", "templates")
@@ -102,9 +102,8 @@ class ZeroShot(Method):
                     f"knowledge={knowledge!r} reads no templates; use knowledge='templates' with them."
                 )
             kinds = dict.fromkeys(kind for info in card.classes for kind in info.knowledge)
-            if symptoms is None and knowledge not in kinds:
-                choices = [*NAME_KINDS, *kinds]
-                raise ValueError(unknown_name("knowledge", knowledge, choices, f"card {card.name!r}"))
+            if symptoms is None:
+                check_choice("knowledge", knowledge, [*NAME_KINDS, *kinds], f"card {card.name!r}")
             self.symptoms = checked_symptoms(card, knowledge, symptoms)
             texts = {c: [symptom_text(s) for s in phrases] for c, phrases in self.symptoms.items()}
 
@@ -149,19 +148,4 @@ def checked_symptoms(
     """The symptoms of every class in label order, the card's or the user's."""
     if symptoms is None:
         return card.symptoms(knowledge)
-    symptoms = {composed(name): phrases for name, phrases in symptoms.items()}
-    for name, phrases in symptoms.items():
-        if name not in card.classnames:
-            where = f"the symptoms for card {card.name!r}"
-            raise ValueError(unknown_name("class", name, card.classnames, where))
-        if isinstance(phrases, str) or not phrases or not all(_is_phrase(phrase) for phrase in phrases):
-            raise ValueError(f"the symptoms of {name!r} must be a list of phrases, not {phrases!r}.")
-    missing = [name for name in card.classnames if name not in symptoms]
-    if missing:
-        listed = ", ".join(map(repr, missing))
-        raise ValueError(f"no symptoms for {listed}; give some for every class of card {card.name!r}.")
-    return {name: list(symptoms[name]) for name in card.classnames}
-
-
-def _is_phrase(phrase: object) -> bool:
-    return isinstance(phrase, str) and bool(phrase.strip(" ."))
+    return in_label_order(symptoms, card.classnames, card.name)

@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_choice
 from medvlp.data.phantoms.drawing import Draws, draw_cxr, draw_derm, draw_fundus
 
 CHUNK = 64  # images drawn at a time: small enough to stay in the processor's cache
@@ -85,8 +85,7 @@ class World:
     def index(self, attribute: str) -> int:
         """The column of an attribute. ValueError names the choices."""
         names = [a.name for a in self.attributes]
-        if attribute not in names:
-            raise ValueError(unknown_name("attribute", attribute, names, f"the {self.name} world"))
+        check_choice("attribute", attribute, names, f"the {self.name} world")
         return names.index(attribute)
 
     def sample(self, n: int, seed: int) -> Latents:
@@ -167,8 +166,7 @@ class World:
             for present, group in ((True, a.present), (False, a.absent))
             for words in group
         }
-        if phrase not in wordings:
-            raise ValueError(unknown_name("wording", phrase, wordings, f"the {self.name} world"))
+        check_choice("wording", phrase, wordings, f"the {self.name} world")
         return wordings[phrase]
 
     def plain_accuracy(self, symptoms: dict[str, list[str]]) -> float:
@@ -206,8 +204,7 @@ def get_world(name: str) -> World:
     worlds = yaml.safe_load(
         (resources.files("medvlp.data.phantoms") / "worlds.yaml").read_text(encoding="utf-8")
     )
-    if name not in worlds:
-        raise ValueError(unknown_name("phantom world", name, worlds))
+    check_choice("phantom world", name, worlds)
     entry = worlds[name]
     if "shift_of" in entry:
         return get_world(entry["shift_of"]).traded(name, entry["trades"])

@@ -28,7 +28,7 @@ from torch import Tensor
 from medvlp.backbone.clip import find_device
 from medvlp.data.card_parts import plain_name
 from medvlp.data.cards import DataCard, list_cards, load_card
-from medvlp.data.errors import brief, check_kinds, unknown_name
+from medvlp.data.errors import brief, check_choice, check_kinds, unknown_name
 from medvlp.data.files import check_writable, sha256
 from medvlp.data.tensor_files import read_tensors, write_tensors
 from medvlp.knowledge.llm.llms import LLM, find_llm
@@ -190,8 +190,7 @@ def llm_representations(
         ValueError: unknown layout 'token'; did you mean 'tokens'? ...
     """
     check_kinds(llm_representations, locals())
-    if layout not in PROMPTS:
-        raise ValueError(unknown_name("layout", layout, PROMPTS))
+    check_choice("layout", layout, PROMPTS)
     if layout == "layers" and layer != -1:
         raise ValueError(f"layer={layer} belongs to layout 'tokens': layout 'layers' takes every layer.")
     if max_tokens < 1:

@@ -15,7 +15,7 @@ from torch import Tensor
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.slots import SLOT, find_slots
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_choice
 from medvlp.data.files import sha256
 
 VERSION = "3"  # of the checks and of what is read in a reply
@@ -114,9 +114,7 @@ class PhraseChecker:
             ValueError: an unknown class, or phrases that are not a list of strings.
         """
         for name in (classname, *(others or {})):
-            if name not in self.card.classnames:
-                where = f"card {self.card.name!r}"
-                raise ValueError(unknown_name("class", name, self.card.classnames, where))
+            check_choice("class", name, self.card.classnames, f"card {self.card.name!r}")
         if isinstance(phrases, str) or not all(isinstance(phrase, str) for phrase in phrases):
             raise ValueError(f"the phrases of {classname!r} must be a list of strings.")
         taken = {words_of(p): (name, p) for name, kept in (others or {}).items() for p in kept}

@@ -8,7 +8,7 @@ texture. The wording is our own, as the authors' is not published.
 from dataclasses import asdict, dataclass, fields, replace
 from string import Template
 
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_choice
 
 PLACEHOLDERS = {  # what each question may ask for, and what it must
     "text": ({"count", "classname", "modality", "others"}, {"classname", "modality"}),
@@ -56,10 +56,7 @@ class SymptomPrompts:
                 raise ValueError(f"the prompt {stage!r} has a stray dollar sign; write $$ for one.")
             named = prompt.get_identifiers()
             for name in named:
-                if name not in known:
-                    raise ValueError(
-                        unknown_name("placeholder", name, sorted(known), f"the prompt {stage!r}")
-                    )
+                check_choice("placeholder", name, sorted(known), f"the prompt {stage!r}")
             for name in sorted(needed):
                 if name not in named:
                     raise ValueError(f"the prompt {stage!r} needs the placeholder ${name}.")

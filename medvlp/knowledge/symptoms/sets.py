@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import unknown_name, visible
+from medvlp.data.errors import check_choice, listed, unknown_name, visible
 from medvlp.data.files import check_readable, composed, read_json, write_json
 from medvlp.data.html import Table, escaped, literal_block
 
@@ -130,7 +130,7 @@ class SymptomSet(Mapping[str, list[str]]):
         Raises:
             ValueError: a class missing, unknown or without a phrase.
         """
-        phrases = _in_order(card.classnames, symptoms)
+        phrases = in_label_order(symptoms, card.classnames, card.name)
         classes = {name: ClassRecord(phrases=some, finished=True) for name, some in phrases.items()}
         return cls(
             SymptomRecord(card=card.name, card_hash=card.hash, origin=origin, created=now(), classes=classes)
@@ -220,7 +220,7 @@ class SymptomSet(Mapping[str, list[str]]):
         Raises:
             ValueError: a class missing, unknown or without a phrase; initials or a date of another form.
         """
-        phrases = _in_order(list(self), symptoms)
+        phrases = in_label_order(symptoms, list(self), self.record.card)
         day = date or datetime.now(UTC).date().isoformat()
         try:
             review = Review(
@@ -278,21 +278,24 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _in_order(classnames: Sequence[str], symptoms: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The phrases of every class in label order, stripped; ValueError where something is missing."""
+def in_label_order(
+    symptoms: Mapping[str, Sequence[str]], classnames: Sequence[str], card: str
+) -> dict[str, list[str]]:
+    """The phrases of every class of the card of this name, stripped.
+
+    Raises:
+        ValueError: a class that is unknown, missing or without a phrase.
+    """
     symptoms = {composed(name): phrases for name, phrases in symptoms.items()}
-    for name in symptoms:
-        if name not in classnames:
-            raise ValueError(unknown_name("class", name, classnames, "the symptoms"))
-    ordered = {}
-    for name in classnames:
-        phrases = symptoms.get(name, [])
-        if isinstance(phrases, str) or not all(isinstance(one, str) and one.strip() for one in phrases):
+    for name, phrases in symptoms.items():
+        check_choice("class", name, classnames, f"the symptoms for card {card!r}")
+        texts = [] if isinstance(phrases, str) else phrases
+        if not texts or not all(isinstance(text, str) and text.strip(" .") for text in texts):
             raise ValueError(f"the symptoms of {name!r} must be a list of phrases, not {phrases!r}.")
-        if not phrases:
-            raise ValueError(f"class {name!r} has no symptoms; give it at least one.")
-        ordered[name] = [phrase.strip() for phrase in phrases]
-    return ordered
+    missing = [name for name in classnames if name not in symptoms]
+    if missing:
+        raise ValueError(f"no symptoms for {listed(missing)}; give some for every class of card {card!r}.")
+    return {name: [phrase.strip() for phrase in symptoms[name]] for name in classnames}
 
 
 def _reviewed(entry: ClassRecord, phrases: list[str], reviewer: str) -> ClassRecord:

@@ -18,7 +18,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_choice
 from medvlp.methods.base import Method
 
 CLASS_WEIGHT = (None, "balanced")
@@ -61,8 +61,7 @@ class LinearProbe(Method):
     def __init__(self, clip: Clip, card: DataCard, *, class_weight: str | None = None) -> None:
         """A probe without weights yet; see the class."""
         super().__init__(clip, card, locals())
-        if class_weight not in CLASS_WEIGHT:
-            raise ValueError(unknown_name("class_weight", class_weight, CLASS_WEIGHT))
+        check_choice("class_weight", class_weight, CLASS_WEIGHT)
         # without the start that nn.Linear draws: nothing is asked of the probe before it is fitted
         self.linear = skip_init(nn.Linear, clip.embed_dim, len(card.classnames), device=clip.device)
         nn.init.zeros_(self.linear.weight)

@@ -11,7 +11,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_prompts
 from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, slots_in_words, slotted, word_tokens
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_choice
 from medvlp.methods.base import Method
 
 N_CTX = 16  # context vectors where neither a number nor words say how many: CoOp's
@@ -57,8 +57,7 @@ class ContextPrompts(Method):
         super().__init__(clip, card, arguments)
         n_ctx, ctx_init, position = (arguments[name] for name in ("n_ctx", "ctx_init", "position"))
         csc, random = arguments.get("csc", False), random or torch.Generator().manual_seed(arguments["seed"])
-        if position not in POSITIONS:
-            raise ValueError(unknown_name("position", position, POSITIONS))
+        check_choice("position", position, POSITIONS)
         if n_ctx is not None and n_ctx < 1:
             raise ValueError(f"n_ctx must be at least 1, got {n_ctx}.")
         n_cls = len(card.classnames)

@@ -8,7 +8,7 @@ from scipy.sparse import csr_array
 
 from medvlp.backbone.features import image_features
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_choice
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 from medvlp.methods.base import Method, check_symptoms
@@ -48,8 +48,7 @@ def truth_of_symptoms(
     weights = _resamples(images.groups, n_bootstrap, seed)  # (1 + R, N), the first row of ones
     classes, shown, table = images.labels.numpy(), images.attributes, []
     for classname, j, phrase, attribute, values in rows:
-        if attribute not in shown:
-            raise ValueError(unknown_name("attribute", attribute, shown, f"card {images.card.name!r}"))
+        check_choice("attribute", attribute, shown, f"card {images.card.name!r}")
         seen = shown[attribute].notna().to_numpy()  # (N,)
         true, score = shown[attribute].isin(values).to_numpy()[seen], scores[classname][seen, j]
         row = {"classname": classname, "symptom": phrase, "attribute": attribute, "says": " or ".join(values)}

@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from medvlp.data.errors import check_columns, check_kinds, unknown_name
+from medvlp.data.errors import check_choice, check_columns, check_kinds
 from medvlp.data.image_sets import PhantomSet
 from medvlp.methods.base import Method
 from medvlp.show.counterfactuals.twins import claims_of, flip, flip_all
@@ -84,8 +84,7 @@ def counterfactual_figure(summaries: Mapping[str, pd.DataFrame], column: str = "
     """
     check_kinds(counterfactual_figure, locals())
     ends = {"more": ("low", "high"), "most": ("most low", "most high")}
-    if column not in ends:
-        raise ValueError(unknown_name("column", column, ends, "the summary"))
+    check_choice("column", column, ends, "the summary")
     if not summaries:
         raise ValueError("there is no summary to draw; give what counterfactual_summary gave, by name.")
     for table in summaries.values():

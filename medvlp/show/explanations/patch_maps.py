@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.image_walk import can_walk_image, project
-from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.errors import check_choice, check_kinds
 from medvlp.data.html import Table
 from medvlp.data.image_sets import PhantomSet
 from medvlp.methods.zero_shot import symptom_text
@@ -294,8 +294,7 @@ def localisation(
     """
     check_kinds(localisation, locals())
     for name in maps:
-        if name not in MAPS:
-            raise ValueError(unknown_name("map", name, MAPS))
+        check_choice("map", name, MAPS)
     images = some(phantoms(images), n_images, seed).with_transform(clip.preprocess)
     rows = []
     for attribute in tqdm(images.world.attributes, desc="localisation", leave=False, delay=2):

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from medvlp.data.errors import check_columns, check_kinds, unknown_name
+from medvlp.data.errors import check_choice, check_columns, check_kinds, unknown_name
 from medvlp.show.figures.basic import GREY, PALETTE, closed
 from medvlp.show.figures.curves import by_size
 from medvlp.study.ablation.grid import label
@@ -108,10 +108,8 @@ def heat_map(table: pd.DataFrame, x: str, y: str, value: str | None = None) -> F
     fields = _fields(table, COMPARISON if main == "difference" else SUMMARY, main)
     value = main if value is None else value
     for field in (x, y):
-        if field not in fields:
-            raise ValueError(unknown_name("field", field, fields, "the table"))
-    if value not in table:
-        raise ValueError(unknown_name("column", value, table.columns, "the table"))
+        check_choice("field", field, fields, "the table")
+    check_choice("column", value, table.columns, "the table")
     if any(isinstance(number, str) for number in table[value]):
         numbers = [column for column in table.select_dtypes("number") if column not in fields]
         raise ValueError(unknown_name("column of numbers", value, numbers, "the table"))

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from medvlp.data.datasets import ImageSet
-from medvlp.data.errors import brief, check_columns, check_kinds, unknown_name
+from medvlp.data.errors import brief, check_choice, check_columns, check_kinds, unknown_name
 from medvlp.data.files import atomic_write
 
 PALETTE = sns.color_palette("colorblind")
@@ -215,8 +215,7 @@ def interval_plot(
         raise ValueError("there are no tables to plot; give at least one method's Report.table().")
     for name, table in tables.items():
         check_columns(table, ["value", "low", "high"], "Report.table()")
-        if metric not in table.index:
-            raise ValueError(unknown_name("metric", metric, table.index, f"the table of {name!r}"))
+        check_choice("metric", metric, table.index, f"the table of {name!r}")
     fig, ax = plt.subplots(figsize=(6.5, 0.42 * len(tables) + 1.3), layout="constrained")
     rows = pd.DataFrame({name: table.loc[metric] for name, table in tables.items()}).T
     places = np.arange(len(rows))

@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from medvlp.data.errors import brief, check_columns, check_kinds, unknown_name
+from medvlp.data.errors import brief, check_choice, check_columns, check_kinds, unknown_name
 from medvlp.show.figures.basic import GREY, PALETTE, closed, literal_figure, reference_lines
 from medvlp.study.ablation.statistics import t_interval
 from medvlp.study.metrics import METRICS, RANGES
@@ -106,8 +106,7 @@ def shots_curve(
     """
     check_kinds(shots_curve, locals())
     for column in ("method", "num_shots", metric):
-        if column not in scores:
-            raise ValueError(unknown_name("column", column, scores.columns, "the scores"))
+        check_choice("column", column, scores.columns, "the scores")
     scores = scores.dropna(subset=[metric])
     sizes = by_size(scores["num_shots"])
     largest = max((n for n in sizes if not isinstance(n, str)), default=0.5)

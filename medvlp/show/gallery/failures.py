@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
-from medvlp.data.errors import check_kinds, unknown_name, visible
+from medvlp.data.errors import check_choice, check_kinds, visible
 from medvlp.data.html import Table, escaped, literal_block
 from medvlp.data.image_sets import ImageSet, PhantomSet
 from medvlp.methods.base import Method
@@ -112,8 +112,7 @@ class Failures:
         """The images of one true and one predicted class."""
         classnames = self.images.card.classnames
         for name in (true, predicted):
-            if name not in classnames:
-                raise ValueError(unknown_name("class", name, classnames, f"card {self.images.card.name!r}"))
+            check_choice("class", name, classnames, f"card {self.images.card.name!r}")
         mask = (self.table["true"] == true) & (self.table["predicted"] == predicted)
         return self.where(mask, f"{true} taken for {predicted}")
 

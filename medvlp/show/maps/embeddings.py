@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import ImageLoader, image_features
-from medvlp.data.errors import check_columns, check_kinds, unknown_name
+from medvlp.data.errors import check_choice, check_columns, check_kinds
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 from medvlp.methods.base import Method, check_symptoms
@@ -91,8 +91,7 @@ class Embeddings:
         What is left are directions within a modality, and no longer cosines of images with texts. A group
         needs two points that differ.
         """
-        if by not in self.points:
-            raise ValueError(unknown_name("column", by, self.points.columns, "the points"))
+        check_choice("column", by, self.points.columns, "the points")
         groups = pd.factorize(self.points[by])[0]  # (N,)
         means = np.stack([self.vectors[groups == g].mean(axis=0) for g in range(groups.max() + 1)])
         return Embeddings(self.vectors - means[groups], self.points)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from medvlp.data.errors import check_kinds, unknown_name, visible
+from medvlp.data.errors import check_choice, check_kinds, visible
 from medvlp.show.figures.basic import GREY, PALETTE, closed
 from medvlp.show.maps.umap import GAP, by_seed, parameters_text
 
@@ -81,8 +81,7 @@ class MapStyles:
 
     def __init__(self, maps: pd.DataFrame, colour: str, marker: str) -> None:
         for column in (colour, marker):
-            if column not in maps:
-                raise ValueError(unknown_name("column", column, maps.columns, "the map"))
+            check_choice("column", column, maps.columns, "the map")
         self.colour, self.marker = colour, marker
         colours, kinds = _values(maps[colour]), _values(maps[marker])
         if len(kinds) > len(MARKERS):

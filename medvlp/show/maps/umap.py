@@ -11,7 +11,7 @@ from sklearn.metrics import pairwise_distances, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 from tqdm.auto import tqdm
 
-from medvlp.data.errors import check_columns, check_kinds, unknown_name
+from medvlp.data.errors import check_choice, check_columns, check_kinds
 from medvlp.data.html import Table
 from medvlp.show.maps.embeddings import Embeddings, modality_gap
 
@@ -62,8 +62,7 @@ def map_points(
     check_kinds(map_points, locals())
     if len(embeddings) < _LEAST:
         raise ValueError(f"a map needs at least {_LEAST} points, got {len(embeddings)}.")
-    if metric not in METRICS:
-        raise ValueError(unknown_name("metric", metric, METRICS))
+    check_choice("metric", metric, METRICS)
     if n_neighbors < 2:
         raise ValueError(f"n_neighbors must be at least 2, got {n_neighbors}.")
     seeds = [int(seed)] if np.ndim(seed) == 0 else [int(s) for s in seed]
@@ -123,8 +122,7 @@ def what_a_map_hides(
         ['silhouette of classname', 'between / within classname', 'trustworthiness of 7 neighbours']
     """
     check_kinds(what_a_map_hides, locals())
-    if labels not in embeddings.points:
-        raise ValueError(unknown_name("column", labels, embeddings.points.columns, "the points"))
+    check_choice("column", labels, embeddings.points.columns, "the points")
     each = by_seed(maps)
     if any(len(one) != len(embeddings) for one in each):
         raise ValueError(

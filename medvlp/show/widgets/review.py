@@ -19,7 +19,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
-from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.errors import check_choice, check_kinds
 from medvlp.data.files import composed
 from medvlp.data.html import Table
 from medvlp.knowledge.symptoms.phrases import PhraseChecker
@@ -137,9 +137,7 @@ def _by_class(symptoms: Mapping[str, Sequence[str]], card: DataCard) -> dict[str
     """A copy in label order; a class that is missing has no phrases."""
     symptoms = {composed(name): phrases for name, phrases in symptoms.items()}
     for name in symptoms:
-        if name not in card.classnames:
-            where = f"the symptoms for card {card.name!r}"
-            raise ValueError(unknown_name("class", name, card.classnames, where))
+        check_choice("class", name, card.classnames, f"the symptoms for card {card.name!r}")
     return {name: list(symptoms.get(name, ())) for name in card.classnames}
 
 
@@ -302,8 +300,7 @@ class SymptomReview:
         self.approved.discard(change["classname"])
 
     def _of_class(self, classname: str) -> list[str]:
-        if classname not in self.phrases:
-            raise ValueError(unknown_name("class", classname, self.phrases, f"card {self.card.name!r}"))
+        check_choice("class", classname, self.phrases, f"card {self.card.name!r}")
         return self.phrases[classname]
 
     def _phrase(self, classname: str, i: int) -> str:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from medvlp.data.datasets import ImageSet
-from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.errors import check_choice, check_kinds
 from medvlp.data.html import Table, literal
 from medvlp.methods.base import Method, check_symptoms
 from medvlp.methods.zero_shot import score_table
@@ -103,8 +103,7 @@ class SymptomExplorer(ImageExplorer):
     def add(self, classname: str, phrase: str) -> None:
         """Add a symptom of one's own. ValueError for an unknown class, an empty or a known phrase."""
         phrase = " ".join(phrase.split())
-        if classname not in self.method.card.classnames:
-            raise ValueError(unknown_name("class", classname, self.method.card.classnames))
+        check_choice("class", classname, self.method.card.classnames)
         if not phrase.strip(" ."):
             raise ValueError("the symptom is empty; write something that can be seen.")
         if (classname, phrase) in self.symptoms:

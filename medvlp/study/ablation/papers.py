@@ -29,7 +29,7 @@ import pandas as pd
 from medvlp.backbone.features import CROP
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import Data
-from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.errors import check_choice, check_kinds
 from medvlp.data.html import Table
 from medvlp.methods.cilmp import INTERVENTIONS
 from medvlp.study.ablation.grid import Named, combinations
@@ -93,8 +93,7 @@ class Ablation:
         changes = dict(changes or {})
         keys = dict.fromkeys(key for grid in self.grids for key in grid)
         for key in changes:
-            if key not in keys:
-                raise ValueError(unknown_name("key", key, keys, "the ablation"))
+            check_choice("key", key, keys, "the ablation")
         grids, loaded = [], [(given, card_of(given)) for given in cards or self.cards]
         for grid, (given, card), n, seed in product(self.grids, loaded, num_shots or self.num_shots, seeds):
             where = Where(given, card, n, seed)
@@ -329,6 +328,5 @@ def shipped_study(name: str) -> Study:
     """
     folder = resources.files("medvlp") / "assets" / "studies"
     names = sorted(one.name for one in folder.iterdir())
-    if name not in names:
-        raise ValueError(unknown_name("shipped study", name, names))
+    check_choice("shipped study", name, names)
     return Study(str(folder / name))

@@ -17,7 +17,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import CROP
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import Data
-from medvlp.data.errors import check_same_classes, frozen_config, unknown_name
+from medvlp.data.errors import check_choice, check_same_classes, frozen_config, unknown_name
 from medvlp.data.files import sha256
 from medvlp.knowledge.llm.representations import shipped_representations
 from medvlp.methods.base import Method, arguments_of, check_named_arguments
@@ -136,8 +136,7 @@ def keys_to_choose(runs: Sequence[Run], tune: str | Sequence[str] | None) -> lis
     tune = [tune] if isinstance(tune, str) else list(tune or ())
     known = [key for key in dict.fromkeys(key for run in runs for key in run.given) if key not in NOT_CHOSEN]
     for key in tune:
-        if key not in known:
-            raise ValueError(unknown_name("key to tune", key, known, "the grid"))
+        check_choice("key to tune", key, known, "the grid")
     first = [run.settings for run in runs if run.protocol.seed == runs[0].protocol.seed]
     return [key for key in tune if len({setting_of(settings, key) for settings in first}) > 1]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import check_choice, unknown_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +41,7 @@ def run_groups(runs: pd.DataFrame, by: Sequence[str], metric: str, reserved: Seq
     if isinstance(by, str) or not by:
         raise ValueError(f"by is {by!r}; give a list of fields, such as ['method'].")
     for column in ("run", "seed", *by):
-        if column not in runs:
-            raise ValueError(unknown_name("column", column, runs.columns, "the runs"))
+        check_choice("column", column, runs.columns, "the runs")
     if metric not in runs or any(isinstance(value, str) for value in runs[metric]):
         numbers = [c for c in runs.select_dtypes("number") if c not in ("seed", *by)]
         raise ValueError(unknown_name("metric", metric, numbers, "the runs"))
@@ -95,10 +94,8 @@ def find_baseline(baseline: object, groups: list[RunGroup], by: Sequence[str]) -
             )
         baseline = {fields[0]: baseline}
     for field, value in baseline.items():
-        if field not in by:
-            raise ValueError(unknown_name("field", field, by, "baseline; it must be one of by"))
-        if _plain(value) not in values[field]:
-            raise ValueError(unknown_name(field, value, values[field], "baseline"))
+        check_choice("field", field, by, "baseline; it must be one of by")
+        check_choice(field, _plain(value), values[field], "baseline")
     return {field: _plain(value) for field, value in baseline.items()}
 
 

@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.errors import check_choice, check_kinds
 from medvlp.data.html import Table
 from medvlp.study.ablation.seed_groups import RunGroup, find_baseline, pair_with_baseline, run_groups
 from medvlp.study.metrics import METRICS, RANGES, bootstrap_all
@@ -295,8 +295,7 @@ def compare(
         ValueError: an unknown column, metric or baseline; a group without baseline; seeds or test images that
             differ from the baseline's.
     """
-    if metric not in METRICS:
-        raise ValueError(unknown_name("metric", metric, METRICS, "a comparison"))
+    check_choice("metric", metric, METRICS, "a comparison")
     groups = run_groups(runs, by, metric, COMPARISON)
     fixed = find_baseline(baseline, groups, by)
     pairs = pair_with_baseline(groups, fixed)

@@ -32,7 +32,7 @@ import pandas as pd
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.datasets import Data
-from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.errors import check_choice, check_kinds
 from medvlp.data.files import cache_folder
 from medvlp.data.html import Table, escaped, literal_block
 from medvlp.methods.base import Method
@@ -221,8 +221,7 @@ class Study:
         Raises:
             ValueError: no such run in this study, one that failed, or one that ships without predictions.
         """
-        if run_id not in self._records:
-            raise ValueError(unknown_name("run", run_id, self._records, str(self.store.folder)))
+        check_choice("run", run_id, self._records, str(self.store.folder))
         if self._records[run_id]["status"] != DONE:
             raise ValueError(f"run {run_id!r} failed; study.failures() says why.")
         record = self.store.read(run_id)
@@ -254,10 +253,8 @@ class Study:
         over = [over] if isinstance(over, str) else list(over)
         choices = [key for key in self.varied if key not in ALWAYS]
         for key in over:
-            if key not in choices:
-                raise ValueError(unknown_name("key", key, choices, "what varies"))
-        if metric not in SELECTION:
-            raise ValueError(unknown_name("metric", metric, SELECTION))
+            check_choice("key", key, choices, "what varies")
+        check_choice("metric", metric, SELECTION)
         rest = [key for key in self.varied if key not in over]
         done = self.runs[self.runs["status"] == DONE]
         best_first = done.sort_values(f"val {metric}", ascending=metric in LOWER_IS_BETTER, kind="stable")

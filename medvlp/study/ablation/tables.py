@@ -4,7 +4,7 @@ import numbers
 
 import pandas as pd
 
-from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.errors import check_choice, check_kinds
 from medvlp.data.html import Table
 from medvlp.study.metrics import METRICS
 
@@ -88,8 +88,7 @@ def wide(table: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:
         ValueError: a field that is not there, two rows of the table for one cell.
     """
     for field in (rows, columns):
-        if field not in table:
-            raise ValueError(unknown_name("column", field, table.columns, "the summary"))
+        check_choice("column", field, table.columns, "the summary")
     if table.duplicated([rows, columns]).any():
         raise ValueError(
             f"the summary has several rows for one {rows} and {columns}; select some of it first."

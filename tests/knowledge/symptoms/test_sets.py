@@ -125,8 +125,8 @@ def test_phrases_given_by_hand_need_every_class():
     assert given.record.origin == "a textbook" and given.record.model is None
     assert dict(SymptomSet.from_phrases(CARD, CARD.symptoms())) == {c: SYMPTOMS[c] for c in CARD.classnames}
     for wrong, said in (
-        ({"nevus": ["round"]}, "'melanoma' has no symptoms"),
-        ({"nevus": ["round"], "melanoma": []}, "'melanoma' has no symptoms"),
+        ({"nevus": ["round"]}, "no symptoms for 'melanoma'"),
+        ({"nevus": ["round"], "melanoma": []}, "the symptoms of 'melanoma' must be a list of phrases"),
         ({"nevus": ["round"], "melanoma": "ragged"}, "must be a list of phrases"),
         ({"nevus": ["round"], "melanoma": [" "]}, "must be a list of phrases"),
         ({"nevus": ["round"], "melanoma": ["a"], "wart": ["b"]}, "unknown class 'wart'"),
@@ -220,7 +220,7 @@ def test_a_date_is_iso(symptoms, date):
 
 
 def test_a_review_needs_a_phrase_for_every_class(symptoms):
-    with pytest.raises(ValueError, match="'nevus' has no symptoms"):
+    with pytest.raises(ValueError, match="no symptoms for 'nevus'"):
         symptoms.reviewed({"melanoma": ["ragged border"]}, "AB")
 
 
