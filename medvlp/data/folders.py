@@ -4,7 +4,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import regex
@@ -114,25 +113,21 @@ def read_folder(
     return parts, {"other_files": dict(others), "unused_folders": [printable(path.name) for path in unused]}
 
 
-def _entries(folder: str | Path) -> list[os.DirEntry]:
-    """What a folder holds, in the order of the names; ValueError where it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: composed(entry.name))
-    except OSError as error:
-        raise ValueError(f"the folder {printable(folder)} cannot be read ({error.strerror}).") from error
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    """Whether it is a folder or a link to one; a link to itself or to nothing is none."""
-    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
-
-
 def _subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, and links to folders, by name; none where it is no folder."""
     if not os.path.isdir(folder):
         return []
-    entries = [entry for entry in _entries(folder) if not entry.name.startswith((".", "__"))]
-    return [Path(entry.path) for entry in entries if _is_folder(entry)]
+    try:
+        with os.scandir(folder) as entries:
+            paths = [Path(entry.path) for entry in entries if os.path.isdir(entry)]
+    except OSError as error:
+        raise ValueError(_unreadable(error)) from error
+    visible = [path for path in paths if not path.name.startswith((".", "__"))]
+    return sorted(visible, key=lambda path: composed(path.name))
+
+
+def _unreadable(error: OSError) -> str:
+    return f"the folder {printable(error.filename)} cannot be read ({error.strerror})."
 
 
 def _listed(paths: Sequence[str | Path]) -> str:
@@ -151,11 +146,6 @@ class _Walk:
     def __init__(self, base: Path, split: str | None, problems: Problems) -> None:
         self.base, self.split, self.problems = base, split, problems
         self.suffixes, self.others = image_suffixes(), Counter()
-        self.read: set[tuple[int, int]] = set()  # the folders, by device and inode
-        self.above: dict[tuple[int, int], str] = {}
-        for folder in (base, *base.resolve().parents):
-            with suppress(OSError):
-                self.above[_place(folder)] = str(folder)
 
     def images(self, name: str) -> list[str]:
         """Names of the images under the folder of this name, in order: its own before those of its folders.
@@ -163,43 +153,55 @@ class _Walk:
         Problems: a loop of links, a name that is not UTF-8, a folder that cannot be read, and one
         with images that is, by its name, of another split or of masks.
         """
-        folder = f"{self.base}/{name}"
-        try:
-            place, entries = _place(folder), _entries(folder)
-            if place in self.above:
-                raise ValueError(
-                    f"{folder} leads back to {self.above[place]}: a loop of links. Remove the link."
-                )
-        except (OSError, ValueError) as error:
-            self.problems.add(name, str(error))
-            return []
-        if place in self.read:
-            return []
-        self.read.add(place)
-        self.above[place] = folder
-        images, folders = [], []
-        for entry in entries:
-            hidden, inside = entry.name.startswith("."), f"{name}/{entry.name}"
-            if _is_folder(entry):
-                folders += [] if hidden or not self.is_text(inside) else [inside]
+        images: dict[str, list[str]] = {}  # by folder
+        folders_in: dict[str, list[str]] = {}
+        read: set[tuple[int, int]] = set()  # the folders, by device and inode
+        walk = os.walk(f"{self.base}/{name}", followlinks=True, onerror=self._cannot_read)
+        for path, folders, files in walk:
+            folder, info = self._name(path), os.stat(path)
+            if self._leads_back(path) or (info.st_dev, info.st_ino) in read:
+                folders.clear()  # os.walk goes into those that are left
                 continue
-            ending = "hidden" if hidden else os.path.splitext(entry.name)[1].lower()
-            if ending not in self.suffixes:
-                self.others[printable(ending)] += 1
-            elif self.is_text(inside):
-                images.append(inside)
-        for inside in folders:
-            found = self.images(inside)
-            fault = self._fault(inside.rsplit("/", 1)[1]) if found else None
-            if fault:
+            read.add((info.st_dev, info.st_ino))
+            shown = [one for one in folders if not one.startswith(".") and self.is_text(f"{folder}/{one}")]
+            folders[:] = folders_in[folder] = sorted(shown, key=composed)
+            in_order = (f"{folder}/{file}" for file in sorted(files, key=composed))
+            images[folder] = [file for file in in_order if self._is_image(file)]
+        for folder in list(images)[1:]:
+            above, word = folder.rsplit("/", 1)
+            fault = self._fault(word)
+            inside = [one for one in images if f"{one}/".startswith(f"{folder}/")] if fault else []
+            if n := sum(len(images.pop(one)) for one in inside):
                 self.problems.add(
-                    composed(inside),
-                    f"the folder {self.base}/{inside} holds {len(found)} image(s), but by its name {fault} "
-                    f"{folder} holds {_listed(folders)}.",
+                    composed(folder),
+                    f"the folder {self.base}/{folder} holds {n} image(s), but by its name {fault} "
+                    f"{self.base}/{above} holds {_listed(folders_in[above])}.",
                 )
-            images += [] if fault else found
-        del self.above[place]
-        return images
+        return [image for of_folder in images.values() for image in of_folder]
+
+    def _name(self, path: str) -> str:
+        return path.removeprefix(f"{self.base}/")
+
+    def _cannot_read(self, error: OSError) -> None:
+        self.problems.add(self._name(error.filename), _unreadable(error))
+
+    def _leads_back(self, path: str) -> bool:
+        """Whether it is a link to a folder above it; that is a problem."""
+        above = [*Path(path).parents, *self.base.resolve().parents] if os.path.islink(path) else []
+        loop = next((folder for folder in above if os.path.samefile(path, folder)), None)
+        if loop:
+            reason = f"{path} leads back to {loop}: a loop of links. Remove the link."
+            self.problems.add(self._name(path), reason)
+        return loop is not None
+
+    def _is_image(self, name: str) -> bool:
+        """Whether it is one by its ending, with a name that can be used; if not, it is counted."""
+        file = name.rsplit("/", 1)[1]
+        ending = "hidden" if file.startswith(".") else os.path.splitext(file)[1].lower()
+        if ending in self.suffixes:
+            return self.is_text(name)
+        self.others[printable(ending)] += 1
+        return False
 
     def is_text(self, name: str) -> bool:
         """Whether a name is UTF-8; if not, that is a problem."""
@@ -217,11 +219,6 @@ class _Walk:
         return "it is of masks or the like. Move it out of the class folder." if MASKS.search(word) else None
 
 
-def _place(folder: str | Path) -> tuple[int, int]:
-    info = os.stat(folder)
-    return info.st_dev, info.st_ino
-
-
 def _read_class_folders(card: DataCard, split: str, folder: Path, walk: _Walk) -> ImageSet:
     """All images under the class folders of one folder."""
     rows = []
@@ -235,7 +232,6 @@ def _read_class_folders(card: DataCard, split: str, folder: Path, walk: _Walk) -
             advice = "Rename the folder, or add its name to the card as an alias."
             walk.problems.add(name, f"class folder {class_folder}: {error} {advice}")
             continue
-        walk.read.clear()
         rows += [(image, label, "") for image in walk.images(name)]
     if not rows:
         raise ValueError(
