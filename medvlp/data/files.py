@@ -141,7 +141,7 @@ def file_hashes(folder: Path, names: Sequence[str]) -> list[str]:
         states.append([info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino])
     now = time.time_ns()
     new = [i for i, name in enumerate(names) if known.get(name, [None])[0] != states[i]]
-    hashes = in_threads(_hash, [os.path.join(folder, names[i]) for i in new], "hashing files")
+    hashes = in_threads(file_hash, [os.path.join(folder, names[i]) for i in new], "hashing files")
     fresh = {names[i]: [states[i], one] for i, one in zip(new, hashes, strict=True)}
     settled = {name: one for name, one in fresh.items() if max(one[0][1:3]) < now - UNSETTLED_NS}
     if settled:
@@ -161,7 +161,8 @@ def _read_hashes(memory: Path) -> dict[str, list]:
     return json.loads(text) if checksum == sha256(text) else {}
 
 
-def _hash(path: str) -> str:
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file as other tools give it."""
     with open(path, "rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -143,6 +143,12 @@ def _weighted(
 
 def _weighted_auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Chance that a positive scores above a negative, ties half: (N,), (N,), (N, R) -> (R,)."""
+    won, pairs = won_pairs(positive, score, weights)
+    return won / pairs
+
+
+def won_pairs(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs whose positive scores above the negative, ties half, and all pairs, (R,) each; weights (N, R)."""
     negatives = np.flatnonzero(~positive)
     negatives = negatives[np.argsort(score[negatives])]  # (N-,), by score
     below = np.concatenate([np.zeros((1, weights.shape[1])), weights[negatives].cumsum(0)])  # (N- + 1, R)
@@ -150,7 +156,7 @@ def _weighted_auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray
     more = np.searchsorted(score[negatives], score[positive], "right")  # (N+,), ties included
     of_positives = weights[positive]  # (N+, R)
     wins = np.einsum("pr,pr->r", of_positives, below[fewer] + below[more]) / 2
-    return wins / (of_positives.sum(0) * below[-1])
+    return wins, of_positives.sum(0) * below[-1]
 
 
 def attribute_agreement(images: ImageSet) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from medvlp.data.errors import check_kinds, visible
 from medvlp.data.images import ImageError, image_suffixes, read_image
@@ -111,6 +112,11 @@ def _predict(method: Method, image: Any) -> Prediction:
         features = method.image_features(pixels)  # (1, D)
         logits = method.logits_from_features(features)
         symptom_scores = score_table(method.symptom_scores(features), method.symptoms)
-    probabilities = logits[0].cpu().double().softmax(dim=0).numpy()  # (n_cls,); a GPU may have no float64
+    return Prediction(class_probabilities(method, logits), symptom_scores)
+
+
+def class_probabilities(method: Method, logits: Tensor) -> pd.Series:
+    """P(class) by classname, in label order, from one image's logits (1, n_cls)."""
+    values = logits[0].cpu().double().softmax(dim=0).numpy()  # (n_cls,); a GPU may have no float64
     classnames = pd.Index(method.card.classnames, name="classname")
-    return Prediction(pd.Series(probabilities, index=classnames, name="probability"), symptom_scores)
+    return pd.Series(values, index=classnames, name="probability")

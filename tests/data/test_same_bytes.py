@@ -39,13 +39,13 @@ def settled(monkeypatch):
 @pytest.fixture
 def reads(monkeypatch):
     """The files that are hashed."""
-    hashed, hash_of = [], files._hash
+    hashed, hash_of = [], files.file_hash
 
     def noted(path):
         hashed.append(path)
         return hash_of(path)
 
-    monkeypatch.setattr(files, "_hash", noted)
+    monkeypatch.setattr(files, "file_hash", noted)
     return hashed
 
 
@@ -149,7 +149,7 @@ def test_what_cannot_be_hashed_is_named(tmp_path, monkeypatch, what):
         def locked(path):
             raise PermissionError(13, "Permission denied", str(path))
 
-        monkeypatch.setattr(files, "_hash", locked)
+        monkeypatch.setattr(files, "file_hash", locked)
     with pytest.raises(error, match=rf"{path.name}" if what != "locked" else "png.*Permission denied"):
         images.fingerprint  # noqa: B018
 

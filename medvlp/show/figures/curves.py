@@ -13,6 +13,7 @@ from medvlp.data.errors import brief, check_choice, check_columns, check_kinds, 
 from medvlp.show.figures.basic import GREY, PALETTE, closed, literal_figure, reference_lines
 from medvlp.study.ablation.statistics import t_interval
 from medvlp.study.metrics import METRICS, RANGES
+from medvlp.study.training.config import val_column
 
 
 def training_curves(histories: pd.DataFrame | Mapping[str, pd.DataFrame], metric: str = "accuracy") -> Figure:
@@ -41,15 +42,13 @@ def training_curves(histories: pd.DataFrame | Mapping[str, pd.DataFrame], metric
     runs = {"": histories} if isinstance(histories, pd.DataFrame) else histories
     if not runs:
         raise ValueError("there is no history to draw; give what fit returned.")
-    column = "val_" + metric.replace(" ", "_").replace("-", "_")
+    column = val_column(metric)
     for name, history in runs.items():
         where = f"the history of {brief(name)}" if name else "the history"
         for needed in ("epoch", "loss"):
             if needed not in history:
                 raise ValueError(f"{where} has no column {needed!r}; give what fit returned.")
-        known = [c.removeprefix("val_") for c in history if c.startswith("val_")]
-        if known and column not in history:
-            raise ValueError(unknown_name("metric", metric, known, where))
+        check_metric(metric, history, where)
     validated = any(column in history for history in runs.values())
     size = (9 if validated else 5, 3)
     fig, axes = plt.subplots(1, 1 + validated, figsize=size, squeeze=False, layout="constrained")
@@ -74,6 +73,13 @@ def training_curves(histories: pd.DataFrame | Mapping[str, pd.DataFrame], metric
     left.legend(fontsize=8, frameon=False)
     sns.despine(fig)
     return closed(literal_figure(fig))
+
+
+def check_metric(metric: str, columns: Iterable[str], where: str) -> None:
+    """Raise ValueError where a history's columns are of validation, but not by this metric."""
+    known = [column.removeprefix("val_") for column in columns if column.startswith("val_")]
+    if known and val_column(metric).removeprefix("val_") not in known:
+        raise ValueError(unknown_name("metric", metric, known, where))
 
 
 def shots_curve(

@@ -17,6 +17,7 @@ from medvlp.show.counterfactuals.twins import with_symptoms
 from medvlp.show.figures.basic import symptom_bars
 from medvlp.show.widgets.parts import COLOURS, ImageExplorer, pixels_of, table_html
 from medvlp.study.evaluation import evaluating
+from medvlp.study.prediction import class_probabilities
 
 LEFT_OUT = "#cccccc"  # the bar of a symptom that is not used; its button says so, too
 
@@ -24,9 +25,7 @@ LEFT_OUT = "#cccccc"  # the bar of a symptom that is not used; its button says s
 def probabilities(method: Method, image_features: Tensor) -> pd.Series:
     """P(class) of one image by classname, from its normalised feature (1, D)."""
     with evaluating(method):
-        logits = method.logits_from_features(image_features)  # (1, n_cls)
-    values = logits[0].cpu().double().softmax(dim=0).numpy()  # (n_cls,)
-    return pd.Series(values, index=pd.Index(method.card.classnames, name="classname"), name="probability")
+        return class_probabilities(method, method.logits_from_features(image_features))
 
 
 class SymptomExplorer(ImageExplorer):

@@ -8,11 +8,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from medvlp.data.errors import unknown_name
 from medvlp.data.html import literal, picture_html
-from medvlp.show.figures.curves import training_curves
+from medvlp.show.figures.curves import check_metric, training_curves
 from medvlp.study.training.callbacks import Callback
-from medvlp.study.training.config import LOWER_IS_BETTER
+from medvlp.study.training.config import LOWER_IS_BETTER, val_column
 
 
 class TrainingMonitor(Callback):
@@ -39,7 +38,7 @@ class TrainingMonitor(Callback):
 
     def __init__(self, metric: str = "accuracy", every: float = 1.0) -> None:
         self.metric, self.every = metric, every
-        self._column = "val_" + metric.replace(" ", "_").replace("-", "_")
+        self._column = val_column(metric)
         self.rows: list[dict[str, Any]] = []
         self._handle: Any = None
         self._drawn = float("-inf")
@@ -49,9 +48,7 @@ class TrainingMonitor(Callback):
 
     def on_epoch_end(self, method: nn.Module, epoch: int, row: dict[str, Any]) -> None:
         """Take the epoch's line of the history down, and draw. ValueError for a metric that it lacks."""
-        known = [name.removeprefix("val_") for name in row if name.startswith("val_")]
-        if known and self._column.removeprefix("val_") not in known:
-            raise ValueError(unknown_name("metric", self.metric, known, "the history"))
+        check_metric(self.metric, row, "the history")
         if epoch == 1:
             self.rows = []  # of an earlier run
         self.rows.append({name: value for name, value in row.items() if isinstance(value, int | float)})

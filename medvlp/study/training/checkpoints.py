@@ -48,12 +48,32 @@ class Run:
     """One run of `fit`: what it works with, and how far it is."""
 
     method: Method
+    train: ImageSet
+    val: ImageSet | None
     config: TrainConfig
     callbacks: Sequence[Callback]
     accelerator: Accelerator  # device, precision, processes; its scaler of the loss, under fp16
     optimizer: Optimizer | None  # None where nothing is trained by gradients
     batches: FeatureBatches | ImageBatches | None  # likewise
     so_far: SoFar
+    cache_dir: str | Path | None = None  # of image features
+    progress: bool = True  # whether this process shows bars
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What makes a run this run: a checkpoint of a run with other facts is refused."""
+        numbers = asdict(self.config)
+        del numbers["num_workers"]  # changes no number
+        return {
+            "method": type(self.method).__name__,
+            "method config": self.method.config,
+            "config": numbers,
+            "clip": self.method.clip.fingerprint,
+            "card": self.method.card.hash,
+            "train": self.train.fingerprint,
+            "val": None if self.val is None else self.val.fingerprint,
+            "callbacks": [type(callback).__name__ for callback in self.callbacks],
+        }
 
     def forget_unfinished_epoch(self) -> None:
         """Give the callbacks the states again that they had after the last whole epoch."""
@@ -61,7 +81,7 @@ class Run:
             callback.load_state_dict(state)
 
     def write(self, path: Path, facts: dict[str, Any]) -> None:
-        """Replace the checkpoint at `path` by this run, or leave it whole. `facts`: see `run_facts`."""
+        """Replace the checkpoint at `path` by this run, or leave it whole."""
         groups = {"own": own_tensors(self.method), "kept": self.so_far.kept}
         for name, parameter in self.method.named_parameters():
             for what, tensor in self.optimizer.state.get(parameter, {}).items():  # momentum_buffer, step ...
@@ -116,28 +136,6 @@ def states_of(callbacks: Sequence[Callback]) -> list[dict[str, Tensor]]:
     """Copies of the callbacks' states, on the CPU."""
     states = [callback.state_dict() for callback in callbacks]
     return [{name: t.detach().to("cpu", copy=True) for name, t in state.items()} for state in states]
-
-
-def run_facts(
-    method: Method,
-    train: ImageSet,
-    val: ImageSet | None,
-    config: TrainConfig,
-    callbacks: Sequence[Callback],
-) -> dict[str, Any]:
-    """What makes a run this run: a checkpoint of a run with other facts is refused."""
-    numbers = asdict(config)
-    del numbers["num_workers"]  # changes no number
-    return {
-        "method": type(method).__name__,
-        "method config": method.config,
-        "config": numbers,
-        "clip": method.clip.fingerprint,
-        "card": method.card.hash,
-        "train": train.fingerprint,
-        "val": None if val is None else val.fingerprint,
-        "callbacks": [type(callback).__name__ for callback in callbacks],
-    }
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:

@@ -97,6 +97,11 @@ class TrainConfig:
         return self.lr / 2 * (1 + cos(pi * t / self.epochs))
 
 
+def val_column(metric: str) -> str:
+    """The column of a validation metric in a history: "balanced accuracy" is val_balanced_accuracy."""
+    return "val_" + metric.replace(" ", "_").replace("-", "_")
+
+
 def recipe(method: Method | type[Method]) -> TrainConfig:
     """The recipe that a method was published with: what `fit` uses where it is given none.
 

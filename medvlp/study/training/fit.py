@@ -24,8 +24,8 @@ from medvlp.methods.base import Method, load_own_tensors, own_tensors
 from medvlp.study.evaluation import loss_and_metrics, predict_logits
 from medvlp.study.training.batches import FeatureBatches, ImageBatches, class_weights, epoch_seed, n_steps
 from medvlp.study.training.callbacks import Callback, EpochAverage
-from medvlp.study.training.checkpoints import Run, SoFar, run_facts, states_of
-from medvlp.study.training.config import LOWER_IS_BETTER, TrainConfig, recipe
+from medvlp.study.training.checkpoints import Run, SoFar, states_of
+from medvlp.study.training.config import LOWER_IS_BETTER, TrainConfig, recipe, val_column
 from medvlp.study.training.devices import Logits, make_optimizer, one_accelerator
 
 
@@ -109,16 +109,16 @@ def fit(
             one_accelerator(method, config) as accelerator,
         ):
             method.to(accelerator.device)
-            options = {"cache_dir": cache_dir, "progress": progress and accelerator.is_main_process}
-            ready = _prepare(method, train, val, config, callbacks, accelerator, **options)
+            shown = progress and accelerator.is_main_process
+            ready = _prepare(method, train, val, config, callbacks, accelerator, cache_dir, shown)
             path = Path(checkpoint) if checkpoint else None
-            facts = path and run_facts(method, train, val, config, callbacks)
+            facts = path and ready.facts
             if path and ready.optimizer:
                 ready.resume(path, facts)
             run = ready  # from here on there is something to keep
             if run.optimizer:
-                _train(run, train, val, path, facts, **options)
-            return _finish(run, val, **options)
+                _train(run, path, facts)
+            return _finish(run)
     except KeyboardInterrupt:
         if run is None:
             go_back()
@@ -127,7 +127,7 @@ def fit(
         with one_accelerator(method, config) as run.accelerator:  # the first may be at an end
             if run.accelerator.is_main_process:
                 tqdm.write(_interrupted(run))
-            history = _finish(run, val, **options)  # again, where it was there already
+            history = _finish(run)  # again, where it was there already
         history.attrs["interrupted"] = True
         return history
     except Exception:
@@ -209,33 +209,26 @@ def _prepare(
     if parameters and accelerator.scaler:
         optimizer = accelerator.prepare(optimizer)
     so_far = SoFar(_copy(own_tensors(method)), [], states_of(callbacks))
-    return Run(method, config, callbacks, accelerator, optimizer, batches, so_far)
+    return Run(
+        method, train, val, config, callbacks, accelerator, optimizer, batches, so_far, cache_dir, progress
+    )
 
 
-def _train(
-    run: Run,
-    train: ImageSet,
-    val: ImageSet | None,
-    path: Path | None,
-    facts: dict[str, Any] | None,
-    cache_dir: str | Path | None,
-    progress: bool,
-) -> None:
+def _train(run: Run, path: Path | None, facts: dict[str, Any] | None) -> None:
     """Epochs: steps, validation, callbacks, and the checkpoint."""
-    method, config, accelerator = run.method, run.config, run.accelerator
+    method, train, config, accelerator = run.method, run.train, run.config, run.accelerator
     model = accelerator.prepare(Logits(method, isinstance(run.batches, FeatureBatches)))
     weight = class_weights(config, train)  # (n_cls,)
     weight = None if weight is None else weight.to(accelerator.device)
     E, done, steps = config.epochs, len(run.so_far.history), n_steps(config, len(train))
     counts = {"total": E * steps, "initial": done * steps, "unit": "step"}
     name, shown = f"{type(method).__name__}, {train.card.name}", {}  # `shown` stands beside the bar
-    with tqdm(**counts, desc=name, disable=not progress) as bar:
+    with tqdm(**counts, desc=name, disable=not run.progress) as bar:
         for epoch in range(done + 1, E + 1):
             start = time.perf_counter()
             row = {"epoch": epoch, "lr": config.learning_rate(epoch)}
             row["loss"] = _steps(run, model, weight, epoch, steps, bar, shown)
-            if val is not None:
-                row |= _validate(run, val, epoch, cache_dir, progress)
+            row |= _validate(run, epoch)
             row["seconds"] = time.perf_counter() - start
             for callback in run.callbacks:
                 callback.on_epoch_end(method, epoch, row)
@@ -243,13 +236,13 @@ def _train(
             if config.keep == "last" or _best(history, config) is row:
                 kept = _copy(own_tensors(method))
             run.so_far = SoFar(kept, history, states_of(run.callbacks))
-            shown |= {key: row[key] for key in ("loss", _column(config.metric)) if key in row}
+            shown |= {key: row[key] for key in ("loss", val_column(config.metric)) if key in row}
             bar.set_postfix(shown, refresh=False)
             if path and accelerator.is_main_process:
                 run.write(path, facts)
 
 
-def _finish(run: Run, val: ImageSet | None, cache_dir: str | Path | None, progress: bool) -> pd.DataFrame:
+def _finish(run: Run) -> pd.DataFrame:
     """The history, once the weights that are kept are in place; the same when it is done twice.
 
     Of a method that takes no steps, `before_training` having fitted it, the history is one row, of epoch 0.
@@ -259,24 +252,16 @@ def _finish(run: Run, val: ImageSet | None, cache_dir: str | Path | None, progre
     for callback in run.callbacks if history else ():
         callback.on_fit_end(method)
     method.eval()
-    method.after_training(val, cache_dir, progress=progress)
+    method.after_training(run.val, run.cache_dir, progress=run.progress)
     if run.optimizer:
         best = _best(history, run.config)
         return pd.DataFrame([row | {"best": row is best} for row in history])
-    row = {"epoch": 0, "lr": nan, "loss": nan}
-    if val is not None:
-        row |= _validate(run, val, 0, cache_dir, progress)
-    return pd.DataFrame([row | {"seconds": time.perf_counter() - start, "best": val is not None}])
+    row = {"epoch": 0, "lr": nan, "loss": nan} | _validate(run, 0)
+    return pd.DataFrame([row | {"seconds": time.perf_counter() - start, "best": run.val is not None}])
 
 
 def _steps(
-    run: Run,
-    model: nn.Module,
-    weight: Tensor | None,
-    epoch: int,
-    steps: int,
-    bar: tqdm,
-    shown: dict[str, Any],
+    run: Run, model: nn.Module, weight: Tensor | None, epoch: int, steps: int, bar: tqdm, shown: dict
 ) -> float:
     """One pass over the training images; the mean loss over those that were used."""
     config, accelerator, optimizer = run.config, run.accelerator, run.optimizer
@@ -306,20 +291,20 @@ def _steps(
     return total / count
 
 
-def _validate(
-    run: Run, val: ImageSet, epoch: int, cache_dir: str | Path | None, progress: bool
-) -> dict[str, float]:
+def _validate(run: Run, epoch: int) -> dict[str, float]:
     """Loss and metrics on the validation images, computed as `evaluate` does, by the history's columns."""
-    method, config, accelerator = run.method, run.config, run.accelerator
+    method, val, config, accelerator = run.method, run.val, run.config, run.accelerator
+    if val is None:
+        return {}
     process, n_processes = accelerator.process_index, accelerator.num_processes
+    options = {"cache_dir": run.cache_dir, "progress": run.progress, "num_workers": config.num_workers}
     if n_processes == 1 or method.keeps_image_tower:
-        logits = predict_logits(method, val, cache_dir, progress, config.num_workers)  # (N, n_cls)
+        logits = predict_logits(method, val, **options)  # (N, n_cls)
     else:  # each process works out its part
         rows = torch.arange(process, len(val), n_processes)
         logits = torch.zeros(len(val), len(method.card.classnames))
         if len(rows):
-            part = val.subset(rows)
-            logits[rows] = predict_logits(method, part, cache_dir, progress, config.num_workers)
+            logits[rows] = predict_logits(method, val.subset(rows), **options)
         logits = accelerator.reduce(logits.to(accelerator.device), "sum").cpu()
     if not logits.isfinite().all():
         what = f"logits are not finite on validation images after epoch {epoch}"
@@ -330,19 +315,19 @@ def _validate(
             f"{config.metric} is undefined on these validation images (a class may be missing); "
             "choose the best epoch by another metric."
         )
-    return {_column(metric): value for metric, value in values.items()}
+    return {val_column(metric): value for metric, value in values.items()}
 
 
 def _best(history: list[dict[str, Any]], config: TrainConfig) -> dict[str, Any] | None:
     """The history's best row by validation; the earliest of equals."""
-    column = _column(config.metric)
+    column = val_column(config.metric)
     better = min if config.metric in LOWER_IS_BETTER else max  # these give the first of equals
     return better((row for row in history if column in row), key=lambda row: row[column], default=None)
 
 
 def _interrupted(run: Run) -> str:
     config, history = run.config, run.so_far.history
-    best, column, done = _best(history, config), _column(config.metric), len(history)
+    best, column, done = _best(history, config), val_column(config.metric), len(history)
     if done == config.epochs or not run.optimizer:
         return "interrupted after the last step: the training is complete."
     kept = "the weights are those from before training"
@@ -362,8 +347,3 @@ def _not_finite(what: str, config: TrainConfig) -> str:
 
 def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def _column(metric: str) -> str:
-    """The history's column of a metric: "balanced accuracy" is val_balanced_accuracy."""
-    return "val_" + metric.replace(" ", "_").replace("-", "_")

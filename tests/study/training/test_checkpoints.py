@@ -36,7 +36,7 @@ def stopped(clip, sets, tmp_path):
 def run_of(method) -> Run:
     optimizer, accelerator = torch.optim.SGD([method.weight], 0.1, 0.9), SimpleNamespace(scaler=None)
     so_far = SoFar({"weight": method.weight.detach() + 1}, [], [])
-    return Run(method, CONFIG, [], accelerator, optimizer, None, so_far)
+    return Run(method, None, None, CONFIG, [], accelerator, optimizer, None, so_far)
 
 
 def test_what_is_written_is_read(clip, tmp_path):
