@@ -74,9 +74,7 @@ class Clip(nn.Module):
         size = self.preprocess_cfg["size"]
         height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
         if height != width:
-            raise ValueError(
-                f"clip {name!r} wants {height} x {width} images; only square ones are supported."
-            )
+            raise ValueError(f"clip {name!r} wants {height} x {width} images; only square ones will do.")
         self.image_size = int(height)
         self.context_length = int(tokenizer.context_length)
         self.embed_dim = int(model_cfg["embed_dim"])
@@ -266,9 +264,7 @@ def find_device(device: str | torch.device, mps: bool = True) -> torch.device:
     except RuntimeError:
         raise ValueError(unknown_name("device", device, ["auto", "cpu", "cuda", "mps"])) from None
     if where.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device {str(device)!r} was asked for, but torch sees no CUDA GPU; use 'auto' or 'cpu'."
-        )
+        raise ValueError(f"device {str(device)!r}: torch sees no CUDA GPU; use 'auto' or 'cpu'.")
     return where
 
 

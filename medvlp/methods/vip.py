@@ -181,9 +181,7 @@ class ViP(Method):
             ValueError: aggregation "mean" or "max", which learns no weights.
         """
         if self.aggregation != "merge":
-            raise ValueError(
-                f"aggregation={self.aggregation!r} learns no weights; build ViP with aggregation='merge'."
-            )
+            raise ValueError(f"aggregation={self.aggregation!r} learns no weights; take aggregation='merge'.")
         T = self._by_class(self.symptom_features())  # (n_cls, m, D)
         _, attention = merge(T, self.g, self.Wq, self.Wk, self.mask)  # (n_cls, m)
         rows = [

@@ -89,18 +89,14 @@ class ZeroShot(Method):
         self.knowledge = knowledge
         if knowledge in NAME_KINDS:
             if symptoms is not None:
-                raise ValueError(
-                    f"knowledge={knowledge!r} reads no symptoms; use knowledge='symptoms' with them."
-                )
+                raise ValueError(f"knowledge={knowledge!r} reads no symptoms; give knowledge='symptoms'.")
             by_template = in_templates(card.templates if templates is None else templates, card.classnames)
             if knowledge == "classnames":
                 by_template = by_template[:1]
             texts = dict(zip(card.classnames, zip(*by_template, strict=True), strict=True))
         else:
             if templates is not None:
-                raise ValueError(
-                    f"knowledge={knowledge!r} reads no templates; use knowledge='templates' with them."
-                )
+                raise ValueError(f"knowledge={knowledge!r} reads no templates; give knowledge='templates'.")
             kinds = dict.fromkeys(kind for info in card.classes for kind in info.knowledge)
             if symptoms is None:
                 check_choice("knowledge", knowledge, [*NAME_KINDS, *kinds], f"card {card.name!r}")

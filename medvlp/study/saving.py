@@ -148,9 +148,7 @@ def _clip(path: str | Path, wanted: dict[str, str], clip: Clip | None, device: s
         theirs = f"clip {wanted['name']!r} in {wanted['precision']} ({wanted['fingerprint'][:12]})"
         ours = f"{here.name!r} in {here.precision} ({here.fingerprint[:12]})"
         what = f"the one given is {ours}" if clip is not None else f"what loads by that name is now {ours}"
-        raise ValueError(
-            f"{path} was trained on {theirs}, but {what}: other weights, or other preprocessing."
-        )
+        raise ValueError(f"{path} was trained on {theirs}; {what}: other weights, or other preprocessing.")
     return here
 
 

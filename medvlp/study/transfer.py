@@ -16,9 +16,7 @@ def base_and_new(card: DataCard) -> tuple[DataCard, DataCard]:
     """
     names = card.classnames
     if len(names) < 4:
-        raise ValueError(
-            f"card {card.name!r} has {len(names)} classes; two base classes and two new ones need four."
-        )
+        raise ValueError(f"card {card.name!r} has {len(names)} classes; base and new ones need two each.")
     half = math.ceil(len(names) / 2)
     return card.with_classes(names[:half]), card.with_classes(names[half:])
 

@@ -34,12 +34,12 @@ def in_templates(templates: Sequence[str], classnames: Sequence[str]) -> list[li
     """
     if isinstance(templates, str) or not templates:
         raise ValueError(
-            f"templates is {templates!r}; give a list of at least one, as ['a photo of a {{}}.']."
+            f"templates is {templates!r}; give a list of one or more, as ['a photo of a {{}}.']."
         )
     for template in templates:
         if "{}" not in template:
             raise ValueError(
-                f"template {brief(template)} has no {{}} for the class name, as 'a photo of a {{}}.' has."
+                f"template {brief(template)} has no {{}} for the class name: 'a photo of a {{}}.'."
             )
     return [[template.replace("{}", plain_name(name)) for name in classnames] for template in templates]
 

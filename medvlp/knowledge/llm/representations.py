@@ -13,7 +13,6 @@ authors used is not published, so all are options here. Two layouts:
 `python -m medvlp.knowledge.llm.representations` makes the representations that ship with the package.
 """
 
-import argparse
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from torch import Tensor
 
 from medvlp.backbone.clip import find_device
@@ -80,9 +80,7 @@ class Representations:
                     f"{self.states[first].shape[1]}: take all from one LLM."
                 )
             if not state.isfinite().all():
-                raise ValueError(
-                    f"class {name!r}: its states are not finite; compute them in float32, on device='cpu'."
-                )
+                raise ValueError(f"class {name!r}: its states are not finite; compute them on device='cpu'.")
         kept = {n: s.detach().to("cpu", torch.float32).contiguous() for n, s in self.states.items()}
         object.__setattr__(self, "states", kept)
 
@@ -282,18 +280,12 @@ def shipped_folder() -> Path:
     return Path(__file__).resolve().parents[2] / "assets" / "representations"
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(llm: str = "smollm2", out: Path | None = None) -> None:
     """Make the representations of every packaged card; those that are as they should be stay."""
-    parser = argparse.ArgumentParser(
-        prog="python -m medvlp.knowledge.llm.representations", description=main.__doc__
-    )
-    parser.add_argument("--llm", default="smollm2", help="as in llm_representations (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=shipped_folder(), help="folder to write to")
-    arguments = parser.parse_args(argv)
-    llm = find_llm(arguments.llm)
+    source, folder = find_llm(llm), out or shipped_folder()
     for name in list_cards():
-        path = arguments.out / f"{name}.safetensors"
-        states = llm_representations(load_card(name), llm, path=path, half=True, device="cpu")
+        path = folder / f"{name}.safetensors"
+        states = llm_representations(load_card(name), source, path=path, half=True, device="cpu")
         print(f"{path.name}: {len(states.states)} classes, d = {states.dim}, {path.stat().st_size:,} bytes")
 
 
@@ -325,4 +317,4 @@ def _texts(card: DataCard, prompt: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

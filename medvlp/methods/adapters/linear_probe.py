@@ -120,9 +120,7 @@ class LinearProbe(Method):
 
     def _check_fitted(self) -> None:
         if not self.fitted:
-            raise RuntimeError(
-                "the linear probe is not fitted; call medvlp.fit(probe, data.train, data.val) first."
-            )
+            raise RuntimeError("the linear probe is not fitted; call medvlp.fit(probe, train, val) first.")
 
     def _copy_weights(self, model: Pipeline) -> None:
         """Fold W ((f - mean) / std) + b into one linear layer."""
@@ -149,5 +147,5 @@ def _check_every_class(labels: Tensor, classnames: list[str]) -> None:
     missing = [repr(name) for label, name in enumerate(classnames) if label not in present]
     if missing:
         raise ValueError(
-            f"no training image of {', '.join(missing)}; a linear probe needs at least one of each class."
+            f"no training image of {', '.join(missing)}; a linear probe needs one of each class."
         )

@@ -276,9 +276,7 @@ def save_figure(
     """
     check_kinds(save_figure, locals())
     if not name or Path(name).name != name or name.endswith(".png"):
-        raise ValueError(
-            f"figure name {brief(name)} must be bare, such as 'symptom_bars': no folder, no .png."
-        )
+        raise ValueError(f"figure name {brief(name)} must be bare, as 'symptom_bars': no folder, no .png.")
     if Path(made_by).is_absolute():
         raise ValueError(f"made_by {made_by!r} is an absolute path; write it from the repository's root.")
     try:

@@ -118,7 +118,7 @@ def _out_of_fold(x: np.ndarray, labels: np.ndarray, groups: list[str], folds: in
 def _check_groups(images: ImageSet, folds: int, n_neighbours: int) -> None:
     if not 1 <= n_neighbours < len(images):
         raise ValueError(
-            f"n_neighbours is {n_neighbours}; {len(images)} images allow 1 to {len(images) - 1}."
+            f"n_neighbours is {n_neighbours}: {len(images)} images allow 1 to {len(images) - 1}."
         )
     n_groups = pd.Series(images.groups).groupby(images.labels.numpy()).nunique()
     for label, name in enumerate(images.card.classnames):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,27 +18,15 @@ from medvlp.data.files import atomic_write
 from medvlp.data.html import data_uri, jpeg, policy_hash
 from medvlp.data.image_sets import ImageSet
 
+if TYPE_CHECKING:  # it imports this module
+    from medvlp.show.gallery.failures import Failures
+
 PICTURE, SMALL = 160, 80  # most pixels a side: of an image, and of a training image beside it
 QUALITY = 85  # of the JPEG
 N_SYMPTOMS = 3  # listed for each class
 
 
-class Gallery(Protocol):
-    """What one section of a page shows; `Failures` is one, and says what each attribute is."""
-
-    title: str
-    images: ImageSet
-    train: ImageSet | None
-    table: pd.DataFrame
-    symptoms: pd.DataFrame
-    neighbours: pd.DataFrame
-    words: tuple[str, str]
-
-    def pairs(self) -> pd.DataFrame:
-        """The pairs of true and predicted class, the most frequent first."""
-
-
-def write_page(path: str | Path, sections: Sequence[Gallery], show_ids: bool | None = None) -> Path:
+def write_page(path: str | Path, sections: Sequence["Failures"], show_ids: bool | None = None) -> Path:
     """Write galleries under one another as one page, whole or not at all; return its path.
 
     Pictures are small JPEGs inside the page, without anything that the file said of itself. The page has no
@@ -97,7 +85,7 @@ def _asset(name: str) -> str:
     return (resources.files("medvlp.show.gallery") / name).read_text(encoding="utf-8")
 
 
-def _pictures(sections: Iterable[Gallery]) -> dict[tuple[int, int, int], str]:
+def _pictures(sections: Iterable["Failures"]) -> dict[tuple[int, int, int], str]:
     """Every picture of the page by (id of its set, image, side); each is made once."""
     wanted: dict[tuple[int, int, int], ImageSet] = {}
     for section in sections:
@@ -117,13 +105,13 @@ def _pictures(sections: Iterable[Gallery]) -> dict[tuple[int, int, int], str]:
     return dict(zip(wanted, uris, strict=True))
 
 
-def _data_cards(sections: Iterable[Gallery]) -> list[DataCard]:
+def _data_cards(sections: Iterable["Failures"]) -> list[DataCard]:
     sets = [images for s in sections for images in (s.images, s.train) if images is not None]
     return list({images.card.name: images.card for images in sets}.values())
 
 
 def _section(
-    section: Gallery, pictures: dict[tuple[int, int, int], str], show_ids: bool | None
+    section: "Failures", pictures: dict[tuple[int, int, int], str], show_ids: bool | None
 ) -> dict[str, Any]:
     """What the template shows of one gallery."""
     symptoms = dict(list(section.symptoms.groupby("image")))

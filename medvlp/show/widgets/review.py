@@ -277,9 +277,7 @@ class SymptomReview:
         except ValueError as error:
             raise ValueError(f"not saved: {error}") from None
         if self.path.exists() and SymptomSet.load(self.path).record.card != self.card.name:
-            raise ValueError(
-                f"not saved: {self.path} holds another card's set; give the review another path."
-            )
+            raise ValueError(f"not saved: {self.path} holds another card's set; give another path.")
         symptoms = self.original
         if not isinstance(symptoms, SymptomSet):
             symptoms = SymptomSet.from_phrases(self.card, self.phrases)
@@ -306,9 +304,7 @@ class SymptomReview:
     def _phrase(self, classname: str, i: int) -> str:
         phrases = self._of_class(classname)
         if not 0 <= i < len(phrases):
-            raise ValueError(
-                f"class {classname!r} has {len(phrases)} phrases, counted from 0; there is no {i}."
-            )
+            raise ValueError(f"class {classname!r} has {len(phrases)} phrases, from 0 on; there is no {i}.")
         return phrases[i]
 
 

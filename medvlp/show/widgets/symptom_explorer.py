@@ -95,7 +95,7 @@ class SymptomExplorer(ImageExplorer):
         used = [not u if i == row else u for i, u in enumerate(self.used)]
         if not any(u for u, (name, _) in zip(used, self.symptoms, strict=True) if name == classname):
             raise ValueError(
-                f"{phrase!r} is the last symptom of {classname!r}; a class without symptoms has no score."
+                f"{phrase!r} is the last symptom of {classname!r}; without any a class has no score."
             )
         self._decide(self.symptoms, used)
 

@@ -44,9 +44,7 @@ def combinations(grid: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[
     settings = []
     for one in grids:
         if not isinstance(one, Mapping):
-            raise ValueError(
-                f"a grid is a mapping such as {{'method': ['ViP'], 'seed': [1, 2]}}, not {one!r}."
-            )
+            raise ValueError(f"a grid is a mapping such as {{'method': ['ViP']}}, not {one!r}.")
         values_of_keys = [_values_of(key, values) for key, values in one.items()]
         settings += [dict(zip(one, values, strict=True)) for values in product(*values_of_keys)]
     if not settings:
@@ -157,8 +155,6 @@ def sort_keys(
             )
         taker = config if in_config else arguments
         if name in taker:
-            raise ValueError(
-                f"the grid gives {name!r} twice, as {key!r} and under another name; give it once."
-            )
+            raise ValueError(f"the grid gives {name!r} twice, as {key!r} and by another name; give it once.")
         taker[name] = value
     return config, arguments

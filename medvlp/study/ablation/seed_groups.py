@@ -118,9 +118,7 @@ def pair_with_baseline(
         base = next((base for base in bases if base.key == wanted), None)
         if base is None:
             words = ", ".join(f"{field} {value}" for field, value in wanted.items())
-            raise ValueError(
-                f"{group} has no baseline: there is no run with {words}. Run it, or name another."
-            )
+            raise ValueError(f"{group} has no baseline: no run has {words}. Run it, or name another.")
         seeds, theirs = group.runs["seed"].tolist(), base.runs["seed"].tolist()
         if seeds and seeds != theirs:
             raise ValueError(

@@ -90,9 +90,7 @@ def wide(table: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:
     for field in (rows, columns):
         check_choice("column", field, table.columns, "the summary")
     if table.duplicated([rows, columns]).any():
-        raise ValueError(
-            f"the summary has several rows for one {rows} and {columns}; select some of it first."
-        )
+        raise ValueError(f"the summary has several rows for one {rows} and {columns}; select some first.")
 
     def cell(row: pd.Series) -> str:
         mean, sd, low, high = (
