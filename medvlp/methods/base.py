@@ -68,10 +68,10 @@ class Method(nn.Module):
 
     def __init__(self, clip: Clip, card: DataCard, arguments: Mapping[str, Any]) -> None:
         """Keep clip, card and arguments; see the class."""
-        given = {"self": self, "clip": clip, "card": card}
+        kinds = {"self": self, "clip": clip, "card": card}
         if hasattr(clip, "preprocess"):
-            del given["clip"]  # something of your own may stand for a Clip
-        check_kinds(Method.__init__, given)
+            del kinds["clip"]  # something of your own may stand for a Clip
+        check_kinds(Method.__init__, kinds)
         super().__init__()
         self.clip, self.card = clip, card
         self.config = {name: arguments[name] for name in arguments_of(type(self)) if name in arguments}

@@ -129,13 +129,13 @@ class CILMP(PromptedTower):
         check_at_least(1, {"rank": rank, "n_ctx": n_ctx, "n_image_ctx": n_image_ctx})
         check_at_least(0, {"prefix_length": prefix_length, "suffix_length": suffix_length})
         self.classnames = list(card.classnames)
-        given = _representations(card, representations)
-        self.config["representations"] = given.fingerprint
+        representations = _representations(card, representations)
+        self.config["representations"] = representations.fingerprint
         depth = depth_in(text_blocks(clip), "depth", depth, 1)
         if image_depth != 0:
             image_depth = depth_in(image_blocks(clip), "image_depth", image_depth, 0)
 
-        states = given.for_card(card)  # (L_c, d) each
+        states = representations.for_card(card)  # (L_c, d) each
         P, S = (0, 0) if intervention == "none" else (prefix_length, suffix_length)
         self.lengths = dict(zip(self.classnames, map(len, states), strict=True))
         for name, length in self.lengths.items():
@@ -156,7 +156,7 @@ class CILMP(PromptedTower):
             self.walk = TextWalk(clip.model.text, self.tokens, self.slots, n_ctx, P, S)
 
         random = torch.Generator().manual_seed(seed)
-        w, d = clip.text_width, given.dim
+        w, d = clip.text_width, representations.dim
         ctx = nn.init.normal_(torch.empty(depth, n_ctx, w), std=STD, generator=random)
         _, words = word_tokens(clip, FIRST_CTX)  # (m,)
         if len(words) == n_ctx:

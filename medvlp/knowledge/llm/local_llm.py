@@ -305,9 +305,9 @@ class _Handler(BaseHTTPRequestHandler):
         hosts = ", ".join(self.headers.get_all("Host", []))
         if not LOCAL.fullmatch(hosts):
             raise PermissionError(f"this server is asked as {HOST}, not as {hosts!r}.")
-        own = {f"http://{hosts}", "same-origin", "none"}
+        allowed = {f"http://{hosts}", "same-origin", "none"}
         for name in ("Origin", "Sec-Fetch-Site"):
-            if self.headers.get(name, "none") not in own:
+            if self.headers.get(name, "none") not in allowed:
                 raise PermissionError("this server answers programs, not web pages.")
 
     def _body(self) -> bytes:

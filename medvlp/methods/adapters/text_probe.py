@@ -121,9 +121,9 @@ class TextProbe(Method):
         labels = train.labels.to(f.device)  # (N,)
         t = F.normalize(self.text_features, dim=-1)  # (n_cls, D)
         p = (self.logit_scale * f @ t.T).softmax(dim=-1)  # (K, N, n_cls)
-        own = p.mean(dim=0).gather(1, labels[:, None])[:, 0]  # (N,), of the image's own class
+        p_true = p.mean(dim=0).gather(1, labels[:, None])[:, 0]  # (N,)
         for c in labels.unique().tolist():
-            self.multipliers[c] = own[labels == c].mean()
+            self.multipliers[c] = p_true[labels == c].mean()
 
     def class_features(self, f: Tensor | None = None) -> Tensor:
         """The class weights' directions, (n_cls, D), L2-normalised."""

@@ -168,8 +168,8 @@ class TipAdapter(Method):
         """Choose alpha and beta on the validation images; without them both stay as they are."""
         if val is None or not self.config["tune"]:
             return
-        found = image_features(self.clip, val, cache_dir=cache_dir, progress=progress)
-        f = found.features.to(self.keys)  # (N_val, D)
+        cached = image_features(self.clip, val, cache_dir=cache_dir, progress=progress)
+        f = cached.features.to(self.keys)  # (N_val, D)
         labels = val.labels.to(f.device)  # (N_val,)
         text_logits, affinity = self._text_logits(f), f @ self.keys.T  # (N_val, n_cls), (N_val, N)
         alphas = _steps(self.config["alpha_max"], N_ALPHA)

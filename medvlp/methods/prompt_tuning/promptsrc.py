@@ -95,9 +95,9 @@ class PromptSRC(IVLP):
         weights = {"text_weight": text_weight, "image_weight": image_weight, "logits_weight": logits_weight}
         check_at_least(0, weights)
         self.text_weight, self.image_weight, self.logits_weight = weights.values()
-        own = None if templates is None else list(templates)
-        self.config |= {"templates": own, **weights}
-        self.constant("frozen_text_features", _mean_features(clip, card, own))
+        templates = None if templates is None else list(templates)
+        self.config |= {"templates": templates, **weights}
+        self.constant("frozen_text_features", _mean_features(clip, card, templates))
 
     def training_logits(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, n_cls), and what the three constraints add to each image's loss, (B,).

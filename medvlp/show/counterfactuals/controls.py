@@ -130,10 +130,10 @@ def faithfulness_controls(
     rows["symptoms"] |= {"net low": ends[0], "net high": ends[1]}
     draws_of: dict[str, list[dict[str, float]]] = {"shuffled": [], SAME_SIGN: [], "gibberish": []}
     for draw in tqdm(range(n_draws), desc="controls", unit="draw", leave=False, delay=2):
-        own = seed * 10_000 + draw
-        draws_of["shuffled"].append(_control(flips, shuffled_claims(claims, own)))
-        draws_of[SAME_SIGN].append(_control(flips, shuffled_claims(claims, own, turn=False)))
-        nonsense = gibberish(flips.phrases, own)
+        draw_seed = seed * 10_000 + draw
+        draws_of["shuffled"].append(_control(flips, shuffled_claims(claims, draw_seed)))
+        draws_of[SAME_SIGN].append(_control(flips, shuffled_claims(claims, draw_seed, turn=False)))
+        nonsense = gibberish(flips.phrases, draw_seed)
         lists = {c: [nonsense[phrase] for phrase in phrases] for c, phrases in method.symptoms.items()}
         scored = flips_of_features(with_symptoms(method, lists), images, features)
         draws_of["gibberish"].append(_control(scored, {nonsense[p]: claim for p, claim in claims.items()}))

@@ -88,11 +88,11 @@ def intervention_table(method: CILMP, features: Tensor, reference: Tensor | None
     def probabilities(scores: Tensor) -> np.ndarray:
         return (method.logit_scale * scores.cpu().double()).softmax(dim=0).numpy()
 
-    own, plain = cosines(method, f), cosines(with_rank(method, 0), f)  # (n_cls,) each
-    table = Table({"classname": method.classnames, "score": own.cpu().numpy()})
+    edited, plain = cosines(method, f), cosines(with_rank(method, 0), f)  # (n_cls,) each
+    table = Table({"classname": method.classnames, "score": edited.cpu().numpy()})
     table["score without"] = plain.cpu().numpy()
     table["change"] = table["score"] - table["score without"]
-    table["probability"], table["probability without"] = probabilities(own), probabilities(plain)
+    table["probability"], table["probability without"] = probabilities(edited), probabilities(plain)
     if reference is not None:
         mean = F.normalize(reference.to(f).mean(dim=0, keepdim=True), dim=-1)  # (1, D)
         table["score mean image"] = cosines(method, mean).cpu().numpy()

@@ -102,8 +102,8 @@ def confident_label(p: np.ndarray, labels: np.ndarray) -> np.ndarray:
         p: (N, n_cls) probabilities of a model that has not seen the image.
         labels: (N,) the given labels; every class has one.
     """
-    own = p[np.arange(len(labels)), labels]  # (N,)
-    threshold = np.array([own[labels == c].mean() for c in range(p.shape[1])])  # (n_cls,)
+    p_label = p[np.arange(len(labels)), labels]  # (N,)
+    threshold = np.array([p_label[labels == c].mean() for c in range(p.shape[1])])  # (n_cls,)
     reaching = np.where(p >= threshold, p, -1.0)  # (N, n_cls)
     return np.where(reaching.max(axis=1) >= 0, reaching.argmax(axis=1), labels)
 

@@ -92,12 +92,12 @@ def nearest_images(
         where there were not `n` images of another name.
     """
     codes = torch.from_numpy(pd.factorize(np.array([*names, *train_names], dtype=object))[0])
-    own, theirs = codes[: len(names)], codes[len(names) :]  # (B,), (N,)
+    codes, train_codes = codes[: len(names)], codes[len(names) :]  # (B,), (N,)
     n = min(n, len(train_names))
     places, cosines = [torch.empty(0, n, dtype=torch.long)], [torch.empty(0, n)]
-    for chunk, same in zip(features.split(_AT_ONCE), own.split(_AT_ONCE), strict=True):
+    for chunk, code in zip(features.split(_AT_ONCE), codes.split(_AT_ONCE), strict=True):
         near = chunk @ train_features.T  # (b, N)
-        near[same[:, None] == theirs] = -torch.inf
+        near[code[:, None] == train_codes] = -torch.inf
         best = near.topk(n, dim=1)
         places.append(best.indices)
         cosines.append(best.values)

@@ -130,8 +130,8 @@ def image_points(
         ['CLIP', 'CLIP', 'CLIP', 'CLIP', 'CLIP']
     """
     check_kinds(image_points, locals())
-    features, own = _image_features(method, images, cache_dir, progress)
-    name = type(method).__name__ if own else "CLIP"
+    features, of_method = _image_features(method, images, cache_dir, progress)
+    name = type(method).__name__ if of_method else "CLIP"
     labels = images.labels.numpy()  # (N,)
     columns = {"stage": stage, "what": "image", "modality": "image", "image": np.arange(len(images))}
     return _embeddings(features, name, images.card.classnames, labels, columns)
