@@ -19,9 +19,7 @@ SPLIT_WORDS = {"training": "train", "train": "train", "testing": "test", "test":
     ("dev", "valid", "validation", "val"), "val"
 )
 # Folders with such names hold drawings on images. None of their images is one of a class.
-MASKS = re.compile(
-    r"(mask|segmentation|annotation|label|overlay|contour|ground.?truth)s?$|^gts?$", re.IGNORECASE
-)
+MASKS = re.compile(r"(?i)(mask|segmentation|annotation|label|overlay|contour|ground.?truth)s?$|^gts?$")
 PATTERN_SECONDS = 1.0  # for the card's group_pattern on one name: (a|aa)+$ may take for ever
 
 

@@ -33,9 +33,8 @@ def read_medmnist(
             f"card {card.name!r}: MedMNIST has no size {image_size}. Choices: {', '.join(map(str, SIZES))}."
         )
     default = [os.environ.get("MEDVLP_DATA"), Path.home() / ".medmnist"]  # where medmnist keeps them
-    bases = [
-        Path(os.path.expanduser(folder)) for folder in ([root] if root is not None else default) if folder
-    ]
+    folders = [root] if root is not None else default
+    bases = [Path(os.path.expanduser(folder)) for folder in folders if folder]
     paths = {size: [base / _file_name(flag, size) for base in bases] for size in SIZES}
     there = {size: path for size in SIZES for path in reversed(paths[size]) if os.path.isfile(path)}
     size = image_size or max(there, default=SIZES[0])

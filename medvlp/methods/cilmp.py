@@ -176,9 +176,8 @@ class CILMP(PromptedTower):
             return ConditionalLoReFT(d, rank, clip.embed_dim, **switches)
 
         drop = (dropout, dropout_per_image)
-        self.sites = nn.ModuleList(
-            EditedRows(draw(P), draw(S), drop, d, rank, w, random) for _ in range(depth)
-        )
+        sites = [EditedRows(draw(P), draw(S), drop, d, rank, w, random) for _ in range(depth)]
+        self.sites = nn.ModuleList(sites)
         self.to(clip.device)
 
     def logits_from_features(self, image_features: Tensor) -> Tensor:

@@ -201,9 +201,8 @@ def get_world(name: str) -> World:
         >>> f"{world.bayes_accuracy():.2f}"
         '0.89'
     """
-    worlds = yaml.safe_load(
-        (resources.files("medvlp.data.phantoms") / "worlds.yaml").read_text(encoding="utf-8")
-    )
+    file = resources.files("medvlp.data.phantoms") / "worlds.yaml"
+    worlds = yaml.safe_load(file.read_text(encoding="utf-8"))
     check_choice("phantom world", name, worlds)
     entry = worlds[name]
     if "shift_of" in entry:

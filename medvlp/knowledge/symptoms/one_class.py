@@ -128,11 +128,9 @@ class OneClass:
             words = words_of(phrase)
             if reason is None and (words in lines or f" {words} " in question):
                 reason = "copied from the question"
-            kept = reason is None
-            self.candidates.append(
-                Candidate(text=phrase, stage=stage, attempt=attempt, kept=kept, reason=reason)
-            )
-            if kept:
+            facts = {"text": phrase, "stage": stage, "attempt": attempt, "reason": reason}
+            self.candidates.append(Candidate(**facts, kept=reason is None))
+            if reason is None:
                 have.append(phrase)
 
     def _ask(self, stage: str, attempt: int, messages: list[dict]) -> list[str]:

@@ -136,9 +136,8 @@ class SymptomExplorer(ImageExplorer):
 
     def _start(self) -> None:
         """The method itself, with all its symptoms."""
-        self.symptoms = [
-            (name, phrase) for name, phrases in self.method.symptoms.items() for phrase in phrases
-        ]
+        by_class = self.method.symptoms.items()
+        self.symptoms = [(name, phrase) for name, phrases in by_class for phrase in phrases]
         self.used, self._method_has = [True] * len(self.symptoms), set(self.symptoms)
         self._scorer = self._chosen = self.method
 

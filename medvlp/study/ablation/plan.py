@@ -272,9 +272,8 @@ def _code(kind: type[Method]) -> str | None:
     """
     if kind.__module__.startswith("medvlp."):
         return None
-    bases = [
-        base for base in kind.__mro__ if base.__module__.split(".")[0] not in ("medvlp", "torch", "builtins")
-    ]
+    packages = ("medvlp", "torch", "builtins")
+    bases = [base for base in kind.__mro__ if base.__module__.split(".")[0] not in packages]
     return sha256(*map(_source_of, bases))
 
 

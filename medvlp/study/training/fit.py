@@ -151,9 +151,7 @@ def _check(method: Method, train: ImageSet, val: ImageSet | None, config: TrainC
     if val is not None:
         val.check(method.card, type(method).__name__)
         if val.split == "test":
-            warnings.warn(
-                "validation on test images: the epoch is then chosen on the test set.", stacklevel=3
-            )
+            warnings.warn("validation on test images: the epoch is chosen on the test set.", stacklevel=3)
     elif config.keep == "best":
         raise ValueError("fit needs validation images to find the best epoch; give val, or keep='last'.")
     learns = any(parameter.requires_grad for parameter in method.parameters())
