@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, what they are called and hold: names, hashes, rows of tables."""
+"""Files: written whole or not at all, their names and hashes, JSON, and the rows of tables."""
 
 import csv
 import errno

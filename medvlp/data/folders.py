@@ -18,7 +18,7 @@ from medvlp.data.images import image_suffixes
 SPLIT_WORDS = {"training": "train", "train": "train", "testing": "test", "test": "test"} | dict.fromkeys(
     ("dev", "valid", "validation", "val"), "val"
 )
-# Folders with such names hold drawings on images. None of their images is one of a class.
+# Folders with such names hold masks and other drawings, not images of a class.
 MASKS = re.compile(r"(?i)(mask|segmentation|annotation|label|overlay|contour|ground.?truth)s?$|^gts?$")
 PATTERN_SECONDS = 1.0  # for the card's group_pattern on one name: (a|aa)+$ may take for ever
 
@@ -137,8 +137,8 @@ def _listed(paths: Sequence[str | Path]) -> str:
 class _Walk:
     """Reads what is under class folders, through links, each folder once.
 
-    A name is a path within `base` in the disk's own spelling, parted by /. `split` is that of the folder
-    that is read, None where there are no split folders. `others` counts what is no image, by its ending.
+    A name is a path within `base`, spelled as on the disk, with / between folders. `split` is that of the
+    folder that is read, None where there are no split folders. `others` counts what is no image, by ending.
     """
 
     def __init__(self, base: Path, split: str | None, problems: Problems) -> None:

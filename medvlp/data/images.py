@@ -15,7 +15,7 @@ from torch import Tensor
 from medvlp.data.files import open_regular, short
 from medvlp.data.metadata import ORIENTATION, PIXEL_TAGS, without_metadata
 
-# What Pillow knows, but does not decode by itself (videos, grids of numbers, drawings).
+# Formats that Pillow names but does not decode by itself (videos, grids of numbers, drawings).
 NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 DEPTHS = (8, 10, 12, 14, 16)  # bits a value that detectors and files use
 WHITE_16 = 2 ** DEPTHS[-1] - 1
@@ -42,7 +42,7 @@ class ImageError(ValueError):
 
 
 def image_suffixes() -> set[str]:
-    """What a picture's name may end in: whatever Pillow opens, with the plugins that are registered now."""
+    """Endings of the files that Pillow opens as pictures, with the plugins that are registered now."""
     formats = Image.registered_extensions()  # .png: PNG, ...
     pictures = {suffix for suffix, name in formats.items() if name in Image.OPEN and name not in NO_PICTURES}
     return pictures | {".mpo"}  # several JPEG pictures in one file: the JPEG reader opens it

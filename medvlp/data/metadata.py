@@ -1,4 +1,4 @@
-"""Picture files without their metadata, whose damage keeps Pillow from pixels that are whole."""
+"""Takes the metadata out of picture files: where it is damaged, Pillow would not read the pixels."""
 
 import struct
 import zlib

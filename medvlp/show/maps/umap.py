@@ -97,7 +97,7 @@ def what_a_map_hides(
     - trustworthiness, from 0 to 1: are neighbours in the map neighbours in the original space? (Venna &
       Kaski 2001)
     - where there are several modalities, the silhouette of the modality, and the gap between each pair of
-      them (`modality_gap`, which a map has not).
+      them (`modality_gap`; it cannot be measured in a map).
 
     UMAP keeps neither distances nor sizes: where the map's numbers differ from the original's, in either
     direction, the map misleads.

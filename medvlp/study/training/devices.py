@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, is_initialized
+from accelerate.state import AcceleratorState, PartialState, is_initialized
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -35,12 +35,11 @@ def one_accelerator(method: Method, config: TrainConfig) -> Iterator[Accelerator
         raise ValueError("precision='fp16' needs a GPU, but the clip is on the CPU; use 'bf16' or 'fp32'.")
     ours = not is_initialized()
     precision = "no" if config.precision == "fp32" else config.precision
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision)
-    try:
-        yield accelerator
+    try:  # Ctrl-C may come as it is made
+        yield Accelerator(cpu=cpu, mixed_precision=precision)
     finally:
         if ours:  # accelerate has one state a process: left, it would forbid another precision, and launchers
-            AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)
+            AcceleratorState._reset_state(reset_partial_state=PartialState().num_processes == 1)
 
 
 def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:

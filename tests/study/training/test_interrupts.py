@@ -10,10 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import is_initialized
 
 import medvlp
 from medvlp.methods.adapters.tip_adapter import TipAdapter
 from medvlp.methods.base import own_tensors
+from medvlp.study.training import devices
 from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
@@ -109,6 +112,20 @@ def test_history_and_weights_are_of_the_same_epochs_wherever_ctrl_c_is_pressed(c
             pd.testing.assert_frame_equal(history.drop(columns="seconds"), again.drop(columns="seconds"))
             assert same(own_tensors(whole), own_tensors(resumed)), ctrl_c.places[-1]
     assert seen == {None, 0, 1, 2}
+
+
+def test_ctrl_c_as_the_accelerator_is_made_leaves_none_behind(clip, sets, monkeypatch):
+    class Interrupted(Accelerator):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(devices, "Accelerator", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(Prototypes(clip, CARD), *sets, CONFIG, **QUIET)
+    assert not is_initialized()
+    fit(Prototypes(clip, CARD), *sets, replace(CONFIG, precision="bf16"), **QUIET)
 
 
 def test_what_is_fitted_without_steps_is_fitted_whole_or_not_at_all(clip, sets):
