@@ -3,6 +3,9 @@
 A cache file is named by what its numbers depend on: the clip's fingerprint (weights, architecture,
 preprocessing), the data set's fingerprint (which images, in which order) and the view. The same facts stand
 in the file.
+
+Of images that are not here the features are those that the package ships (`medvlp.data.shipped`), which
+`python -m medvlp.backbone.features CARD CLIP ROOT` writes where the images are.
 """
 
 import json
@@ -17,16 +20,22 @@ from typing import Any
 
 import numpy as np
 import torch
+import typer
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
-from medvlp.backbone.clip import Clip
+from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.sources import random_turn
+from medvlp.data.cards import load_card
+from medvlp.data.datasets import read_files
 from medvlp.data.errors import check_kinds
 from medvlp.data.files import cache_folder, check_writable, sha256
+from medvlp.data.folders import Problems
+from medvlp.data.shipped import Shipped, write_shipped
+from medvlp.data.tables import tables_of
 from medvlp.data.tensor_files import read_tensors, write_tensors
 
 KIND = "medvlp image features"
@@ -73,6 +82,7 @@ def image_features(
     Raises:
         ValueError: an empty data set, or an image whose features are not finite.
         OSError: a cache folder that cannot be written; found before anything is computed.
+        FileNotFoundError: images that are not here, and a clip or a view whose features are not shipped.
 
     Example:
         >>> import medvlp
@@ -87,6 +97,11 @@ def image_features(
         raise TypeError(f"images must be an ImageSet, such as data.train, not {type(images).__name__}.")
     if len(images.ids) == 0:
         raise ValueError("there are no images to encode: the data set is empty.")
+    labels, ids = torch.as_tensor(images.labels, dtype=torch.long), list(images.ids)
+    if store := _shipped(images):
+        if view is not None:
+            raise store.missing("there are no random views, only what views=0 and cache_views=0 ask for")
+        return Features(store.features(clip.name, clip.fingerprint), labels, ids)
     usual = view is None or (crop, flip) == (CROP, True)
     facts = {
         "version": VERSION,
@@ -106,7 +121,7 @@ def image_features(
         check_writable(path.parent, "the feature cache (MEDVLP_CACHE says where)")
         features = _encode(clip, images, view, batch_size, num_workers, progress, crop, flip)
         write_tensors(path, {"features": features}, KIND, facts)
-    return Features(features, torch.as_tensor(images.labels, dtype=torch.long), list(images.ids))
+    return Features(features, labels, ids)
 
 
 def training_features(
@@ -159,6 +174,8 @@ class Views(Dataset):
     """
 
     def __init__(self, clip: Clip, images: Any, crop: float = CROP, flip: bool = True) -> None:
+        if store := _shipped(images):
+            raise store.missing("what looks at pixels cannot be done")
         self.images, self.ids = images.with_transform(None), images.ids
         self.clip, self.crop, self.flip = clip, crop, flip
 
@@ -236,6 +253,12 @@ class ImageLoader(DataLoader):
             yield torch.from_numpy(images), torch.from_numpy(labels)
 
 
+def _shipped(images: Any) -> Shipped | None:
+    """What the package ships of these images, where they are not here."""
+    store = getattr(images, "store", None)
+    return store if isinstance(store, Shipped) else None
+
+
 def _arrays(items: Sequence[tuple[Tensor, int]]) -> tuple[np.ndarray, np.ndarray]:
     images, labels = zip(*items, strict=True)
     return torch.stack(images).numpy(), np.array(labels)
@@ -298,3 +321,18 @@ def default_workers(n_images: int, batch_size: int) -> int:
     except OSError:  # no room for it: a container whose /dev/shm is full or missing
         return 0
     return min(len(os.sched_getaffinity(0)), 8)
+
+
+def main(card: str, clip: str, root: Path) -> None:
+    """Write what the package ships of a card's images: the features that a clip computes of them."""
+    described, tower = load_card(card), load_clip(clip, device="cpu")
+    parts = read_files(described, root, Problems("raise"))[0].values()
+    features = torch.cat([image_features(tower, images).features for images in parts])  # (N, D)
+    names, base = [name for images in parts for name in images.store.names], next(iter(parts)).store.folder
+    facts = {"names": names, "clip": tower.name, "fingerprint": tower.fingerprint}
+    folder = write_shipped(described.source.folder, base, features, facts, tables_of(described))
+    print(f"{len(names)} images; written to {folder}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -194,7 +194,9 @@ class CsvSource(Source):
 
     Paths are relative to `folder`. The split and group columns may be None: not there. `file` is one table,
     or one for each split. `second_file` lists some of the images again, with attributes as another expert
-    noted them.
+    noted them. Of each table FILE.gz will do, too.
+
+    `rows` says which rows are meant, by column: those with one of these values. The others are left out.
     """
 
     kind: Literal["csv"]
@@ -206,6 +208,7 @@ class CsvSource(Source):
         Field(validate_default=True),
         _over({"path": "path", "label": "label", "split": None, "group": None}),
     ] = {}
+    rows: dict[Name, Names] = {}
 
     @field_validator("columns")
     @classmethod

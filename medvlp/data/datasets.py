@@ -59,6 +59,12 @@ class Data:
             lines.append(f"the group_pattern finds nothing in {self.record['without_group']} name(s)")
         same = self.record.get("same_images", {}).items()
         lines += [f"the same image {why}: {len(ids)}; see record['same_images']" for why, ids in same if ids]
+        others = ", ".join(f"{n} {why}" for why, n in self.record.get("other_rows", {}).items())
+        lines += [f"rows that the card does not mean, left out: {others}"] if others else []
+        if self.test.pictures_missing:
+            lines.append(
+                f"the pictures are not here: these are features that clip {self.test.store.clip!r} computed"
+            )
         if self.record["skipped"]:
             lines.append(f"left out: {len(self.record['skipped'])}; see record['skipped']")
         if self.record.get("other_files"):
@@ -146,8 +152,8 @@ def load_dataset(
             f"card {card.name!r}: image_size is for phantoms and MedMNIST; files have their own size."
         )
     else:
-        parts, notes = (read_folder if kind == "folder" else read_csv)(card, root, problems)
-        if problems.skip:
+        parts, notes = read_files(card, root, problems)
+        if problems.skip and not parts["train"].pictures_missing:
             parts = {name: _readable(images, problems) for name, images in parts.items()}
         notes["without_group"] = _without_group(card, parts)
     parts, made = _all_splits(card, parts, seed)
@@ -177,6 +183,13 @@ def load_dataset(
     record |= {"splits": splits, "groups_in_two_splits": shared, "same_images": same}
     record["skipped"] = problems.skipped
     return Data(card, **parts, record=record)
+
+
+def read_files(
+    card: DataCard, root: str | Path | None, problems: Problems
+) -> tuple[dict[str, ImageSet], dict]:
+    """The image files of a card's folder or table, in the splits that are given there, and notes on them."""
+    return (read_folder if card.source.kind == "folder" else read_csv)(card, root, problems)
 
 
 def _draw_phantoms(card: DataCard, seed: int, size: int) -> tuple[dict[str, ImageSet], dict]:

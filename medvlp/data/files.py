@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import gzip
 import hashlib
 import io
 import json
@@ -213,14 +214,24 @@ def printable(name: str | Path) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def table_is_there(file: Path) -> bool:
+    """Whether `read_table` finds a table: the file, or FILE.gz."""
+    return os.path.isfile(file) or os.path.isfile(f"{file}.gz")
+
+
 def read_table(file: Path, columns: dict[str, str | None]) -> Iterator[tuple[int, dict[str, str]]]:
     """Each row's line in the file and its values by role ("path", "label", ...), stripped.
 
     Columns are parted by comma, semicolon, tab or |: by what the header has most of the columns with. What
-    stands beyond the header's columns is the row's "too many"; commas at the end of a line are not.
+    stands beyond the header's columns is the row's "too many"; commas at the end of a line are not. Without
+    such a file FILE.gz will do.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        if not file.exists() and table_is_there(file):
+            with gzip.open(f"{file}.gz", "rt", encoding="utf-8-sig") as packed:
+                text = packed.read()
+        else:
+            text = file.read_text(encoding="utf-8-sig")
         tables = {mark: _rows(text, mark) for mark in DELIMITERS}
         headers = {mark: [composed(name) for name in next(rows)[1]] for mark, rows in tables.items()}
         wanted = {role: composed(column) for role, column in columns.items() if column}

@@ -9,11 +9,12 @@ from pathlib import Path
 import regex
 import torch
 
-from medvlp.data.cards import DataCard
+from medvlp.data.cards import DataCard, cards_folder
 from medvlp.data.errors import check_choice
 from medvlp.data.files import as_word, composed, on_disk, printable
 from medvlp.data.image_sets import Files, ImageSet
 from medvlp.data.images import image_suffixes
+from medvlp.data.shipped import Shipped, is_shipped, shipped_folder
 
 SPLIT_WORDS = {"training": "train", "train": "train", "testing": "test", "test": "test"} | dict.fromkeys(
     ("dev", "valid", "validation", "val"), "val"
@@ -41,6 +42,8 @@ class Problems:
 def find_folder(card: DataCard, root: str | Path | None, fits: Callable[[Path], bool], expected: str) -> Path:
     """The card's folder: `root` or its sub-folder; by default under MEDVLP_DATA or beside the card.
 
+    Where it is in none of these, and nobody named a `root`, it is what the package ships for that folder.
+
     FileNotFoundError names the card, what is expected, where it was looked for and how to get it.
     """
     if root is not None:
@@ -54,6 +57,9 @@ def find_folder(card: DataCard, root: str | Path | None, fits: Callable[[Path], 
     for folder in tried:
         if fits(folder):
             return folder
+    shipped = shipped_folder(name) if root is None else None
+    if shipped and fits(shipped):
+        return shipped
     looked = ", ".join(printable(folder) for folder in tried) or "nowhere"
     raise FileNotFoundError(
         f"card {card.name!r}: its images were not found. Expected: {expected}. Looked in: {looked}. "
@@ -73,6 +79,8 @@ def read_folder(
     words = {as_word(word) for info in card.classes for word in info.words}
 
     def fits(folder: Path) -> bool:
+        if is_shipped(folder):  # a folder of that name in another's card holds other images
+            return card.path is not None and card.path.parent == cards_folder()
         inside = {as_word(path.name) for path in _subfolders(folder)}
         meant = root is not None if source.folder == "." else folder.name == Path(source.folder).name
         return bool(inside & (words | split_of.keys())) or (bool(inside) and meant)
@@ -82,6 +90,8 @@ def read_folder(
         f"class folders such as '{classes}' (names or aliases), in {source.folder!r} or in its split folders"
     )
     base = find_folder(card, root, fits, expected)
+    if is_shipped(base):
+        return _read_shipped(card, base, split_of), {}
     subfolders = _subfolders(base)
     folders_of: dict[str, list[Path]] = {}
     for path in subfolders:
@@ -109,6 +119,17 @@ def read_folder(
         parts[split] = _read_class_folders(card, split, folder, walk)
         others += walk.others
     return parts, {"other_files": dict(others), "unused_folders": [printable(path.name) for path in unused]}
+
+
+def _read_shipped(card: DataCard, base: Path, split_of: dict[str, str]) -> dict[str, ImageSet]:
+    """The images that a shipped folder names, in class folders, with or without split folders above them."""
+    rows: dict[str, list[tuple[str, int, str]]] = {}
+    for name in Shipped.read(base).names:
+        top, *below = name.split("/")
+        split = split_of.get(as_word(top))
+        label = card.label_of(below[0] if split else top)
+        rows.setdefault(split or "train", []).append((name, label, ""))
+    return {split: image_set(card, split, base, of_split) for split, of_split in rows.items()}
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -254,7 +275,10 @@ def image_set(card: DataCard, split: str, base: Path, rows: list[tuple[str, int,
     pattern = card.source.group_pattern and regex.compile(card.source.group_pattern)
     for i, name in enumerate(ids):
         groups[i] = groups[i] or (pattern and _group(card, pattern, name)) or name
-    return ImageSet(card, split, ids, torch.tensor(labels), groups, Files(base, names))
+    store = Files(base, names)
+    if is_shipped(base):
+        store = Shipped.read(base, card.source.how_to_get).called(names)
+    return ImageSet(card, split, ids, torch.tensor(labels), groups, store)
 
 
 def _group(card: DataCard, pattern: regex.Pattern, name: str) -> str | None:

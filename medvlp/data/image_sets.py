@@ -1,9 +1,9 @@
 """ImageSet: the images of one split, with their labels; PhantomSet also knows what its images show.
 
-The images themselves lie in a store: files, an array, or phantoms that are rendered when looked at. Every
-store has `image(i)`, `take(rows)` (the store of these rows only), `content()`, a hash that changes when an
-image changes, and `looks`: functions of rows that give what is compared to know whether images are the same,
-the cheapest first. None is like nothing.
+The images themselves lie in a store: files, an array, phantoms that are rendered when looked at, or, where
+the images are not here, what the package ships of them. Every store has `image(i)`, `take(rows)` (the store
+of these rows only), `content()`, a hash that changes when an image changes, and `looks`: functions of rows
+that give what is compared to know whether images are the same, the cheapest first. None is like nothing.
 """
 
 import copy
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -29,7 +29,9 @@ from medvlp.data.files import file_hashes, in_threads, sha256
 from medvlp.data.images import ImageError, read_image
 from medvlp.data.phantoms.drawing import DRAWING
 from medvlp.data.phantoms.worlds import CHUNK, Latents, World
+from medvlp.data.shipped import Shipped
 
+PLACEHOLDER = 224  # pixels a side
 Looks = tuple[Callable[[Sequence[int]], list], ...]
 
 
@@ -189,7 +191,7 @@ class ImageSet(Dataset):
     ids: list[str]
     labels: Tensor
     groups: list[str]
-    store: Files | Pixels | Rendered
+    store: Files | Pixels | Rendered | Shipped
     transform: Callable | None = None
     annotations: tuple[pd.DataFrame, ...] = ()
 
@@ -201,6 +203,16 @@ class ImageSet(Dataset):
         """
         return self.annotations[0] if self.annotations else pd.DataFrame(index=self.ids)
 
+    @property
+    def pictures_missing(self) -> bool:
+        """Whether the images are not here, only features that the package ships."""
+        return isinstance(self.store, Shipped)
+
+    def described(self, i: int) -> str:
+        """What an expert noted of image i, as "cell size: big, granularity: yes"; "" where nothing."""
+        noted = self.annotations[0].iloc[i].dropna() if self.annotations else {}
+        return ", ".join(f"{name}: {value}" for name, value in noted.items())
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -210,7 +222,8 @@ class ImageSet(Dataset):
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{name} {n}" for name, n in self.counts.items())
-        return visible(f"ImageSet({self.card.name}, {self.split}: {len(self)} images; {counts})")
+        missing = ", whose pictures are not here" if self.pictures_missing else ""
+        return visible(f"ImageSet({self.card.name}, {self.split}: {len(self)} images{missing}; {counts})")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -223,6 +236,15 @@ class ImageSet(Dataset):
         if not -len(self) <= i < len(self):
             raise IndexError(f"image {i} of {len(self)}")
         return self.store.image(int(i) % len(self))
+
+    def picture(self, i: int) -> Image.Image:
+        """Image i to show to people: where it is not here, a grey square that says so."""
+        if not self.pictures_missing:
+            return self.image(i)
+        square = Image.new("RGB", (PLACEHOLDER, PLACEHOLDER), "lightgrey")
+        words = {"text": "image\nnot here", "anchor": "mm", "align": "center", "font_size": PLACEHOLDER / 7}
+        ImageDraw.Draw(square).text((PLACEHOLDER / 2, PLACEHOLDER / 2), fill="black", **words)
+        return square
 
     def with_transform(self, transform: Callable | None) -> "ImageSet":
         """The same images with another transform."""

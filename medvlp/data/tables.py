@@ -2,17 +2,19 @@
 
 import os
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from medvlp.data.card_parts import SPLITS, Attribute
+from medvlp.data.card_parts import SPLITS, Attribute, CsvSource
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
-from medvlp.data.files import as_word, composed, on_disk, read_table
+from medvlp.data.files import as_word, composed, on_disk, read_table, table_is_there
 from medvlp.data.folders import SPLIT_WORDS, Problems, find_folder, image_set
 from medvlp.data.image_sets import ImageSet
+from medvlp.data.shipped import Shipped, is_shipped
 
 Row = dict[str, str]  # a row's values by role: "path", "label", ..., "attribute granule colour", ...
 Noted = dict[str, str | None]  # what an expert noted of one image, by attribute; None where nobody looked
@@ -20,24 +22,32 @@ Noted = dict[str, str | None]  # what an expert noted of one image, by attribute
 
 def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tuple[dict[str, ImageSet], dict]:
     """Images listed in a table, or in one for each split. Rows are counted as lines: the header is line 1."""
-    source = card.source
+    source, needed = card.source, tables_of(card)
     tables = source.file if isinstance(source.file, dict) else {"": source.file}
-    needed = [*tables.values(), *filter(None, [source.second_file])]
     base = find_folder(
         card,
         root,
-        lambda folder: all(os.path.isfile(on_disk(folder, name)) for name in needed),
+        lambda folder: all(table_is_there(on_disk(folder, name)) for name in needed),
         "the table " + " and ".join(map(repr, needed)),
     )
     rows: dict[str, list[tuple[str, int, str]]] = {split: [] for split in SPLITS}
     noted: dict[str, list[Noted]] = {split: [] for split in SPLITS}
     listed: dict[Path, str] = {}  # where each image is listed
+    others: dict[Path, str] = {}  # images that are not meant, and why
+    shipped = {base / name for name in Shipped.read(base).names} if is_shipped(base) else None
     columns = source.columns | {_role(attribute): attribute.column for attribute in card.attributes}
+    columns |= {_which(column): column for column in source.rows}
+    seen: dict[str, set[str]] = {column: set() for column in source.rows}
     for split_of_table, name_of_table in tables.items():
         file = on_disk(base, name_of_table)
         for number, row in read_table(file, columns):
             name, where = row["path"], f"line {number} of {file}"
             path = on_disk(base, name)
+            for column in source.rows:
+                seen[column].add(row[_which(column)])
+            if other := _other(card, row):
+                others[path] = other
+                continue
             try:
                 if row["too many"]:
                     raise ValueError(f"it has more values than the header, such as {row['too many']!r}.")
@@ -47,7 +57,7 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
             except ValueError as error:
                 problems.add(name, f"{where}: {error}")
                 continue
-            if not os.path.isfile(path):
+            if not (os.path.isfile(path) if shipped is None else path in shipped):
                 problems.add(name, f"{where}: there is no image file {base / name}.", FileNotFoundError)
             elif path in listed:
                 problems.add(name, f"{where}: the image {name!r} is already in {listed[path]}.")
@@ -56,21 +66,47 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
                 inside = path.relative_to(base) if path.is_relative_to(base) else path
                 rows[split].append((inside.as_posix(), label, composed(row["group"])))
                 noted[split].append(values)
+    for column, values in source.rows.items():
+        for value in values:
+            if as_word(value) not in map(as_word, seen[column]):
+                where = f"{' and '.join(tables.values())}, which the card asks for under source, rows"
+                raise ValueError(unknown_name(f"value of {column!r}", value, sorted(seen[column]), where))
     if not rows["train"]:
         raise ValueError(f"the table {on_disk(base, next(iter(tables.values())))} names no image for train.")
     parts = {split: image_set(card, split, base, rows[split]) for split in SPLITS if rows[split]}
     if card.attributes:
         parts = {split: _annotated(images, noted[split]) for split, images in parts.items()}
     if source.second_file:
-        again = _second_notes(card, base, set(listed), problems)
+        again = _second_notes(card, base, listed.keys() | others.keys(), problems)
         for split, images in parts.items():
             paths = [Path(base, name) for name in images.store.names]
             parts[split] = _annotated(images, [again.get(path, {}) for path in paths])
-    return parts, {}
+    return parts, {"other_rows": dict(Counter(others.values()).most_common())}
+
+
+def tables_of(card: DataCard) -> list[str]:
+    """The names of the tables that a card needs; [] for one that has none."""
+    if not isinstance(card.source, CsvSource):
+        return []
+    file = card.source.file
+    return [*(file.values() if isinstance(file, dict) else [file]), *filter(None, [card.source.second_file])]
 
 
 def _role(attribute: Attribute) -> str:
     return f"attribute {attribute.name}"
+
+
+def _which(column: str) -> str:
+    return f"rows {column}"
+
+
+def _other(card: DataCard, row: Row) -> str | None:
+    """The first "column: value" by which a row is none of those that the card means; None for one that is."""
+    for column, values in card.source.rows.items():
+        value = row[_which(column)]
+        if as_word(value) not in map(as_word, values):
+            return f"{column}: {value}"
+    return None
 
 
 def _noted(card: DataCard, row: Row) -> Noted:

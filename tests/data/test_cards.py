@@ -51,7 +51,7 @@ def phrases(card: DataCard):
 def test_the_packaged_cards_are_there():
     mnist = [f"{what}mnist" for what in ("pneumonia", "breast", "derma", "retina", "blood")]
     phantom = [f"phantom-{world}{shift}" for world in ("derm", "cxr", "fundus") for shift in ("", "-shifted")]
-    assert set(CARDS) == {"pneumonia", "derm7pt", "wbcatt", *mnist, *phantom}
+    assert set(CARDS) == {"pneumonia", "derm7pt", "wbcatt", "neutrophil-maturity", *mnist, *phantom}
 
 
 @pytest.mark.parametrize("name", CARDS)

@@ -125,7 +125,7 @@ class Failures:
         rows = self.table.head(n)
         if rows.empty:
             raise ValueError(f"there is no image to show ({self.title}).")
-        images = [self.images.image(i) for i in rows["image"]]
+        images = [self.images.picture(i) for i in rows["image"]]
         fig = show_images(images, [""] * len(rows), n=len(rows), columns=columns)
         fig.set_size_inches(fig.get_size_inches() * (1.25, 1.4))
         for ax, (_, row) in zip(fig.axes, rows.iterrows(), strict=False):

@@ -99,7 +99,7 @@ def _pictures(sections: Iterable["Failures"]) -> dict[tuple[int, int, int], str]
 
     def make(item: tuple[tuple[int, int, int], ImageSet]) -> str:
         (_, i, side), images = item
-        return picture_uri(images.image(i), side)
+        return picture_uri(images.picture(i), side)
 
     uris = thread_map(make, wanted.items(), desc="pictures", unit="image", leave=False, delay=2)
     return dict(zip(wanted, uris, strict=True))
@@ -126,6 +126,7 @@ def _section(
             | {
                 "picture": pictures[id(section.images), row["image"], PICTURE],
                 "id": _id(section.images, row["image"], show_ids),
+                "described": section.images.described(row["image"]),
                 "symptoms": _symptoms(symptoms.get(row["image"]), pair["true"], pair["predicted"]),
                 "neighbours": [
                     near

@@ -150,7 +150,7 @@ def _sheet(images: ImageSet, chosen: Sequence[int], side: int, progress: bool) -
     sheet = Image.new("RGB", (columns * side, rows * side))
     bar = tqdm(chosen, desc="thumbnails", unit="image", leave=False, delay=2, disable=not progress)
     for tile, i in enumerate(bar):
-        small = ImageOps.pad(images.image(i), (side, side))
+        small = ImageOps.pad(images.picture(i), (side, side))
         sheet.paste(small, (tile % columns * side, tile // columns * side))
     url = data_uri("image/jpeg", jpeg(sheet, QUALITY))
     return {"url": url, "side": side, "columns": columns, "rows": rows}

@@ -17,7 +17,7 @@ from medvlp.methods.base import Method
 from medvlp.methods.cilmp import CILMP
 from medvlp.show.explanations.scores import with_rank
 from medvlp.show.figures.basic import PALETTE, closed, literal_figure
-from medvlp.show.widgets.parts import COLOURS, ImageExplorer, pixels_of, table_html
+from medvlp.show.widgets.parts import COLOURS, ImageExplorer, table_html
 from medvlp.study.evaluation import evaluating
 
 BARS = {"without edit": COLOURS[7], "now": COLOURS[0], "as trained": COLOURS[2]}  # columns of the table
@@ -75,7 +75,7 @@ class InterventionExplorer(ImageExplorer):
     def choose(self, index: int) -> None:
         """Look at another image."""
         self._take(index)
-        self._pixels = pixels_of(self.cilmp.clip, [self.image])  # (1, 3, S, S)
+        self._image_feature = self._feature(self.cilmp)  # (1, D)
         self._effects: dict[int, pd.DataFrame] = {}
 
     def keep(self, kept: int) -> None:
@@ -90,7 +90,7 @@ class InterventionExplorer(ImageExplorer):
     def effect(self, kept: int) -> pd.DataFrame:
         """`rank_effect` of this image with so many directions."""
         if kept not in self._effects:
-            self._effects[kept] = rank_effect(self.cilmp, self._pixels, int(kept))
+            self._effects[kept] = rank_effect(self.cilmp, self._image_feature, int(kept))
         return self._effects[kept]
 
     def table(self) -> pd.DataFrame:
@@ -169,12 +169,12 @@ def check_intervention(method: Method) -> None:
         )
 
 
-def rank_effect(cilmp: CILMP, images: Tensor, kept: int) -> pd.DataFrame:
+def rank_effect(cilmp: CILMP, features: Tensor, kept: int) -> pd.DataFrame:
     """What the edit, cut to a rank, does to each class of one image.
 
     Args:
         cilmp: A method with an intervention.
-        images: (1, 3, S, S), one preprocessed image.
+        features: (1, D), of `cilmp.image_features`.
         kept: The rank that is kept, from 0 (no edit) to the method's own.
 
     Returns:
@@ -187,7 +187,7 @@ def rank_effect(cilmp: CILMP, images: Tensor, kept: int) -> pd.DataFrame:
     """
     plain, cut = with_rank(cilmp, 0), with_rank(cilmp, kept)
     with evaluating(cut):
-        f = cut.image_features(images)  # (1, D)
+        f = features.to(cut.ctx)  # (1, D)
         t, t_plain = cut.class_features(f)[0], plain.class_features(f)[0]  # (n_cls, D)
         logits = cut.logit_scale * f.to(t) @ t.T  # (1, n_cls)
         units = (F.normalize(x.cpu().double(), dim=1) for x in (t, t_plain))  # (n_cls, D) each

@@ -17,9 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip
+from medvlp.backbone.features import image_features
 from medvlp.data.datasets import ImageSet
 from medvlp.data.html import escaped, jpeg, literal, literal_block, picture_html
+from medvlp.methods.base import Method
 from medvlp.show.figures.basic import PALETTE
+from medvlp.study.evaluation import evaluating
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 COLOURS = PALETTE.as_hex()
@@ -167,7 +170,7 @@ class ImageExplorer(Explorer):
 
     Attributes:
         images: The set.
-        index: The image that is shown; `image` is its picture.
+        index: The image that is shown; `image` is its picture, a grey square where that is not here.
     """
 
     images: ImageSet
@@ -183,7 +186,15 @@ class ImageExplorer(Explorer):
         if not 0 <= index < len(self.images):
             raise ValueError(f"there is no image {index}; the {len(self.images)} images are counted from 0.")
         self.index = int(index)
-        self.image = self.images.image(self.index)
+        self.image = self.images.picture(self.index)
+
+    def _feature(self, method: Method) -> Tensor:
+        """The feature of the image as the method sees it, (1, D); the shipped one where there is no picture."""
+        clip = method.clip
+        if self.images.pictures_missing and method.keeps_image_tower:
+            return image_features(clip, self.images.subset([self.index])).features.to(clip.device)
+        with evaluating(method):
+            return method.image_features(pixels_of(clip, [self.images.image(self.index)]))
 
     def _in_words(self, now: pd.Series, before: pd.Series, else_it_is: str) -> str:
         """The decision in words, from P(class) now and before; `else_it_is` leads to another class."""
@@ -205,4 +216,7 @@ class ImageExplorer(Explorer):
 
     def _show_image(self) -> None:
         self._index.value = self.index
-        self._picture.value = picture_html(self.image, f"image {self.index} of {self.images.card.name}")
+        missing = ", which is not here" if self.images.pictures_missing else ""
+        words = f"image {self.index} of {self.images.card.name}{missing}"
+        noted = f"<p>{literal(self.images.described(self.index))}</p>"
+        self._picture.value = picture_html(self.image, words) + noted

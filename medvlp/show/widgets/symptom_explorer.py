@@ -15,7 +15,7 @@ from medvlp.methods.base import Method, check_symptoms
 from medvlp.methods.zero_shot import score_table
 from medvlp.show.counterfactuals.twins import with_symptoms
 from medvlp.show.figures.basic import symptom_bars
-from medvlp.show.widgets.parts import COLOURS, ImageExplorer, pixels_of, table_html
+from medvlp.show.widgets.parts import COLOURS, ImageExplorer, table_html
 from medvlp.study.evaluation import evaluating
 from medvlp.study.prediction import class_probabilities
 
@@ -83,9 +83,7 @@ class SymptomExplorer(ImageExplorer):
     def choose(self, index: int) -> None:
         """Look at another image."""
         self._take(index)
-        clip = self.method.clip
-        with evaluating(self.method):
-            self.features = clip.encode_images(pixels_of(clip, [self.image]))  # (1, D)
+        self.features = self._feature(self.method)  # (1, D)
         self._before = probabilities(self.method, self.features)
         self._judge()
 

@@ -249,10 +249,10 @@ def test_the_kept_edit_is_the_closest_of_its_rank_to_the_edit(cilmp, pixels):
 
 
 def test_the_effect_of_a_rank(cilmp, pixels):
-    table = rank_effect(cilmp, pixels[:1], 8).set_index("classname")
     with torch.no_grad():
-        chances = cilmp(pixels[:1])[0].softmax(dim=0)
         f = cilmp.image_features(pixels[:1])
+        table = rank_effect(cilmp, f, 8).set_index("classname")
+        chances = cilmp(pixels[:1])[0].softmax(dim=0)
         plain, full = with_rank(cilmp, 0).class_features(f)[0], cilmp.class_features(f)[0]
         angle = torch.rad2deg((plain * full).sum(dim=1).clamp(max=1).arccos())
         edits = rows = 0
@@ -263,9 +263,9 @@ def test_the_effect_of_a_rank(cilmp, pixels):
     np.testing.assert_allclose(table["probability"], chances, rtol=1e-4)
     np.testing.assert_allclose(table["angle"], angle, atol=0.05)
     np.testing.assert_allclose(table["edit"], (edits / rows).sqrt(), rtol=1e-4)
-    none = rank_effect(cilmp, pixels[:1], 0)
+    none = rank_effect(cilmp, f, 0)
     assert none["angle"].max() < 1e-6 and none["edit"].max() == 0
-    lengths = [rank_effect(cilmp, pixels[:1], k)["edit"].iloc[0] for k in (1, 2, 8)]
+    lengths = [rank_effect(cilmp, f, k)["edit"].iloc[0] for k in (1, 2, 8)]
     assert lengths == sorted(lengths)
 
 
