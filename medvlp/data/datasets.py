@@ -264,7 +264,7 @@ def _same_images(sets: list[ImageSet]) -> dict[str, list[list[str]]]:
             same["in two splits"].append(ids)
         if len({int(images.labels[i]) for images, i in group}) > 1:
             same["under two labels"].append(ids)
-    return same
+    return {why: sorted(groups) for why, groups in same.items()}
 
 
 def _check_disjoint(parts: dict[str, ImageSet], made: dict[str, str]) -> dict[str, int]:

@@ -175,3 +175,46 @@ def test_the_seven_criteria_are_read_from_a_table_that_the_cards_own_code_writes
     assert data.test.ids == ["images/12.jpg", "images/13.jpg", "images/15.jpg", "images/16.jpg"]
     assert data.test.attributes["streaks"].tolist() == ["absent", "regular", "absent", "regular"]
     assert data.test.attributes.loc["images/16.jpg", "vascular structures"] == "absent"
+
+
+WHICH = "  second_file: again.csv\n"
+ROWS = WHICH + "  rows: {label: [plain, Dotted], col: [nil, red]}\n"
+
+
+def test_a_card_may_mean_some_rows_only(write):
+    """The others are counted, by the first column that does not fit, and may stand in the second table."""
+    more = ("5.png,dotted,yes,red,1", "5.png,dotted,yes,red,1\n8.png,unknown,yes,red,7")
+    data = load_dataset(write(card=[(WHICH, ROWS)], train=[more], again=[("5.png,yes", "8.png,yes")]))
+    ids = [i for images in data.splits.values() for i in images.ids]
+    assert sorted(ids) == [f"{i}.png" for i in (1, 3, 4, 5, 7)]
+    assert data.record["other_rows"] == {"col: blue": 2, "label: P": 1, "label: unknown": 1}
+    assert "rows that the card does not mean, left out: 2 col: blue, 1 label: P" in repr(data)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("[nil, red]", "[nil, redd]", r"unknown value of 'col' 'redd' in train\.csv and .*mean 'red'"),
+        ("col: [nil, red]", "colour: red", r"unknown column 'colour' in .*train\.csv"),
+        ("[plain, Dotted]", "[plain, yes]", r"source, rows, label, entry 2: .*quote it"),
+        ("{label: [plain, Dotted], col: [nil, red]}", "[plain]", r"source, rows: "),
+    ],
+)
+def test_rows_that_a_card_cannot_mean(write, old, new, says):
+    assert old in ROWS
+    with pytest.raises(ValueError, match=says):
+        load_dataset(write(card=[(WHICH, ROWS.replace(old, new))]))
+
+
+def test_neutrophils_by_the_shape_of_their_nucleus(data_root):
+    data = load_dataset("neutrophil-maturity", data_root)
+    counts = {name: list(images.counts.values()) for name, images in data.splits.items()}
+    assert counts == {"train": [1335, 625], "val": [224, 107], "test": [667, 333]}
+    others = data.record["other_rows"]
+    assert sum(others.values()) == 10_298 - 3_291
+    assert sum(n for why, n in others.items() if why.startswith("nucleus_shape")) == 38
+    cells = load_dataset("wbcatt", data_root).test
+    rows = [cells.ids.index(i) for i in data.test.ids]
+    assert data.test.attributes.equals(cells.subset(rows).attributes)
+    twice = medvlp.attribute_agreement(data.train)
+    assert twice.loc["nucleus shape", "kappa"] < 0.8  # of all cells together .88

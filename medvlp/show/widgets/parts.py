@@ -189,7 +189,7 @@ class ImageExplorer(Explorer):
         self.image = self.images.picture(self.index)
 
     def _feature(self, method: Method) -> Tensor:
-        """The feature of the image as the method sees it, (1, D); the shipped one where there is no picture."""
+        """The feature of the image as the method sees it, (1, D); the shipped one without a picture."""
         clip = method.clip
         if self.images.pictures_missing and method.keeps_image_tower:
             return image_features(clip, self.images.subset([self.index])).features.to(clip.device)
