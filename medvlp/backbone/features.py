@@ -4,10 +4,12 @@ A cache file is named by what its numbers depend on: the clip's fingerprint (wei
 preprocessing), the data set's fingerprint (which images, in which order) and the view. The same facts stand
 in the file.
 
-Of images that are not here the features are those that the package ships (`medvlp.data.shipped`), which
-`python -m medvlp.backbone.features CARD CLIP ROOT` writes where the images are.
+Of images that are not here the features are those that the package ships: see
+`medvlp.data.image_sets.Shipped`. `python -m medvlp.backbone.features CARD CLIP ROOT` writes them where the
+images are.
 """
 
+import gzip
 import json
 import multiprocessing
 import os
@@ -32,9 +34,9 @@ from medvlp.backbone.sources import random_turn
 from medvlp.data.cards import load_card
 from medvlp.data.datasets import read_files
 from medvlp.data.errors import check_kinds
-from medvlp.data.files import cache_folder, check_writable, sha256
+from medvlp.data.files import atomic_write, cache_folder, check_writable, file_hashes, on_disk, sha256
 from medvlp.data.folders import Problems
-from medvlp.data.shipped import Shipped, write_shipped
+from medvlp.data.image_sets import FEATURES, SHIPPED_KIND, Shipped, shipped_path
 from medvlp.data.tables import tables_of
 from medvlp.data.tensor_files import read_tensors, write_tensors
 
@@ -329,8 +331,15 @@ def main(card: str, clip: str, root: Path) -> None:
     parts = read_files(described, root, Problems("raise"))[0].values()
     features = torch.cat([image_features(tower, images).features for images in parts])  # (N, D)
     names, base = [name for images in parts for name in images.store.names], next(iter(parts)).store.folder
+    raw = bytearray().join(map(bytes.fromhex, file_hashes(base, names)))
+    hashes = torch.frombuffer(raw, dtype=torch.uint8).reshape(len(names), -1)  # (N, 32)
+    folder = shipped_path(described.source.folder)
     facts = {"names": names, "clip": tower.name, "fingerprint": tower.fingerprint}
-    folder = write_shipped(described.source.folder, base, features, facts, tables_of(described))
+    tensors = {"hashes": hashes, "features": features.half()}
+    write_tensors(folder / FEATURES, tensors, SHIPPED_KIND, facts)
+    for table in tables_of(described):
+        with atomic_write(folder / f"{table}.gz") as part:
+            part.write_bytes(gzip.compress(on_disk(base, table).read_bytes(), mtime=0))
     print(f"{len(names)} images; written to {folder}")
 
 

@@ -12,9 +12,8 @@ import torch
 from medvlp.data.cards import DataCard, cards_folder
 from medvlp.data.errors import check_choice
 from medvlp.data.files import as_word, composed, on_disk, printable
-from medvlp.data.image_sets import Files, ImageSet
+from medvlp.data.image_sets import Files, ImageSet, Shipped, is_shipped, shipped_path
 from medvlp.data.images import image_suffixes
-from medvlp.data.shipped import Shipped, is_shipped, shipped_folder
 
 SPLIT_WORDS = {"training": "train", "train": "train", "testing": "test", "test": "test"} | dict.fromkeys(
     ("dev", "valid", "validation", "val"), "val"
@@ -57,8 +56,8 @@ def find_folder(card: DataCard, root: str | Path | None, fits: Callable[[Path], 
     for folder in tried:
         if fits(folder):
             return folder
-    shipped = shipped_folder(name) if root is None else None
-    if shipped and fits(shipped):
+    shipped = shipped_path(name)
+    if root is None and is_shipped(shipped) and fits(shipped):
         return shipped
     looked = ", ".join(printable(folder) for folder in tried) or "nowhere"
     raise FileNotFoundError(

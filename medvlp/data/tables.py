@@ -13,8 +13,7 @@ from medvlp.data.cards import DataCard
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import as_word, composed, on_disk, read_table, table_is_there
 from medvlp.data.folders import SPLIT_WORDS, Problems, find_folder, image_set
-from medvlp.data.image_sets import ImageSet
-from medvlp.data.shipped import Shipped, is_shipped
+from medvlp.data.image_sets import ImageSet, Shipped, is_shipped
 
 Row = dict[str, str]  # a row's values by role: "path", "label", ..., "attribute granule colour", ...
 Noted = dict[str, str | None]  # what an expert noted of one image, by attribute; None where nobody looked
