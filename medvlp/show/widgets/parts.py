@@ -218,5 +218,5 @@ class ImageExplorer(Explorer):
         self._index.value = self.index
         missing = ", which is not here" if self.images.pictures_missing else ""
         words = f"image {self.index} of {self.images.card.name}{missing}"
-        noted = f"<p>{literal(self.images.described(self.index))}</p>"
-        self._picture.value = picture_html(self.image, words) + noted
+        noted = self.images.described(self.index)
+        self._picture.value = picture_html(self.image, words) + (f"<p>{literal(noted)}</p>" if noted else "")
