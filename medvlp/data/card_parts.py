@@ -94,7 +94,7 @@ class ClassInfo(Strict):
             for phrase, text in zip(phrases, texts, strict=True):
                 if texts.count(text) > 1:
                     raise ValueError(f"the phrase {phrase.text!r} is listed twice under {kind!r}")
-                for word in [self.name, *filter(_is_word, self.aliases)]:
+                for word in [self.name, *filter(is_word, self.aliases)]:
                     name = re.escape(plain_name(word))
                     if re.search(rf"(?<!\w){name}(?!\w)", plain_name(text), re.IGNORECASE):
                         raise ValueError(
@@ -127,7 +127,8 @@ class Attribute(Strict):
         return {"column": given.get("name"), **given} if isinstance(given, dict) else given
 
 
-def _is_word(alias: str) -> bool:
+def is_word(alias: str) -> bool:
+    """Whether an alias is a word, not a code that may stand inside a phrase."""
     return len(alias) >= SHORTEST_WORD and any(letter.isalpha() for letter in alias)
 
 

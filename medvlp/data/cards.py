@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from medvlp.data.card_parts import SOURCES, AnySource, Attribute, ClassInfo, Phrase, Strict, plain_name
-from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.errors import check_choice, check_kinds, unknown_name
 from medvlp.data.files import as_word, composed, sha256
 
 # What a card that is `like` another takes from it.
@@ -102,11 +102,9 @@ class DataCard(Strict):
             for phrase in (phrase for phrases in info.knowledge.values() for phrase in phrases):
                 where = f"class {info.name!r}, the claims of {phrase.text!r}"
                 for name, claimed in phrase.claims.items():
-                    if name not in values:
-                        raise ValueError(unknown_name("attribute", name, names, where))
+                    check_choice("attribute", name, names, where)
                     for value in claimed:
-                        if value not in values[name]:
-                            raise ValueError(unknown_name(f"value of {name!r}", value, values[name], where))
+                        check_choice(f"value of {name!r}", value, values[name], where)
         return self
 
     @property
@@ -140,10 +138,7 @@ class DataCard(Strict):
                 f"class{where}, as data_cards/phantom-derm.md does, or give your own, as symptoms="
                 f"{{{self.classnames[0]!r}: [...], ...}}; medvlp.generate_symptoms asks an LLM for them."
             )
-        if kind not in self._some_kinds():
-            raise ValueError(
-                unknown_name("kind of knowledge", kind, self._some_kinds(), where=f"card {self.name!r}")
-            )
+        check_choice("kind of knowledge", kind, self._some_kinds(), f"card {self.name!r}")
         for info in self.classes:
             if not info.knowledge.get(kind):
                 theirs = [kind for kind, phrases in info.knowledge.items() if phrases]
@@ -172,8 +167,7 @@ class DataCard(Strict):
             listed = _listed(self._some_kinds())
             raise ValueError(f"{where} has phrases of kind {kind!r} already; its kinds: {listed}.")
         for name in phrases:
-            if name not in self.classnames:
-                raise ValueError(unknown_name("class", name, self.classnames, where))
+            check_choice("class", name, self.classnames, where)
         front = self.model_dump()
         for info in front["classes"]:
             if info["name"] not in phrases:

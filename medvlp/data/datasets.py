@@ -10,7 +10,7 @@ import pandas as pd
 
 from medvlp.data.card_parts import SPLITS
 from medvlp.data.cards import DataCard, load_card
-from medvlp.data.errors import check_kinds, check_same_classes, free_name, unknown_name, visible
+from medvlp.data.errors import check_choice, check_kinds, check_same_classes, free_name, visible
 from medvlp.data.files import in_threads, sha256
 from medvlp.data.folders import Problems, listed_files, read_folder
 from medvlp.data.html import Table
@@ -141,8 +141,7 @@ def load_dataset(
     check_kinds(load_dataset, locals())
     card = name_or_card_path if isinstance(name_or_card_path, DataCard) else load_card(name_or_card_path)
     problems, kind = Problems(on_error), card.source.kind
-    if on_same_image not in ("tell", "raise"):
-        raise ValueError(unknown_name("on_same_image", on_same_image, ("tell", "raise")))
+    check_choice("on_same_image", on_same_image, ("tell", "raise"))
     if kind == "phantom":
         parts, notes = _draw_phantoms(card, seed, PHANTOM_SIZE if image_size is None else image_size)
     elif kind == "medmnist":

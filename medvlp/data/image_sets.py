@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import check_same_classes, unknown_name, visible
+from medvlp.data.errors import check_choice, check_same_classes, visible
 from medvlp.data.files import file_hashes, in_threads, sha256
 from medvlp.data.images import ImageError, read_image
 from medvlp.data.phantoms.drawing import DRAWING
@@ -355,8 +355,7 @@ class ImageSet(Dataset):
         """
         old = self.card.classnames
         for name in card.classnames:
-            if name not in old:
-                raise ValueError(unknown_name("class", name, old, f"card {self.card.name!r}"))
+            check_choice("class", name, old, f"card {self.card.name!r}")
         new = [card.classnames.index(name) if name in card.classnames else -1 for name in old]  # -1: left out
         labels = torch.tensor(new)[self.labels]  # (N,)
         return replace(self.subset(labels >= 0), card=card, labels=labels[labels >= 0])

@@ -172,7 +172,6 @@ def _is_number(text: str) -> bool:
 
 
 def _split_name(text: str) -> str:
-    split = SPLIT_WORDS.get(as_word(text))
-    if split is None:
+    if as_word(text) not in SPLIT_WORDS:
         raise ValueError(unknown_name("split", text, SPLITS))
-    return split
+    return SPLIT_WORDS[as_word(text)]

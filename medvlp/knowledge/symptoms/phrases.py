@@ -14,13 +14,13 @@ from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.slots import SLOT, find_slots
+from medvlp.data.card_parts import is_word
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import check_choice
 from medvlp.data.files import sha256
 
 VERSION = "3"  # of the checks and of what is read in a reply
 N_CTX = 4  # learned vectors that ViP puts before a phrase
-SHORTEST_NAME = 3  # letters; a shorter alias is a code and may stand inside a phrase, as in cards
 LONGEST_WORD = 25  # letters, on average
 MARKUP = "<>{}[]|\\`*"
 ARTICLES = {"a", "an", "the"}
@@ -78,7 +78,7 @@ class PhraseChecker:
             words_of(word): (info.name, word)
             for info in reversed(card.classes)
             for word in reversed([info.name, *info.aliases])
-            if word == info.name or _is_word(word)
+            if word == info.name or _is_unspaced(word) or is_word(word)
         }
 
     @property
@@ -221,10 +221,6 @@ def find_name(words: str, name: str) -> int:
 
 def _is_unspaced(text: str) -> bool:
     return any(unicodedata.name(letter, "").startswith(UNSPACED) for letter in text)
-
-
-def _is_word(alias: str) -> bool:
-    return _is_unspaced(alias) or (len(alias) >= SHORTEST_NAME and any(map(str.isalpha, alias)))
 
 
 def words_of(text: str) -> str:
