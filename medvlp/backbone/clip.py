@@ -224,7 +224,8 @@ def load_clip(name: str = "tiny", device: str | torch.device = "auto", precision
 
     Args:
         name: one of
-            `tiny`: the small CLIP that comes with the package;
+            `tiny`, `tiny-cells`: small CLIPs that come with the package; the first has read of drawings, the
+            second of real blood cells;
             `clip`, `large`: OpenAI's ViT-B/16 and ViT-L/14 at 336 pixels (see `PROFILES`);
             `ARCH/TAG`: an architecture and a pretrained tag of open_clip, as "ViT-B-16-quickgelu/openai"
             (`open_clip.list_pretrained()` lists them);

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -83,12 +83,12 @@ class PretrainConfig:
     bf16: bool = field(default_factory=native_bfloat16)
 
 
-def new_clip(seed: int = 0) -> Clip:
-    """The embedded CLIP before any training: random weights from `seed`, gradients on."""
+def new_clip(seed: int = 0, model_cfg: dict = TINY) -> Clip:
+    """An embedded CLIP before any training: random weights from `seed`, gradients on."""
     with random_turn(seed):
-        model = CustomTextCLIP(**TINY)
-    set_model_preprocess_cfg(model, PREPROCESS)
-    clip = Clip("tiny (in training)", model, SimpleTokenizer(context_length=77), TINY)
+        model = CustomTextCLIP(**model_cfg)
+    set_model_preprocess_cfg(model, PREPROCESS | {"size": model_cfg["vision_cfg"]["image_size"]})
+    clip = Clip("tiny (in training)", model, SimpleTokenizer(context_length=77), model_cfg)
     clip.model.requires_grad_(True)
     return clip
 
@@ -125,11 +125,9 @@ def pretrain(
         _corpus(world, config, number)
         for number, world in enumerate(tqdm(worlds, desc="drawing phantoms", disable=not progress))
     ]
-    optimiser = _optimiser(clip.model, config)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warm_cosine(step, config))
-    criterion, rows = ClipLoss(), []
-    bar = tqdm(range(1, config.steps + 1), desc="pre-training", disable=not progress)
-    for step in bar:
+    criterion = ClipLoss()
+
+    def loss_of(step: int) -> tuple[Tensor, float]:
         world, latents, images = corpora[int(torch.randint(len(corpora), (), generator=draws))]
         chosen = torch.randint(len(latents), (config.batch_size,), generator=draws)  # (B,)
         words = captions(
@@ -142,9 +140,44 @@ def pretrain(
         )
         scale = clip.model.logit_scale.exp()
         image_features, text_features = _features(clip, images[chosen], words, config.bf16)  # (B, D) each
-        loss = criterion(image_features, text_features, scale)
+        with torch.no_grad():
+            nearest = (image_features @ text_features.T).argmax(dim=1)  # (B,)
+        right = (nearest == torch.arange(len(nearest))).float().mean().item()
+        return criterion(image_features, text_features, scale), right
+
+    return clip, optimise(clip, config, loss_of, callback, progress)
+
+
+def optimise(
+    clip: Clip,
+    config: Any,
+    loss_of: Callable[[int], tuple[Tensor, float]],
+    callback: Callable[[int, Clip], None] | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Take `config.steps` steps with AdamW; then the clip is frozen.
+
+    Args:
+        clip: what is trained, gradients on.
+        config: steps, lr, warmup and weight_decay.
+        loss_of: gives the loss of a step, counted from 1, and the share of images that were read right.
+        callback: called as `callback(step, clip)` after each step.
+        progress: show a progress bar.
+
+    Returns:
+        step, loss, accuracy and logit_scale, one row a step.
+
+    Raises:
+        FloatingPointError: the loss is no longer a number.
+    """
+    optimiser, rows = _optimiser(clip.model, config), []
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warm_cosine(step, config))
+    bar = tqdm(range(1, config.steps + 1), desc="pre-training", disable=not progress)
+    for step in bar:
+        loss, right = loss_of(step)
         if not loss.isfinite():
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}; try a lower lr.")
+        scale = clip.model.logit_scale.exp().item()
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(clip.model.parameters(), 1.0)
@@ -152,14 +185,12 @@ def pretrain(
         schedule.step()
         with torch.no_grad():
             clip.model.logit_scale.clamp_(0, math.log(100))
-            nearest = (image_features @ text_features.T).argmax(dim=1)  # (B,)
-        right = (nearest == torch.arange(len(nearest))).float().mean().item()
-        rows.append({"step": step, "loss": loss.item(), "accuracy": right, "logit_scale": scale.item()})
+        rows.append({"step": step, "loss": loss.item(), "accuracy": right, "logit_scale": scale})
         bar.set_postfix(loss=f"{loss.item():.2f}")
         if callback is not None:
             callback(step, clip)
     clip.model.requires_grad_(False)
-    return clip, pd.DataFrame(rows)
+    return pd.DataFrame(rows)
 
 
 def corpus_latents(world: World, config: PretrainConfig, number: int) -> Latents:
@@ -169,10 +200,10 @@ def corpus_latents(world: World, config: PretrainConfig, number: int) -> Latents
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Bytes (B, 3, 64, 64) to what `clip.preprocess` makes of the same picture, float32."""
+    """Bytes, or floats from 0 to 1, (B, 3, S, S) to what `clip.preprocess` makes of the same picture."""
     mean = torch.tensor(PREPROCESS["mean"]).view(3, 1, 1)
     std = torch.tensor(PREPROCESS["std"]).view(3, 1, 1)
-    return (images.float() / 255 - mean) / std
+    return ((images if images.is_floating_point() else images.float() / 255) - mean) / std
 
 
 def save_clip(clip: Clip, folder: str | Path, record: dict) -> None:
@@ -186,7 +217,7 @@ def save_clip(clip: Clip, folder: str | Path, record: dict) -> None:
         save_file(weights, part, metadata={"format": "pt"})
     preprocess = {key: PREPROCESS[key] for key in ("mean", "std", "interpolation", "resize_mode")}
     for name, content in {
-        "open_clip_config.json": {"model_cfg": TINY, "preprocess_cfg": preprocess},
+        "open_clip_config.json": {"model_cfg": clip.model_cfg, "preprocess_cfg": preprocess},
         "training.json": record,
     }.items():
         with atomic_write(folder / name) as part:
@@ -207,7 +238,7 @@ def _features(clip: Clip, images: Tensor, words: list[str], bf16: bool) -> tuple
     return F.normalize(image_features.float(), dim=-1), F.normalize(text_features.float(), dim=-1)
 
 
-def _optimiser(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
+def _optimiser(model: nn.Module, config: Any) -> torch.optim.Optimizer:
     named = list(model.named_parameters())
     decays = {name for name, p in named if p.ndim >= 2 and "embedding" not in name}
     groups = [
@@ -217,7 +248,7 @@ def _optimiser(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
 
 
-def _warm_cosine(step: int, config: PretrainConfig) -> float:
+def _warm_cosine(step: int, config: Any) -> float:
     """Factor on the learning rate: up in a line, down in a half cosine."""
     up = min(1.0, (step + 1) / config.warmup)
     return up * 0.5 * (1 + math.cos(math.pi * step / config.steps))

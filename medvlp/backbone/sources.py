@@ -31,7 +31,8 @@ from transformers.utils import cached_file
 from medvlp.data.errors import brief, check_choice, unknown_name
 from medvlp.data.files import short
 
-TINY = Path(__file__).parents[1] / "assets" / "tiny"
+ASSETS = Path(__file__).parents[1] / "assets"
+EMBEDDED = ("tiny", "tiny-cells")  # come with the package, each a folder of ASSETS
 CONFIG = ("open_clip_config.json",)
 WEIGHTS = (
     "open_clip_model.safetensors",
@@ -70,8 +71,8 @@ def load_source(name: str, precision: str) -> Loaded:
     The state of torch's random generator stays as it was; random weights come from seed 0.
     """
     with random_turn(seed=0):
-        if name == "tiny":
-            return _load_folder(name, TINY, precision)
+        if name in EMBEDDED:
+            return _load_folder(name, ASSETS / name, precision)
         if name.startswith("local-dir:"):
             return _load_folder(name, Path(name.removeprefix("local-dir:")).expanduser(), precision)
         if name.startswith("hf-hub:"):
@@ -250,7 +251,7 @@ def _no_such_clip(name: str) -> str:
     if os.path.isdir(name):  # which a name of any length may be asked
         return f"clip {name!r} is a folder; write 'local-dir:{name}'."
     kinds = ["ARCH/TAG", "ARCH/random", "hf-hub:OWNER/REPO", "local-dir:FOLDER"]
-    return unknown_name("clip", name, ["tiny", "clip", "large", *kinds])
+    return unknown_name("clip", name, [*EMBEDDED, "clip", "large", *kinds])
 
 
 def _unknown_architecture(arch: str) -> str:

@@ -129,6 +129,12 @@ class DataCard(Strict):
         read = self.model_dump(mode="json", exclude_defaults=True)
         return sha256(json.dumps(read, sort_keys=True, ensure_ascii=False))
 
+    @property
+    def claims(self) -> dict[str, dict[str, list[str]]]:
+        """What phrases claim of the card's attributes; phrases without `claims` are left out."""
+        phrases = (phrase for info in self.classes for listed in info.knowledge.values() for phrase in listed)
+        return {phrase.text: phrase.claims for phrase in phrases if phrase.claims}
+
     def symptoms(self, kind: str = "symptoms") -> dict[str, list[str]]:
         """Phrases of one kind of knowledge by class name, in label order; ValueError where there are none."""
         if not self._some_kinds():

@@ -77,7 +77,7 @@ def load(
     """Build a saved method again, in evaluation mode: it gives the logits it gave.
 
     A file from somewhere else can name any folder or hub repository as its CLIP. By itself `load` opens only
-    "tiny" and the models of open_clip's own list.
+    the CLIPs of the package and the models of open_clip's own list.
 
     Args:
         path: A file that `save` wrote.

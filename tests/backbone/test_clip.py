@@ -351,8 +351,7 @@ def test_random_weights_are_seeded_and_leave_the_random_state_alone():
     assert torch.equal(one.model.visual.conv1.weight, two.model.visual.conv1.weight)
 
 
-def test_tiny_comes_with_the_package():
-    if not sources.TINY.is_dir():
-        pytest.skip(f"{sources.TINY} has not been made")
-    clip = load_clip()
-    assert clip.name == "tiny" and clip.encode_texts(["a dermoscopy image"]).shape == (1, clip.embed_dim)
+@pytest.mark.parametrize("name", sources.EMBEDDED)
+def test_some_clips_come_with_the_package(name):
+    clip = load_clip(name)
+    assert clip.name == name and clip.encode_texts(["a dermoscopy image"]).shape == (1, clip.embed_dim)

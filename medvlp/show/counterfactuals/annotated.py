@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from medvlp.backbone.features import image_features
-from medvlp.data.cards import DataCard
 from medvlp.data.errors import check_choice
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
@@ -18,18 +17,12 @@ from medvlp.study.metrics import won_pairs
 ValueClaims = Mapping[str, Mapping[str, Sequence[str]]]
 
 
-def card_claims(card: DataCard) -> dict[str, dict[str, list[str]]]:
-    """What the phrases of a card claim, by its own words; phrases without `claims` are left out."""
-    phrases = (phrase for info in card.classes for listed in info.knowledge.values() for phrase in listed)
-    return {phrase.text: phrase.claims for phrase in phrases if phrase.claims}
-
-
 def truth_of_symptoms(
     method: Method, images: ImageSet, claims: ValueClaims | None, n_bootstrap: int, seed: int
 ) -> pd.DataFrame:
     """The table of `faithfulness` for annotated images; see there."""
     check_symptoms(method)
-    claims = card_claims(method.card) if claims is None else claims
+    claims = method.card.claims if claims is None else claims
     rows = [
         (classname, j, phrase, attribute, values)
         for classname, phrases in method.symptoms.items()
