@@ -143,9 +143,9 @@ def pretrain_annotated(
         FloatingPointError: the loss is no longer a number.
     """
     check_kinds(pretrain_annotated, locals())
-    if images.attributes.empty:
+    if not images.card.attributes:
         raise ValueError(
-            f"card {images.card.name!r} has no attributes; name there what experts noted, and in which columns."
+            f"card {images.card.name!r} has no attributes; name there what experts noted and where."
         )
     clip = new_clip(config.seed)
     draws, words = torch.Generator().manual_seed(config.seed), random.Random(config.seed)
