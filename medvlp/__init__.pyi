@@ -38,8 +38,8 @@ from .study.ablation.papers import overview, shipped_study
 from .study.ablation.statistics import holm
 from .study.ablation.study import Study, run_ablation
 from .study.ablation.tables import in_words, to_markdown
+from .study.attributes import attribute_accuracy, attribute_agreement
 from .study.evaluation import Report, evaluate
-from .study.metrics import attribute_agreement
 from .study.prediction import Prediction, predict
 from .study.saving import load, save
 from .study.training.callbacks import EpochAverage

@@ -5,7 +5,6 @@ they pass proves nothing.
 """
 
 import random
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,8 +12,9 @@ from tqdm.auto import tqdm
 
 from medvlp.data.errors import check_kinds
 from medvlp.data.html import Table
-from medvlp.data.image_sets import PhantomSet
+from medvlp.data.image_sets import ImageSet
 from medvlp.methods.base import Method
+from medvlp.show.counterfactuals.annotated import ValueClaims, controls_of_symptoms
 from medvlp.show.counterfactuals.faithfulness import counterfactual, mean_auroc, with_outcomes
 from medvlp.show.counterfactuals.twins import (
     Claims,
@@ -22,36 +22,14 @@ from medvlp.show.counterfactuals.twins import (
     claims_of,
     flip_features,
     flips_of_features,
+    gibberish,
     phantoms,
     some,
     with_symptoms,
 )
 from medvlp.study.ablation.statistics import t_interval
 
-CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 SAME_SIGN = "shuffled, same sign"
-
-
-def gibberish(phrases: Sequence[str], seed: int = 1) -> dict[str, str]:
-    """A nonsense phrase in place of each, {phrase: nonsense}, no two alike.
-
-    They are as long as the phrases, but dealt out anew: else a score that knows only how long a text is would
-    tell "present" from "absent" wherever one takes more words.
-    """
-    draws = random.Random(seed)
-    phrases = list(dict.fromkeys(phrases))
-    lengths = [len(phrase.split()) for phrase in phrases]
-    draws.shuffle(lengths)
-
-    def word() -> str:
-        return "".join(draws.choice(CONSONANTS) + draws.choice(VOWELS) for _ in range(draws.choice((2, 3))))
-
-    nonsense: dict[str, str] = {}
-    for phrase, length in zip(phrases, lengths, strict=True):
-        while (words := " ".join(word() for _ in range(length))) in [*nonsense.values(), *phrases]:
-            continue
-        nonsense[phrase] = words
-    return nonsense
 
 
 def shuffled_claims(claims: Claims, seed: int = 1, turn: bool = True) -> dict[str, tuple[str, bool]]:
@@ -77,8 +55,8 @@ def shuffled_claims(claims: Claims, seed: int = 1, turn: bool = True) -> dict[st
 
 def faithfulness_controls(
     method: Method,
-    images: PhantomSet,
-    claims: Claims | None = None,
+    images: ImageSet,
+    claims: Claims | ValueClaims | None = None,
     n_draws: int = 20,
     n_images: int | None = 500,
     n_bootstrap: int = 1000,
@@ -88,8 +66,8 @@ def faithfulness_controls(
 
     Args:
         method: `ZeroShot` with symptoms, or `ViP`.
-        images: Phantoms, such as `data.test`.
-        claims: What each phrase claims, by default `claims_of` the world.
+        images: Phantoms, or images of a card with attributes, such as `data.test`.
+        claims: What each phrase claims, as `faithfulness` takes it.
         n_draws: Of each control; 2 or more.
         n_images: How many of the images are used, drawn by `seed`; None: all.
         n_bootstrap: Resamples of the images, for the symptoms' own intervals.
@@ -102,6 +80,9 @@ def faithfulness_controls(
         `counterfactual_summary`, over all attributes; net, net low, net high: more less wrong, chance 0.
         Intervals, 95 %: of the symptoms, percentiles over images; of the controls, `t_interval` over draws,
         for another draw is what could have come out otherwise.
+
+        Of a card with attributes: rows symptoms, shuffled (each phrase held against what another claims of
+        another attribute) and gibberish; AUROC and within, as in `faithfulness`, with their intervals.
 
     Raises:
         ValueError: as `faithfulness`, or fewer than two draws.
@@ -118,6 +99,9 @@ def faithfulness_controls(
     check_kinds(faithfulness_controls, locals())
     if n_draws < 2:
         raise ValueError(f"n_draws is {n_draws}; an interval over draws needs at least 2, such as 20.")
+    if getattr(images, "annotations", ()):
+        images = some(images, n_images, seed)
+        return controls_of_symptoms(method, images, claims, n_draws, n_bootstrap, seed)
     images = some(phantoms(images), n_images, seed)
     features = flip_features(method.clip, images)
     flips = flips_of_features(method, images, features)

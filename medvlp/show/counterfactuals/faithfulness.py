@@ -43,6 +43,7 @@ def faithfulness(
     n_images: int | None = 500,
     n_bootstrap: int = 1000,
     seed: int = 1,
+    train: ImageSet | None = None,
 ) -> pd.DataFrame:
     """Does a symptom's score say whether its attribute is there? One row a class and symptom.
 
@@ -56,6 +57,7 @@ def faithfulness(
         n_images: How many of the images are used, drawn by `seed`; None: all.
         n_bootstrap: Resamples of the images; each is drawn together with its twin.
         seed: Of the images and the resampling.
+        train: Of a card with attributes: images for a linear probe of each claim on the same features.
 
     Returns:
         classname, symptom, attribute, says ("present" or "absent");
@@ -68,7 +70,9 @@ def faithfulness(
         Of a card with attributes, a row a claim: says is the value, or those of which one is claimed; images,
         how many an expert looked at, and true, in what share of them the claim holds; AUROC, low, high as
         drawn; within, within low, within high: the same among images of one class, where knowing the class
-        does not help. Whole groups are resampled. NaN where all images of every class agree.
+        does not help. Whole groups are resampled. NaN where all images of every class agree. With `train`
+        also probe and probe within, and where a second expert described images second and second within:
+        what is reached by who was taught the sign, and by who can see it.
 
     Raises:
         ValueError: a method without symptoms, no symptom that claims anything, images of which nobody knows
@@ -85,7 +89,7 @@ def faithfulness(
     """
     check_kinds(faithfulness, locals())
     if getattr(images, "annotations", ()):
-        return truth_of_symptoms(method, some(images, n_images, seed), claims, n_bootstrap, seed)
+        return truth_of_symptoms(method, some(images, n_images, seed), claims, n_bootstrap, seed, train)
     flips = method if isinstance(method, Flips) else flip_all(method, images, n_images, seed)
     known = _known(flips, claims)
     n = len(flips.latents)

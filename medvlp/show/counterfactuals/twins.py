@@ -5,6 +5,7 @@ Each image is drawn again with one attribute changed and everything else, noise 
 other in a class cannot stand in for one another, as they can in a collection of images.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from medvlp.data.phantoms.worlds import Latents, World
 from medvlp.methods.base import Method, check_symptoms, load_own_tensors, own_tensors
 from medvlp.study.evaluation import evaluating, predict_logits
 
+CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 Claims = Mapping[str, tuple[str, bool]]  # {phrase: (the attribute it names, whether it says present)}
 
 
@@ -181,6 +183,28 @@ def with_flips(images: PhantomSet) -> list[PhantomSet]:
 def encode(clip: Clip, images: PhantomSet) -> Tensor:
     """Features (N, D), from the cache or into it; phantoms are drawn in this process."""
     return image_features(clip, images, num_workers=0, progress=False).features
+
+
+def gibberish(phrases: Sequence[str], seed: int = 1) -> dict[str, str]:
+    """A nonsense phrase in place of each, {phrase: nonsense}, no two alike.
+
+    They are as long as the phrases, but dealt out anew: else a score that knows only how long a text is would
+    tell "present" from "absent" wherever one takes more words.
+    """
+    draws = random.Random(seed)
+    phrases = list(dict.fromkeys(phrases))
+    lengths = [len(phrase.split()) for phrase in phrases]
+    draws.shuffle(lengths)
+
+    def word() -> str:
+        return "".join(draws.choice(CONSONANTS) + draws.choice(VOWELS) for _ in range(draws.choice((2, 3))))
+
+    nonsense: dict[str, str] = {}
+    for phrase, length in zip(phrases, lengths, strict=True):
+        while (words := " ".join(word() for _ in range(length))) in [*nonsense.values(), *phrases]:
+            continue
+        nonsense[phrase] = words
+    return nonsense
 
 
 def with_symptoms(method: Method, symptoms: Mapping[str, Sequence[str]]) -> Method:

@@ -8,8 +8,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import medvlp
-from medvlp.show import claims_of, faithfulness
-from medvlp.show.counterfactuals.annotated import stratified_auroc
+from medvlp.show import claims_of, faithfulness, faithfulness_controls
+from medvlp.show.counterfactuals.annotated import claims_made, shuffled_values, stratified_auroc
 
 
 def by_pairs(true, score, strata, weights):
@@ -103,3 +103,41 @@ def test_real_cells(data_root):
     assert set(table["attribute"]) <= set(data.test.attributes) and len(table) == 37
     assert table["images"].eq(150).all() and table["says"].str.contains(" or ").sum() == 1
     assert pd.notna(table["AUROC"]).all()
+
+
+def test_controls_stay_at_chance_and_symptoms_do_not(annotated, zero):
+    images, claims = annotated
+    table = faithfulness_controls(zero, images, claims, n_draws=6, n_images=None, n_bootstrap=40)
+    assert table.index.tolist() == ["symptoms", "shuffled", "gibberish"]
+    assert table.loc["symptoms", "within low"] > 0.55
+    for control in ("shuffled", "gibberish"):
+        row = table.loc[control]
+        assert row["within low"] <= row["within"] <= row["within high"]
+        assert abs(row["within"] - 0.5) < 0.12 and row["within"] < table.loc["symptoms", "within"]
+    rows = faithfulness(zero, images, claims, n_images=None, n_bootstrap=2).drop_duplicates("symptom")
+    means = rows.mean(numeric_only=True)
+    assert table.loc["symptoms", ["AUROC", "within"]].tolist() == pytest.approx(means[["AUROC", "within"]])
+
+
+def test_shuffled_symptoms_keep_their_scores_and_speak_of_another_attribute(annotated, zero):
+    images, claims = annotated
+    made = claims_made(zero, claims, images)
+    shuffled = shuffled_values(made, seed=1)
+    assert [(c.classname, c.j, c.symptom) for c in made] == [(c.classname, c.j, c.symptom) for c in shuffled]
+    assert all(one.attribute != other.attribute for one, other in zip(made, shuffled, strict=True))
+    assert shuffled != shuffled_values(made, seed=2)
+    with pytest.raises(ValueError, match="two attributes or more"):
+        shuffled_values([claim for claim in made if claim.attribute == "veil"], seed=1)
+
+
+def test_a_probe_and_a_second_expert_stand_beside_the_score(annotated, zero):
+    images, claims = annotated
+    train = medvlp.load_dataset("phantom-derm").train.subset(range(300))
+    again = images.attributes.where(np.arange(100)[:, None] < 50)  # saw half, and the same
+    twice = replace(images, annotations=(images.attributes, again))
+    table = faithfulness(zero, twice, claims, None, 10, train=train)
+    assert table["second"].eq(1).all() and table["second within"].dropna().eq(1).all()
+    assert table.groupby("attribute")["probe"].first().max() > 0.95
+    alone = faithfulness(zero, images, claims, None, 10)
+    assert not {"probe", "second"} & set(alone)
+    assert alone["AUROC"].equals(table["AUROC"])

@@ -14,7 +14,7 @@ from medvlp.data.phantoms.worlds import DRAWINGS, get_world
 from medvlp.methods.prompt_tuning.coop import CoOp
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.show.counterfactuals.controls import SAME_SIGN, faithfulness_controls, gibberish, shuffled_claims
+from medvlp.show.counterfactuals.controls import SAME_SIGN, faithfulness_controls, shuffled_claims
 from medvlp.show.counterfactuals.faithfulness import (
     counterfactual,
     counterfactual_summary,
@@ -23,7 +23,7 @@ from medvlp.show.counterfactuals.faithfulness import (
     what_is_seen,
 )
 from medvlp.show.counterfactuals.figures import counterfactual_figure, faithfulness_figure, twin_figure
-from medvlp.show.counterfactuals.twins import Flips, claims_of, flip, flip_all, with_symptoms
+from medvlp.show.counterfactuals.twins import Flips, claims_of, flip, flip_all, gibberish, with_symptoms
 from tests.methods.small import make_card, make_set
 
 N = 48
