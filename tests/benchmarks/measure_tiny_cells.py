@@ -1,7 +1,7 @@
 """What the CLIP of real cells knows: `python -m tests.benchmarks.measure_tiny_cells`, with MEDVLP_DATA set.
 
-Validation cells: zero-shot accuracy against the strength of changed looks. Test cells, looked at once: zero-shot,
-linear probe, each attribute beside a probe and the second expert, and cells of changed looks. Writes
+Validation cells: zero-shot accuracy against the strength of changed looks. Test cells, looked at once:
+zero-shot, linear probe, each attribute beside a probe and the second expert, and cells of changed looks. Writes
 medvlp/assets/tiny-cells/measured.json and, from it, the tables of the model card beside it.
 """
 
@@ -59,9 +59,8 @@ def balanced(method: medvlp.Method, f: Tensor, images: ImageSet) -> float:
 
 def measure(clip: Clip, data: medvlp.data.datasets.Data) -> dict:
     """Everything that the model card tells."""
-    zero = {
-        kind: medvlp.ZeroShot(clip, data.card, kind) for kind in ("symptoms", "no-granules", "classnames")
-    }
+    kinds = "symptoms", "no-granules", "classnames"
+    zero = {kind: medvlp.ZeroShot(clip, data.card, kind) for kind in kinds}
     probe = medvlp.LinearProbe(clip, data.card)
     medvlp.fit(probe, data.train, data.val)
     copies = small_copies(data.val, round(STORED * clip.image_size))
@@ -72,9 +71,8 @@ def measure(clip: Clip, data: medvlp.data.datasets.Data) -> dict:
             f = features(clip, copies, changed)
             looks[f"{kind}, {strength}"] = balanced(zero["symptoms"], f, data.val)
     rows = {}
-    for name, method in {f"zero-shot, {kind}": m for kind, m in zero.items()} | {
-        "linear probe": probe
-    }.items():
+    methods = {f"zero-shot, {kind}": method for kind, method in zero.items()} | {"linear probe": probe}
+    for name, method in methods.items():
         report = medvlp.evaluate(method, data.test).table().loc[BALANCED]
         rows[name] = report[["value", "low", "high"]].to_dict()
     changed = features(clip, small_copies(data.test, round(STORED * clip.image_size)), DEMANDED)
@@ -103,7 +101,8 @@ def tables(measured: dict) -> dict[str, str]:
 
 def number(measured: dict, name: str) -> str:
     """A number within the card's sentences."""
-    return f"{measured['validation by looks']['none'] if name == 'same' else measured['test in changed looks']:.3f}"
+    same, changed = measured["validation by looks"]["none"], measured["test in changed looks"]
+    return f"{same if name == 'same' else changed:.3f}"
 
 
 def main(
