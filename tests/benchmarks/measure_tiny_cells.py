@@ -1,7 +1,7 @@
 """What the CLIP of real cells knows: `python -m tests.benchmarks.measure_tiny_cells`, with MEDVLP_DATA set.
 
 Validation cells: zero-shot accuracy against the strength of changed looks. Test cells, looked at once:
-zero-shot, linear probe, each attribute beside a probe and the second expert, and cells of changed looks. Writes
+zero-shot, linear probe, each attribute beside a probe and the second expert, cells of changed looks. Writes
 medvlp/assets/tiny-cells/measured.json and, from it, the tables of the model card beside it.
 """
 
