@@ -155,12 +155,11 @@ def title_of(notebook: Any) -> str:
 
 
 def results_of(notebook: Any) -> str:
-    """Return the last output of the cell tagged `results` as text, or a word that there is none."""
-    for cell in notebook.cells:
-        if "results" in cell.metadata.get("tags", []) and cell.outputs:
-            output = cell.outputs[-1]
-            return indented(output.get("text") or output.get("data", {}).get("text/plain", ""))
-    return indented("(no cell tagged results)")
+    """Return the last output of each cell tagged `results` as text, or a word that there is none."""
+    cells = [cell for cell in notebook.cells if "results" in cell.metadata.get("tags", []) and cell.outputs]
+    outputs = [cell.outputs[-1] for cell in cells]
+    texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
+    return "\n\n".join(map(indented, texts)) or indented("(no cell tagged results)")
 
 
 def indented(text: str) -> str:

@@ -60,6 +60,18 @@ def test_tour_writes_tidy_notebooks_and_prints_their_results(folder, capsys):
     assert (folder / "03_count.ipynb").read_bytes() == first, "a second tour changes no byte"
 
 
+def test_every_cell_of_results_is_shown():
+    def cell(text):
+        output = nbformat.v4.new_output("stream", text=text)
+        return nbformat.v4.new_code_cell("", metadata={"tags": ["results"]}, outputs=[output])
+
+    notebook = nbformat.v4.new_notebook(
+        cells=[cell("one\n"), nbformat.v4.new_code_cell("2"), cell("three\n")]
+    )
+    assert results_of(notebook) == "    one\n\n    three"
+    assert "no cell" in results_of(nbformat.v4.new_notebook())
+
+
 def test_parameters_and_out_leave_the_original_alone(folder, tmp_path):
     before = (folder / "03_count.ipynb").read_bytes()
     out = tmp_path / "elsewhere"

@@ -38,7 +38,7 @@ KINDS = {  # what changes, at strength 1
     "focus 1.2 pixels": {"blur": 1.2},
 }
 STRENGTHS = (0.5, 1.0, 1.5)
-NUMBER = re.compile(r"(<!-- (same|changed) -->)[.\d]*(<!---->)")
+NUMBER = re.compile(r"(<!-- (same|changed) -->)([.\d]*)(<!---->)")  # within the card's sentences
 FACTOR = 0.2231  # log 1.25
 DEMANDED = replace(NONE, hue=20.0, brightness=FACTOR, contrast=FACTOR, scale=FACTOR)
 
@@ -114,7 +114,7 @@ def main(
     with atomic_write(out / "measured.json") as part:
         part.write_text(json.dumps(measured, indent=1) + "\n")
     card = (out / "README.md").read_text(encoding="utf-8")
-    card = NUMBER.sub(lambda place: f"{place[1]}{number(measured, place[2])}{place[3]}", card)
+    card = NUMBER.sub(lambda place: f"{place[1]}{number(measured, place[2])}{place[4]}", card)
     for name, table in tables(measured).items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         head, rest = card.split(begin)
