@@ -55,7 +55,8 @@ def test_a_second_expert_and_images_that_nobody_looked_at(clip, data):
     first = first.assign(**{name: first[name].where(np.arange(120) < 80)})
     other = {"absent": "present", "present": "absent"}
     second = images.attributes[name].where(np.arange(120) % 4 > 0, images.attributes[name].map(other))
-    second = images.attributes.assign(**{name: second}).where(np.arange(120)[:, None] < 40)
+    second = images.attributes.assign(**{name: second})
+    second.iloc[40:] = np.nan
     noted = annotated_phantoms(images, (first, second))
     row = attribute_accuracy(clip, noted, n_bootstrap=10).loc[name]
     truth = (first[name] == "present").to_numpy()[:40]
