@@ -127,13 +127,13 @@ def code_lines(text: str, tree: ast.Module) -> int:
 def test_the_package_is_small():
     files = list((ROOT / "medvlp").rglob("*.py"))
     folders = {file.parent for file in files}
-    assert len(files) <= 129
+    assert len(files) <= 132
     for folder in folders:
         assert len(list(folder.glob("*.py"))) <= 15, (
             f"{folder}: at most 14 modules and what makes it a package"
         )
     total = sum(code_lines(text, ast.parse(text)) for text in (file.read_text() for file in files))
-    assert total <= 13_300
+    assert total <= 13_650
 
 
 @pytest.mark.parametrize(

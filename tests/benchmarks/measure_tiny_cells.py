@@ -96,7 +96,8 @@ def tables(measured: dict) -> dict[str, str]:
     looks = measured["validation by looks"]
     by_kind = {kind: {f"x {s}": looks[f"{kind}, {s}"] for s in STRENGTHS} for kind in KINDS}
     frames = {"test": test, "attributes": attributes, "looks": pd.DataFrame(by_kind).T}
-    return {name: frame.to_markdown(floatfmt=".3f", missingval="") for name, frame in frames.items()}
+    written = {name: frame.map(lambda x: "" if pd.isna(x) else f"{x:.3f}") for name, frame in frames.items()}
+    return {name: frame.to_markdown(disable_numparse=True) for name, frame in written.items()}
 
 
 def number(measured: dict, name: str) -> str:
@@ -105,22 +106,27 @@ def number(measured: dict, name: str) -> str:
     return f"{same if name == 'same' else changed:.3f}"
 
 
+def write(measured: dict, folder: Path) -> None:
+    """Write measured.json, and from it what the model card says."""
+    with atomic_write(folder / "measured.json") as part:
+        part.write_text(json.dumps(measured, indent=1) + "\n")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    card = NUMBER.sub(lambda place: f"{place[1]}{number(measured, place[2])}{place[4]}", card)
+    for name, table in tables(measured).items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        head, rest = card.split(begin)
+        card = f"{head}{begin}{table}\n{end}{rest.split(end)[1]}"
+    with atomic_write(folder / "README.md") as part:
+        part.write_text(card, encoding="utf-8")
+
+
 def main(
     clip: Annotated[str, typer.Option(help="the CLIP")] = "tiny-cells",
     out: Annotated[Path, typer.Option(help="folder of measured.json and README.md")] = FOLDER,
 ) -> None:
     """Measure, and write what was measured."""
     measured = measure(medvlp.load_clip(clip, device="cpu"), medvlp.load_dataset("wbcatt"))
-    with atomic_write(out / "measured.json") as part:
-        part.write_text(json.dumps(measured, indent=1) + "\n")
-    card = (out / "README.md").read_text(encoding="utf-8")
-    card = NUMBER.sub(lambda place: f"{place[1]}{number(measured, place[2])}{place[4]}", card)
-    for name, table in tables(measured).items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        head, rest = card.split(begin)
-        card = f"{head}{begin}{table}\n{end}{rest.split(end)[1]}"
-    with atomic_write(out / "README.md") as part:
-        part.write_text(card, encoding="utf-8")
+    write(measured, out)
     print(json.dumps(measured, indent=1))
 
 
