@@ -179,6 +179,8 @@ def test_people_see_a_square_and_what_the_expert_noted(clip, data, tmp_path):
     explorer._repr_mimebundle_()
     assert "image 1 of beads, which is not here" in explorer._picture.value
     assert "size: big" in explorer._picture.value
+    with pytest.raises(FileNotFoundError, match="no image 'test/1/1.png'"):  # a square is no image
+        explorer._feature(medvlp.VPT(clip, data.card))
     wrong = failures(zero, data.test, data.train)
     page = wrong.to_html(tmp_path / "page.html").read_text()
     assert page.count("an expert noted <bdi>size: big") == sum(
