@@ -456,7 +456,7 @@ def test_every_packaged_card_has_its_representations(name):
 def test_shipped_representations_are_small(repository):
     folder = representations.shipped_folder()
     assert {file.stem for file in folder.glob("*.safetensors")} == set(list_cards())
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 1_000_000
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1_100_000
     readme = (folder / "README.md").read_text(encoding="utf-8")
     assert representations.PROMPTS["tokens"] in readme
 
