@@ -33,12 +33,19 @@ def one_accelerator(method: Method, config: TrainConfig) -> Iterator[Accelerator
     cpu = method.clip.device.type == "cpu"
     if config.precision == "fp16" and cpu:
         raise ValueError("precision='fp16' needs a GPU, but the clip is on the CPU; use 'bf16' or 'fp32'.")
-    ours = not is_initialized()
     precision = "no" if config.precision == "fp32" else config.precision
-    try:  # Ctrl-C may come as it is made
+    with _no_state_left(), _no_state_left():  # Ctrl-C may come while the inner one cleans up
         yield Accelerator(cpu=cpu, mixed_precision=precision)
+
+
+@contextmanager
+def _no_state_left() -> Iterator[None]:
+    """Accelerate has one state a process; left there, it would forbid another precision, and launchers."""
+    ours = not is_initialized()
+    try:
+        yield
     finally:
-        if ours:  # accelerate has one state a process: left, it would forbid another precision, and launchers
+        if ours and PartialState._shared_state:
             AcceleratorState._reset_state(reset_partial_state=PartialState().num_processes == 1)
 
 
