@@ -102,7 +102,7 @@ def image_features(
     labels, ids = torch.as_tensor(images.labels, dtype=torch.long), list(images.ids)
     if store := _shipped(images):
         if view is not None:
-            raise store.missing("there are no random views, only what views=0 and cache_views=0 ask for")
+            raise store.missing("there are no random views (views, cache_views, multiplier_views may be 0)")
         return Features(store.features(clip.name, clip.fingerprint), labels, ids)
     usual = view is None or (crop, flip) == (CROP, True)
     facts = {

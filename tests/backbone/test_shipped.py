@@ -147,7 +147,7 @@ def test_what_needs_features_only_works(clip, data, tmp_path):
         (lambda clip, data: show_images(data.test), r"no image 'test/0/0\.png'"),
         (
             lambda clip, data: medvlp.fit(medvlp.ViP(clip, data.card), data.train, data.val, progress=False),
-            r"no random views, only what views=0",
+            r"no random views \(views, cache_views",
         ),
         (lambda clip, data: medvlp.evaluate(medvlp.VPT(clip, data.card), data.test), "looks at pixels"),
         (
