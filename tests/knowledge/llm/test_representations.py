@@ -490,12 +490,11 @@ def test_shipped_representations_know_no_shift(world):
 
 def test_the_command_makes_what_is_out_of_date_only(folder, tmp_path, loads, capsys, monkeypatch):
     monkeypatch.setattr(representations, "list_cards", lambda: ["derm7pt", "phantom-derm"])
-    arguments = ["--llm", str(folder), "--out", str(tmp_path)]
-    representations.main(arguments)
+    representations.main(str(folder), tmp_path)
     made = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert sorted(made) == ["derm7pt.safetensors", "phantom-derm.safetensors"] and loads == ["small"]
     assert "derm7pt.safetensors: 2 classes, d = 32" in capsys.readouterr().out
-    representations.main(arguments)
+    representations.main(str(folder), tmp_path)
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == made and loads == ["small"]
 
 
