@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from medvlp.backbone.features import default_workers, image_features
+from medvlp.methods.adapters.linear_probe import LinearProbe
+from medvlp.methods.adapters.text_probe import TextProbe
+from medvlp.methods.adapters.tip_adapter import TipAdapter
 from medvlp.study.evaluation import evaluate
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
@@ -59,15 +62,20 @@ def test_without_semaphores_no_process_is_started(monkeypatch):
     assert default_workers(100, 10) == 0
 
 
-def test_fit_and_evaluate_are_told_how_many_processes_read(clip, monkeypatch, tmp_path):
-    counts = []
-    start = torch.utils.data.DataLoader.__init__
+@pytest.fixture
+def counts(monkeypatch) -> list[int]:
+    """How many processes each loader of images was given."""
+    counts, start = [], torch.utils.data.DataLoader.__init__
 
     def noting(self, *args, **options) -> None:
         counts.append(options["num_workers"])
         start(self, *args, **options)
 
     monkeypatch.setattr(torch.utils.data.DataLoader, "__init__", noting)
+    return counts
+
+
+def test_fit_and_evaluate_are_told_how_many_processes_read(clip, counts, monkeypatch, tmp_path):
     train, val = small_sets()
     for number in (0, 1):
         monkeypatch.setenv("MEDVLP_CACHE", str(tmp_path / str(number)))
@@ -78,3 +86,11 @@ def test_fit_and_evaluate_are_told_how_many_processes_read(clip, monkeypatch, tm
         for method in (Prototypes(clip, CARD), Tinted(clip, CARD)):
             evaluate(method, val, 5, num_workers=number)
         assert len(counts) == 6 and set(counts) == {number}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("kind", [LinearProbe, TextProbe, TipAdapter])
+def test_what_is_fitted_before_and_after_training_is_told_as_well(clip, counts, tmp_path, kind, number):
+    config = replace(CONFIG, views=1, num_workers=number)
+    fit(kind(clip, CARD), *small_sets(), config, cache_dir=tmp_path, **QUIET)
+    assert len(counts) > 1 and set(counts) == {number}

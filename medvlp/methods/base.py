@@ -147,11 +147,19 @@ class Method(nn.Module):
         val: ImageSet | None,
         cache_dir: str | Path | None = None,
         progress: bool = True,
+        num_workers: int | None = None,
     ) -> None:
-        """What `fit` calls once before the first step; `progress` says whether to show bars."""
+        """What `fit` calls once before the first step.
+
+        `progress` says whether to show bars, `num_workers` how many processes read images.
+        """
 
     def after_training(
-        self, val: ImageSet | None, cache_dir: str | Path | None = None, progress: bool = True
+        self,
+        val: ImageSet | None,
+        cache_dir: str | Path | None = None,
+        progress: bool = True,
+        num_workers: int | None = None,
     ) -> None:
         """What `fit` calls once with the weights that are kept."""
 

@@ -6,6 +6,7 @@ A metric that is not defined for a sample (AUROC of a class that it lacks) leave
 
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -59,20 +60,16 @@ def bootstrap_all(
     # of_image (N,): the number of each image's group; names (G,)
     of_image, names = pd.factorize(np.arange(len(labels)) if groups is None else np.asarray(groups))
     size = len(names)
-    samples = [[] for _ in probabilities]  # for each classifier its metrics, chunk after chunk
+    answers, chunks = _Answers(labels, probabilities), []
     with tqdm(total=n, desc="bootstrap", leave=False, delay=2) as bar:
         for start in range(0, n, _RESAMPLES_AT_ONCE):
             rows = min(_RESAMPLES_AT_ONCE, n - start)
             drawn = rng.integers(size, size=(rows, size)) + np.arange(rows)[:, None] * size  # (R, G)
             counts = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)  # (R, G)
-            weights = counts[:, of_image].astype(float)  # (R, N)
-            for of_one, p in zip(samples, probabilities, strict=True):
-                of_one.append(_weighted(labels, p, weights, metrics))
+            chunks.append(answers.metrics(counts[:, of_image].astype(float), metrics))
             bar.update(rows)
-    return [
-        pd.DataFrame({name: np.concatenate([chunk[name] for chunk in of_one]) for name in metrics})
-        for of_one in samples
-    ]
+    samples = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in metrics}  # (n, M) each
+    return [pd.DataFrame({name: samples[name][:, m] for name in metrics}) for m in range(len(probabilities))]
 
 
 def weighted_metrics(
@@ -92,47 +89,68 @@ def weighted_metrics(
 
         It is never below zero, so small samples, and resamples of them, overstate it.
     """
-    return pd.DataFrame(_weighted(labels, probabilities, weights, metrics))
+    values = _Answers(labels, [probabilities]).metrics(weights, metrics)
+    return pd.DataFrame({name: of_name[:, 0] for name, of_name in values.items()})
 
 
-def _weighted(
-    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, metrics: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """The columns of `weighted_metrics`."""
-    n_cls = probabilities.shape[1]
-    predicted, confidence = probabilities.argmax(1), probabilities.max(1)  # (N,)
-    is_true, is_predicted = np.eye(n_cls)[labels], np.eye(n_cls)[predicted]  # (N, n_cls)
-    # images of each class, images predicted to be of it, and both at once: (R, n_cls)
-    counted = weights @ np.hstack([is_true, is_predicted, is_true * is_predicted])  # (R, 3 n_cls)
-    n_true, n_predicted, hits = np.split(counted, 3, axis=1)
-    total = n_true.sum(1)  # (R,)
+class _Answers:
+    """What M classifiers say of the same images. What no weight changes is computed once.
 
-    def auroc() -> np.ndarray:
+    Args:
+        labels: (N,).
+        probabilities: (N, n_cls), M times.
+    """
+
+    def __init__(self, labels: np.ndarray, probabilities: Sequence[np.ndarray]) -> None:
+        self.labels, self.probabilities = labels, probabilities
+        self.n_cls = probabilities[0].shape[1]
+        self.predicted = np.stack([p.argmax(1) for p in probabilities], axis=1)  # (N, M)
+        self.of_class = [np.flatnonzero(labels == c) for c in range(self.n_cls)]  # N_c images each
+
+    def metrics(self, weights: np.ndarray, metrics: Sequence[str]) -> dict[str, np.ndarray]:
+        """The `metrics` of `weighted_metrics` under weights (R, N): (R, M) each."""
+        of_class = [weights[:, images] for images in self.of_class]  # (R, N_c) each
+        n_true = np.stack([w.sum(1) for w in of_class], axis=1)[:, None]  # (R, 1, n_cls)
+        hits = np.stack(
+            [w @ right for w, right in zip(of_class, self._right, strict=True)], 2
+        )  # (R, M, n_cls)
+        total = n_true.sum(2)  # (R, 1)
+
+        def n_predicted() -> np.ndarray:  # (R, M, n_cls)
+            return np.stack([weights @ (self.predicted == c) for c in range(self.n_cls)], axis=2)
+
+        def kappa() -> np.ndarray:
+            observed, expected = hits.sum(2) / total, (n_true * n_predicted()).sum(2) / total**2
+            return (observed - expected) / (1 - expected)
+
+        formulas = {
+            "accuracy": lambda: hits.sum(2) / total,
+            "balanced accuracy": lambda: np.nanmean(hits / n_true, axis=2),
+            "macro-F1": lambda: np.nanmean(2 * hits / (n_true + n_predicted()), axis=2),
+            "AUROC": lambda: np.stack([self._auroc(p, weights) for p in self.probabilities], axis=1),
+            "kappa": kappa,
+            "ECE": lambda: np.stack([self._ece(p, weights) for p in self.probabilities], axis=1) / total,
+        }
+        with np.errstate(invalid="ignore"), warnings.catch_warnings():  # 0 / 0 is NaN; a mean leaves it out
+            warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
+            return {name: formulas[name]() for name in metrics}
+
+    @cached_property
+    def _right(self) -> list[np.ndarray]:
+        """Which of a class's images each classifier names right, (N_c, M) for each class."""
+        return [(self.predicted[images] == c).astype(float) for c, images in enumerate(self.of_class)]
+
+    def _auroc(self, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
         by_image = np.ascontiguousarray(weights.T)  # (N, R), many times faster to sort and sum
-        classes = [1] if n_cls == 2 else range(n_cls)
-        by_class = [_weighted_auroc(labels == c, probabilities[:, c], by_image) for c in classes]
-        return np.nanmean(by_class, axis=0)
+        classes = [1] if self.n_cls == 2 else range(self.n_cls)
+        return np.nanmean([_weighted_auroc(self.labels == c, p[:, c], by_image) for c in classes], axis=0)
 
-    def kappa() -> np.ndarray:
-        observed, expected = hits.sum(1) / total, (n_true * n_predicted).sum(1) / total**2
-        return (observed - expected) / (1 - expected)
-
-    def ece() -> np.ndarray:
+    def _ece(self, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """N times the expected calibration error, (R,)."""
+        predicted, confidence = p.argmax(1), p.max(1)  # (N,)
         bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)  # (N,)
-        gap = (predicted == labels) - confidence  # (N,)
-        return np.abs(weights @ (np.eye(ECE_BINS)[bins] * gap[:, None])).sum(1) / total
-
-    formulas = {
-        "accuracy": lambda: hits.sum(1) / total,
-        "balanced accuracy": lambda: np.nanmean(hits / n_true, axis=1),
-        "macro-F1": lambda: np.nanmean(2 * hits / (n_true + n_predicted), axis=1),
-        "AUROC": auroc,
-        "kappa": kappa,
-        "ECE": ece,
-    }
-    with np.errstate(invalid="ignore"), warnings.catch_warnings():  # 0 / 0 is NaN, and a mean leaves NaN out
-        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
-        return {name: formulas[name]() for name in metrics}
+        gap = (predicted == self.labels) - confidence  # (N,)
+        return np.abs(weights @ (np.eye(ECE_BINS)[bins] * gap[:, None])).sum(1)
 
 
 def _weighted_auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from medvlp.study.metrics import METRICS, bootstrap, class_auroc, metric_values, weighted_metrics
+from medvlp.study.metrics import METRICS, bootstrap, bootstrap_all, class_auroc, metric_values, weighted_metrics
 
 
 def random_problem(n: int, n_cls: int, seed: int = 0, decimals: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -107,6 +107,15 @@ def test_more_resamples_begin_with_the_fewer():
     labels, p = random_problem(81, 3)
     few, many = bootstrap(labels, p, n=130), bootstrap(labels, p, n=250)
     assert many[:100].equals(few[:100])
+
+
+@pytest.mark.parametrize("n_cls", [2, 9])
+def test_several_classifiers_at_once_have_the_numbers_of_each_alone(n_cls):
+    labels, p = random_problem(60, n_cls)
+    several = [p, p[::-1], random_problem(60, n_cls, seed=1, decimals=0)[1]]
+    groups = [str(i // 3) for i in range(60)]
+    for samples, of_one in zip(bootstrap_all(labels, several, groups, n=130), several, strict=True):
+        assert samples.equals(bootstrap(labels, of_one, groups, n=130))
 
 
 def test_images_of_their_own_are_the_default_groups():

@@ -41,6 +41,7 @@ class ReplyBounds:
         self._seconds = timeout and 2 * timeout
         self._http = client._client  # openai has no public name for it
         self._hooks = {"request": self._before, "response": self._after}
+        self._close_idle()
         self._streams: list[Any] = []  # of earlier questions, too: connections are kept
         self._timer: threading.Timer | None = None
         self._thread = 0
@@ -129,6 +130,14 @@ class ReplyBounds:
             self.why = "server", problem
         if self.why:
             raise ReplyEnded
+
+    def _close_idle(self) -> None:
+        """Close the connections that the caller opened before: the time limit can cut only those it saw open."""
+        for transport in (self._http._transport, *self._http._mounts.values()):
+            pool = getattr(transport, "_pool", None)
+            for connection in getattr(pool, "connections", ()):
+                if connection.is_idle():
+                    connection.close()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -15,7 +15,7 @@ from torch.nn.utils import skip_init
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.features import image_features
+from medvlp.backbone.features import Features, image_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import check_choice
@@ -77,6 +77,7 @@ class LinearProbe(Method):
         val: ImageSet | None,
         cache_dir: str | Path | None = None,
         progress: bool = True,
+        num_workers: int | None = None,
     ) -> None:
         """Fit on the features of `train` and choose C on those of `val`.
 
@@ -86,8 +87,9 @@ class LinearProbe(Method):
         if val is None:
             raise ValueError("a linear probe needs validation images to choose C; give val.")
         _check_every_class(train.labels, self.card.classnames)
-        x, y = _arrays(self.clip, train, cache_dir, progress)  # (N, D), (N,)
-        x_val, y_val = _arrays(self.clip, val, cache_dir, progress)
+        options = {"cache_dir": cache_dir, "progress": progress, "num_workers": num_workers}
+        x, y = _arrays(image_features(self.clip, train, **options))  # (N, D), (N,)
+        x_val, y_val = _arrays(image_features(self.clip, val, **options))
 
         labels = range(len(self.card.classnames))
         present = np.unique(y_val)  # balanced accuracy is the mean recall of the classes that validation has
@@ -135,10 +137,7 @@ class LinearProbe(Method):
             self.fitted.fill_(True)
 
 
-def _arrays(
-    clip: Clip, dataset: ImageSet, cache_dir: str | Path | None, progress: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    features = image_features(clip, dataset, cache_dir=cache_dir, progress=progress)
+def _arrays(features: Features) -> tuple[np.ndarray, np.ndarray]:
     return features.features.cpu().double().numpy(), features.labels.cpu().numpy()
 
 

@@ -112,12 +112,13 @@ class TextProbe(Method):
         val: ImageSet | None = None,
         cache_dir: str | Path | None = None,
         progress: bool = True,
+        num_workers: int | None = None,
     ) -> None:
         """Find lambda from the training images."""
         if not self.constraint:
             return
         views = self.config["multiplier_views"]
-        f = training_features(self.clip, train, views, cache_dir, progress)  # (K, N, D)
+        f = training_features(self.clip, train, views, cache_dir, progress, num_workers)  # (K, N, D)
         labels = train.labels.to(f.device)  # (N,)
         t = F.normalize(self.text_features, dim=-1)  # (n_cls, D)
         p = (self.logit_scale * f @ t.T).softmax(dim=-1)  # (K, N, n_cls)

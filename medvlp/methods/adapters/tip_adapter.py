@@ -154,21 +154,27 @@ class TipAdapter(Method):
         val: ImageSet | None = None,
         cache_dir: str | Path | None = None,
         progress: bool = True,
+        num_workers: int | None = None,
     ) -> None:
         """Fill the cache with the training images, and forget any other."""
         views, crop = self.config["cache_views"], self.config["cache_crop"]
-        f = training_features(self.clip, train, views, cache_dir, progress, crop=crop)  # (K, N, D)
+        f = training_features(self.clip, train, views, cache_dir, progress, num_workers, crop)  # (K, N, D)
         values = F.one_hot(train.labels, len(self.card.classnames)).float()  # (N, n_cls)
         self._fill(F.normalize(f.mean(dim=0), dim=-1), values)
 
     @torch.no_grad()
     def after_training(
-        self, val: ImageSet | None, cache_dir: str | Path | None = None, progress: bool = True
+        self,
+        val: ImageSet | None,
+        cache_dir: str | Path | None = None,
+        progress: bool = True,
+        num_workers: int | None = None,
     ) -> None:
         """Choose alpha and beta on the validation images; without them both stay as they are."""
         if val is None or not self.config["tune"]:
             return
-        cached = image_features(self.clip, val, cache_dir=cache_dir, progress=progress)
+        options = {"cache_dir": cache_dir, "progress": progress, "num_workers": num_workers}
+        cached = image_features(self.clip, val, **options)
         f = cached.features.to(self.keys)  # (N_val, D)
         labels = val.labels.to(f.device)  # (N_val,)
         text_logits, affinity = self._text_logits(f), f @ self.keys.T  # (N_val, n_cls), (N_val, N)

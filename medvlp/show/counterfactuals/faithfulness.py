@@ -90,7 +90,7 @@ def faithfulness(
     check_kinds(faithfulness, locals())
     if getattr(images, "annotations", ()):
         return truth_of_symptoms(method, some(images, n_images, seed), claims, n_bootstrap, seed, train)
-    flips = method if isinstance(method, Flips) else flip_all(method, images, n_images, seed)
+    flips = method if isinstance(method, Flips) else flip_all(method, phantoms(images), n_images, seed)
     known = _known(flips, claims)
     n = len(flips.latents)
     rows = []
@@ -222,7 +222,7 @@ def counterfactual(
         [5]
     """
     check_kinds(counterfactual, locals())
-    flips = method if isinstance(method, Flips) else flip_all(method, images, n_images, seed)
+    flips = method if isinstance(method, Flips) else flip_all(method, phantoms(images), n_images, seed)
     world, n = flips.world, len(flips.latents)
     known = {} if flips.scores is None else _known(flips, claims)
     names = np.array([known.get(phrase, ("", True))[0] for phrase in flips.phrases], dtype=object)

@@ -43,10 +43,11 @@ def fit(
     """Train the parameters of `method` that require gradients, by cross-entropy, and keep the best epoch's.
 
     A method may bring more: `training_logits(inputs) -> (logits (B, n_cls), penalty (B,))`, where the mean of
-    cross-entropy and penalty together is minimised; `before_training(train, val, cache_dir, progress)`,
-    called once at the start, and `after_training(val, cache_dir, progress)`, called with the weights that are
-    kept; `progress` says whether to show bars. Where that leaves nothing to train by gradients, as in a
-    linear probe, the history is one row, of epoch 0.
+    cross-entropy and penalty together is minimised; `before_training(train, val, cache_dir, progress,
+    num_workers)`, called once at the start, and `after_training(val, cache_dir, progress, num_workers)`,
+    called with the weights that are kept; `progress` says whether to show bars, `num_workers` how many
+    processes read images. Where that leaves nothing to train by gradients, as in a linear probe, the history
+    is one row, of epoch 0.
 
     Where the method `keeps_image_tower`, the tower is frozen and its features are computed once
     for each view. With `views=0` that is exactly training without augmentation. With K views it is the
@@ -192,7 +193,7 @@ def _prepare(
 ) -> Run:
     """The run before its first step, with what the method takes from the data, and cached features."""
     with accelerator.main_process_first():  # the others find the features in the cache
-        method.before_training(train, val, cache_dir, progress=progress)
+        method.before_training(train, val, cache_dir, progress=progress, num_workers=config.num_workers)
         parameters = [p for p in method.parameters() if p.requires_grad]
         batches = None
         if parameters and method.keeps_image_tower and val is not None:
@@ -250,7 +251,8 @@ def _finish(run: Run) -> pd.DataFrame:
     for callback in run.callbacks if history else ():
         callback.on_fit_end(method)
     method.eval()
-    method.after_training(run.val, run.cache_dir, progress=run.progress)
+    workers = run.config.num_workers
+    method.after_training(run.val, run.cache_dir, progress=run.progress, num_workers=workers)
     if run.optimizer:
         best = _best(history, run.config)
         return pd.DataFrame([row | {"best": row is best} for row in history])

@@ -203,6 +203,22 @@ def test_a_reply_that_drips_over_a_connection_that_was_kept_ends_too(ask):
     assert len(answers) == 1
 
 
+def test_a_reply_that_drips_over_a_connection_that_the_caller_opened_ends_too(ask):
+    def answer(link):
+        if used:
+            DRIPS["headers"](link)
+        used.append(link)
+        link.sendall(OK + b"Content-Length: %d\r\n\r\n" % len(DONE) + DONE)
+
+    used = []
+    with raw_server(answer) as url:
+        client = openai.OpenAI(api_key=KEY, base_url=url, timeout=0.2, max_retries=0)
+        client.chat.completions.create(model="m", messages=[])
+        with pytest.raises(SymptomError, match="class 'melanoma'.*did not finish"):
+            ask(None, client=client)
+    assert len(used) == 1
+
+
 def test_a_server_that_drips_its_models_is_an_unknown_model_all_the_same(ask):
     def answer(link):
         if not asked:
