@@ -34,7 +34,7 @@ from medvlp.backbone.sources import random_turn
 from medvlp.data.cards import load_card
 from medvlp.data.datasets import read_files
 from medvlp.data.errors import check_kinds
-from medvlp.data.files import atomic_write, cache_folder, check_writable, file_hashes, on_disk, sha256
+from medvlp.data.files import atomic_write, cache_folder, check_writable, file_hashes, on_disk, sha256, short
 from medvlp.data.folders import Problems
 from medvlp.data.image_sets import FEATURES, SHIPPED_KIND, Shipped, shipped_path
 from medvlp.data.tables import tables_of
@@ -268,7 +268,7 @@ def _arrays(items: Sequence[tuple[Tensor, int]]) -> tuple[np.ndarray, np.ndarray
 
 def _read(path: Path, facts: dict[str, str]) -> Tensor | None:
     """The features in `path`, (N, D); None where there is no file, or, with a warning, a damaged one."""
-    if not path.exists():
+    if not os.path.exists(path):
         return None
     try:
         tensors, stored = read_tensors(path, KIND, "a cache of image features")
@@ -306,8 +306,9 @@ def _encode(
     broken = (~features.isfinite().all(dim=1)).nonzero().flatten()
     if len(broken):
         raise ValueError(
-            f"the features of {len(broken)} images are not finite, the first {images.ids[int(broken[0])]!r};"
-            " look at that image, or load the clip with precision='fp32'."
+            f"the features of {len(broken)} images are not finite, the first "
+            f"'{short(images.ids[int(broken[0])])}'; look at that image, or load the clip with "
+            "precision='fp32'."
         )
     return features
 

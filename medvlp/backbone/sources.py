@@ -28,7 +28,7 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.utils import cached_file
 
-from medvlp.data.errors import brief, check_choice, unknown_name
+from medvlp.data.errors import brief, check_choice, listed, unknown_name
 from medvlp.data.files import short
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -85,26 +85,32 @@ def _load_folder(name: str, folder: Path, precision: str) -> Loaded:
         raise FileNotFoundError(f"clip {brief(name)}: there is no folder {short(folder)}.")
     config = folder / "open_clip_config.json"
     if not config.is_file():
-        raise FileNotFoundError(f"clip {name!r}: {config} is missing; it says what the model is made of.")
+        raise FileNotFoundError(
+            f"clip {brief(name)}: {config} is missing; it says what the model is made of."
+        )
     if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
-        raise FileNotFoundError(f"clip {name!r}: there are no weights; {folder / WEIGHTS[0]} is missing.")
+        raise FileNotFoundError(
+            f"clip {brief(name)}: there are no weights; {folder / WEIGHTS[0]} is missing."
+        )
     try:
         cfg = open_clip.get_model_config(f"local-dir:{folder}")
         text_cfg = dict(cfg["text_cfg"])
     except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(f"clip {name!r}: {config} is no open_clip configuration ({error!r}).") from error
+        raise ValueError(
+            f"clip {brief(name)}: {config} is no open_clip configuration ({brief(error)})."
+        ) from error
     if text_cfg.get("hf_tokenizer_name") and not any(
         file.name == "tokenizer.json" or file.stem == "vocab" or file.suffix == ".model"
         for file in folder.iterdir()
     ):  # transformers would make an empty vocabulary without a word
-        raise FileNotFoundError(f"clip {name!r}: no tokenizer; {folder / 'tokenizer.json'} is missing.")
-    refuse_code(f"clip {name!r}", str(folder))
+        raise FileNotFoundError(f"clip {brief(name)}: no tokenizer; {folder / 'tokenizer.json'} is missing.")
+    refuse_code(f"clip {brief(name)}", str(folder))
     overrides = {}
     if text_cfg.get("hf_model_name"):
         if (folder / "config.json").is_file():
             text_cfg["hf_model_name"] = str(folder)
         tower = text_cfg["hf_model_name"]
-        check_at_hand(name, tower, TOWER_CONFIG, f"Put the config.json of {tower!r} into {folder}.")
+        check_at_hand(name, tower, TOWER_CONFIG, f"Put the config.json of {brief(tower)} into {folder}.")
         _check_tower(name, tower)
         overrides["text_cfg"] = text_cfg | {"hf_model_pretrained": False}
     try:
@@ -117,13 +123,13 @@ def _load_folder(name: str, folder: Path, precision: str) -> Loaded:
         )
     except (SafetensorError, RuntimeError, TypeError, KeyError) as error:
         raise ValueError(
-            f"clip {name!r}: the weights in {folder} cannot be loaded as {config} says: {error}"
+            f"clip {brief(name)}: the weights in {folder} cannot be loaded as {config} says: {error}"
         ) from error
     try:
         return model, _tokenizer(f"local-dir:{folder}", text_cfg), cfg
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"clip {name!r}: the tokenizer files in {folder} cannot be read: {why_not(error)}"
+            f"clip {brief(name)}: the tokenizer files in {folder} cannot be read: {why_not(error)}"
         ) from error
 
 
@@ -132,7 +138,7 @@ def _load_hub(name: str, precision: str) -> Loaded:
     check_at_hand(name, repo, CONFIG, _take_along(repo))
     check_at_hand(name, repo, WEIGHTS, _take_along(repo))
     try:
-        refuse_code(f"clip {name!r}", repo)
+        refuse_code(f"clip {brief(name)}", repo)
         cfg = open_clip.get_model_config(name)
         if tower := cfg["text_cfg"].get("hf_model_name"):
             _check_tower(name, tower)
@@ -141,9 +147,11 @@ def _load_hub(name: str, precision: str) -> Loaded:
         )
         return model, _tokenizer(name, cfg["text_cfg"]), cfg
     except (OSError, RuntimeError) as error:
-        raise ConnectionError(f"clip {name!r} could not be loaded: {error} {_take_along(repo)}") from error
+        raise ConnectionError(
+            f"clip {brief(name)} could not be loaded: {error} {_take_along(repo)}"
+        ) from error
     except (ValueError, TypeError) as error:
-        raise ValueError(f"clip {name!r} cannot be loaded: {why_not(error)}") from error
+        raise ValueError(f"clip {brief(name)} cannot be loaded: {why_not(error)}") from error
 
 
 def _load_builtin(name: str, precision: str) -> Loaded:
@@ -154,7 +162,7 @@ def _load_builtin(name: str, precision: str) -> Loaded:
     if arch not in open_clip.list_models():
         raise ValueError(_unknown_architecture(arch))
     tags = [*open_clip.list_pretrained_tags_by_model(arch), "random"]
-    check_choice("pretrained tag", tag, tags, where=f"architecture {arch!r}")
+    check_choice("pretrained tag", tag, tags, where=f"architecture {brief(arch)}")
     cfg = open_clip.get_model_config(arch)
     source = open_clip.get_pretrained_cfg(arch, tag)
     quick_gelu = bool(cfg.get("quick_gelu") or source.get("quick_gelu"))  # as the weights were trained
@@ -176,7 +184,9 @@ def _load_builtin(name: str, precision: str) -> Loaded:
         )
         tokenizer = _tokenizer(arch, cfg["text_cfg"])
     except (OSError, RuntimeError) as error:
-        raise ConnectionError(f"clip {name!r} could not be loaded: {error} {_take_along(repo)}") from error
+        raise ConnectionError(
+            f"clip {brief(name)} could not be loaded: {error} {_take_along(repo)}"
+        ) from error
     return model, tokenizer, cfg | {"quick_gelu": quick_gelu}
 
 
@@ -230,12 +240,14 @@ def _values(config: Any, key: str) -> Iterator[Any]:
 def _check_tower(name: str, tower: str) -> None:
     """ValueError unless open_clip can build the text tower with code of transformers."""
     try:
-        refuse_code(f"clip {name!r}", tower)
+        refuse_code(f"clip {brief(name)}", tower)
         kind = AutoConfig.from_pretrained(tower, trust_remote_code=False).model_type
     except (OSError, ValueError) as error:
-        raise ValueError(f"clip {name!r}: its text tower {tower!r} is not known: {why_not(error)}") from error
+        raise ValueError(
+            f"clip {brief(name)}: its text tower {brief(tower)} is not known: {why_not(error)}"
+        ) from error
     if kind not in arch_dict:
-        raise ValueError(f"clip {name!r}: {unknown_name('text tower', kind, arch_dict)} {NO_CODE}.")
+        raise ValueError(f"clip {brief(name)}: {unknown_name('text tower', kind, arch_dict)} {NO_CODE}.")
 
 
 def _tokenizer(name: str, text_cfg: dict) -> Any:
@@ -247,9 +259,9 @@ def _tokenizer(name: str, text_cfg: dict) -> Any:
 def _no_such_clip(name: str) -> str:
     if name in open_clip.list_models():
         tags = [*open_clip.list_pretrained_tags_by_model(name), "random"]
-        return f"clip {name!r} names no weights; write '{name}/TAG'. Tags: {', '.join(map(repr, tags))}."
+        return f"clip {brief(name)} names no weights; write '{name}/TAG'. Tags: {listed(tags)}."
     if os.path.isdir(name):  # which a name of any length may be asked
-        return f"clip {name!r} is a folder; write 'local-dir:{name}'."
+        return f"clip {brief(name)} is a folder; write 'local-dir:{name}'."
     kinds = ["ARCH/TAG", "ARCH/random", "hf-hub:OWNER/REPO", "local-dir:FOLDER"]
     return unknown_name("clip", name, [*EMBEDDED, "clip", "large", *kinds])
 
@@ -257,7 +269,7 @@ def _no_such_clip(name: str) -> str:
 def _unknown_architecture(arch: str) -> str:
     known = {model.lower(): model for model in open_clip.list_models()}
     near = difflib.get_close_matches(arch.lower(), known, n=1, cutoff=0.5)
-    hint = f"; did you mean {known[near[0]]!r}?" if near else "."
+    hint = f"; did you mean {brief(known[near[0]])}?" if near else "."
     return f"unknown architecture {brief(arch)}{hint} open_clip.list_models() lists all {len(known)}."
 
 
@@ -288,8 +300,8 @@ def check_at_hand(name: str, repo: str, files: Sequence[str], way_on: str, timeo
         if any(answers):
             return
     raise ConnectionError(
-        f"clip {name!r} needs {' or '.join(files)} of {repo!r}. The Hugging Face hub cannot be reached, and "
-        f"its cache ({huggingface_hub.constants.HF_HUB_CACHE}) holds no copy. {way_on} "
+        f"clip {brief(name)} needs {' or '.join(files)} of {brief(repo)}. The Hugging Face hub cannot be "
+        f"reached, and its cache ({huggingface_hub.constants.HF_HUB_CACHE}) holds no copy. {way_on} "
         "load_clip('tiny') comes with the package and needs no network."
     )
 

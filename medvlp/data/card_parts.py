@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from medvlp.data.errors import brief
 from medvlp.data.files import composed
 
 Split = Literal["train", "val", "test"]
@@ -93,13 +94,13 @@ class ClassInfo(Strict):
             texts = [phrase.text.casefold() for phrase in phrases]
             for phrase, text in zip(phrases, texts, strict=True):
                 if texts.count(text) > 1:
-                    raise ValueError(f"the phrase {phrase.text!r} is listed twice under {kind!r}")
+                    raise ValueError(f"the phrase {brief(phrase.text)} is listed twice under {brief(kind)}")
                 for word in [self.name, *filter(is_word, self.aliases)]:
                     name = re.escape(plain_name(word))
                     if re.search(rf"(?<!\w){name}(?!\w)", plain_name(text), re.IGNORECASE):
                         raise ValueError(
-                            f"the phrase {phrase.text!r} under {kind!r} names its own class ({word!r}): "
-                            "describe what is seen instead"
+                            f"the phrase {brief(phrase.text)} under {brief(kind)} names its own class "
+                            f"({brief(word)}): describe what is seen instead"
                         )
         return self
 
@@ -160,9 +161,11 @@ class Source(Strict):
         try:
             groups = regex.compile("()" if pattern is None else pattern).groups
         except regex.error as error:
-            raise ValueError(f"group_pattern {pattern!r} is no regular expression: {error}") from error
+            raise ValueError(f"group_pattern {brief(pattern)} is no regular expression: {error}") from error
         if groups != 1:
-            raise ValueError(f"group_pattern {pattern!r} must have exactly one (...) group, it has {groups}")
+            raise ValueError(
+                f"group_pattern {brief(pattern)} must have exactly one (...) group, it has {groups}"
+            )
         return pattern
 
 

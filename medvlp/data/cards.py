@@ -18,8 +18,8 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from medvlp.data.card_parts import SOURCES, AnySource, Attribute, ClassInfo, Phrase, Strict, plain_name
-from medvlp.data.errors import check_choice, check_kinds, unknown_name
-from medvlp.data.files import as_word, composed, sha256
+from medvlp.data.errors import brief, check_choice, check_kinds, listed, unknown_name, visible
+from medvlp.data.files import as_word, composed, sha256, short
 
 # What a card that is `like` another takes from it.
 INHERITED = {"modality", "templates", "classes", "attributes"}
@@ -40,7 +40,7 @@ class DataCard(Strict):
         'a dense white patch inside one lung'
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     title: str = Field(min_length=1)
     modality: str = Field(pattern=r"^[^{}]+$")
     classes: list[ClassInfo] = Field(min_length=2)
@@ -69,7 +69,7 @@ class DataCard(Strict):
     def _one_place(cls, templates: list[str]) -> list[str]:
         for template in templates:
             if template.count("{}") != 1 or re.search("[{}]", template.replace("{}", "")):
-                raise ValueError(f"{template!r} must contain {{}} exactly once, for the class name")
+                raise ValueError(f"{brief(template)} must contain {{}} exactly once, for the class name")
         return templates
 
     @field_validator("classes")
@@ -78,11 +78,13 @@ class DataCard(Strict):
         owner: dict[str, str] = {}
         for info in classes:
             if owner.get(as_word(info.name)) == info.name:
-                raise ValueError(f"two classes are called {info.name!r}")
+                raise ValueError(f"two classes are called {brief(info.name)}")
             for word in info.words:
                 other = owner.setdefault(as_word(word), info.name)
                 if other != info.name:
-                    raise ValueError(f"{word!r} means both class {other!r} and class {info.name!r}")
+                    raise ValueError(
+                        f"{brief(word)} means both class {brief(other)} and class {brief(info.name)}"
+                    )
         return classes
 
     @model_validator(mode="after")
@@ -91,20 +93,20 @@ class DataCard(Strict):
         names = [attribute.name for attribute in self.attributes]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two attributes are called {name!r}")
+                raise ValueError(f"two attributes are called {brief(name)}")
         if names and self.source.kind != "csv":
             kind = self.source.kind
-            raise ValueError(f"attributes are read from a table, and a source of kind {kind!r} has none")
+            raise ValueError(f"attributes are read from a table, and a source of kind {brief(kind)} has none")
         if not names and getattr(self.source, "second_file", None):
             raise ValueError("second_file has what another expert noted, but the card has no attributes")
         values = {attribute.name: attribute.values for attribute in self.attributes}
         for info in self.classes:
             for phrase in (phrase for phrases in info.knowledge.values() for phrase in phrases):
-                where = f"class {info.name!r}, the claims of {phrase.text!r}"
+                where = f"class {brief(info.name)}, the claims of {brief(phrase.text)}"
                 for name, claimed in phrase.claims.items():
                     check_choice("attribute", name, names, where)
                     for value in claimed:
-                        check_choice(f"value of {name!r}", value, values[name], where)
+                        check_choice(f"value of {brief(name)}", value, values[name], where)
         return self
 
     @property
@@ -142,15 +144,15 @@ class DataCard(Strict):
             raise ValueError(
                 f"card {self.name!r} has no symptoms nor other knowledge: write some under knowledge of each "
                 f"class{where}, as data_cards/phantom-derm.md does, or give your own, as symptoms="
-                f"{{{self.classnames[0]!r}: [...], ...}}; medvlp.generate_symptoms asks an LLM for them."
+                f"{{{brief(self.classnames[0])}: [...], ...}}; medvlp.generate_symptoms asks an LLM for them."
             )
         check_choice("kind of knowledge", kind, self._some_kinds(), f"card {self.name!r}")
         for info in self.classes:
             if not info.knowledge.get(kind):
                 theirs = [kind for kind, phrases in info.knowledge.items() if phrases]
                 raise ValueError(
-                    f"card {self.name!r}: class {info.name!r} has no phrases of kind {kind!r}; "
-                    f"it has {_listed(theirs) or 'none of any kind'}."
+                    f"card {self.name!r}: class {brief(info.name)} has no phrases of kind {brief(kind)}; "
+                    f"it has {listed(theirs) or 'none of any kind'}."
                 )
         return {info.name: [phrase.text for phrase in info.knowledge[kind]] for info in self.classes}
 
@@ -170,14 +172,17 @@ class DataCard(Strict):
         where = f"card {self.name!r}"
         phrases = {composed(name): of_class for name, of_class in phrases.items()}
         if kind in self._some_kinds():
-            listed = _listed(self._some_kinds())
-            raise ValueError(f"{where} has phrases of kind {kind!r} already; its kinds: {listed}.")
+            raise ValueError(
+                f"{where} has phrases of kind {brief(kind)} already; its kinds: {listed(self._some_kinds())}."
+            )
         for name in phrases:
             check_choice("class", name, self.classnames, where)
         front = self.model_dump()
         for info in front["classes"]:
             if info["name"] not in phrases:
-                raise ValueError(f"{where}: class {info['name']!r} has no phrases of kind {kind!r}.")
+                raise ValueError(
+                    f"{where}: class {brief(info['name'])} has no phrases of kind {brief(kind)}."
+                )
             info["knowledge"][kind] = [{"text": p, "criterion": origin} for p in phrases[info["name"]]]
         return _validated(front, where).model_copy(update={"prose": self.prose, "path": self.path})
 
@@ -190,8 +195,8 @@ class DataCard(Strict):
         labels = [self.label_of(name) for name in names]
         if len(set(labels)) < max(2, len(labels)):
             raise ValueError(
-                f"with_classes needs two or more different classes, got {list(names)!r}; card {self.name!r} "
-                f"has {_listed(self.classnames)}."
+                f"with_classes needs two or more different classes, got {brief(list(names))}; card "
+                f"{self.name!r} has {listed(self.classnames)}."
             )
         return self.model_copy(update={"classes": [self.classes[label] for label in labels]})
 
@@ -203,10 +208,6 @@ class DataCard(Strict):
             words = dict.fromkeys(word for info in self.classes for word in info.words)
             raise ValueError(unknown_name("class", alias, words, where=f"card {self.name!r}"))
         return label
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names))
 
 
 def cards_folder() -> Path:
@@ -275,7 +276,7 @@ def _like(front: dict, path: Path) -> dict:
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{path}, like: {error}") from None
     if takes_too:
-        raise ValueError(f"{path}, like: card {name!r} is itself like another; name that one.")
+        raise ValueError(f"{path}, like: card {brief(name)} is itself like another; name that one.")
     theirs = load_card(other).model_dump(include=INHERITED, exclude_defaults=True)
     return theirs | {key: value for key, value in front.items() if key != "like"}
 
@@ -303,7 +304,7 @@ def _sentence(error: Any, front: dict) -> str:
     if kind == "union_tag_invalid":
         return unknown_name("kind of source", error["ctx"]["tag"], SOURCES)
     if loc == ("source",):
-        return f"source needs a kind, one of {', '.join(map(repr, SOURCES))}."
+        return f"source needs a kind, one of {listed(SOURCES)}."
     if kind == "literal_error":
         choices = re.findall("'(.*?)'", error["ctx"]["expected"])
         return unknown_name("value", error["input"], choices, where=place)
@@ -325,14 +326,14 @@ def _model_at(loc: tuple) -> type[BaseModel]:
 def _place(loc: tuple, front: dict) -> str:
     """Words for a pydantic location: ("classes", 1, "aliases", 0) is "class 'nevus', aliases, entry 1"."""
     loc = loc[:-2] if loc[-1:] == ("[key]",) else loc
-    words = [f"entry {part + 1}" if isinstance(part, int) else str(part) for part in loc]
+    words = [f"entry {part + 1}" if isinstance(part, int) else short(visible(str(part))) for part in loc]
     if loc[:1] == ("source",):
         words = [word for i, word in enumerate(words) if i != 1]  # the kind, which pydantic puts there
     one = {"classes": "class", "attributes": "attribute"}.get(loc[0] if loc else None)
     if one and len(loc) > 1:
         info = front[loc[0]][loc[1]]
         name = info.get("name") if isinstance(info, dict) else info
-        words[:2] = [f"{one} {name!r}" if isinstance(name, str) else f"{one} number {loc[1] + 1}"]
+        words[:2] = [f"{one} {brief(name)}" if isinstance(name, str) else f"{one} number {loc[1] + 1}"]
     return ", ".join(words)
 
 
@@ -365,7 +366,7 @@ class _UniqueKeys(yaml.SafeLoader):
             value = self.construct_object(key, deep=True)
             if value in seen:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"the key {value!r} is given twice", problem_mark=key.start_mark
+                    problem=f"the key {brief(value)} is given twice", problem_mark=key.start_mark
                 )
             seen.append(value)
         return super().construct_mapping(node, deep)

@@ -10,8 +10,8 @@ import pandas as pd
 
 from medvlp.data.card_parts import SPLITS
 from medvlp.data.cards import DataCard, load_card
-from medvlp.data.errors import check_choice, check_kinds, check_same_classes, free_name, visible
-from medvlp.data.files import in_threads, sha256
+from medvlp.data.errors import brief, check_choice, check_kinds, check_same_classes, free_name, visible
+from medvlp.data.files import in_threads, sha256, short
 from medvlp.data.folders import Problems, listed_files, read_folder
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet, PhantomSet, Rendered, same_images
@@ -209,8 +209,9 @@ def _without_group(card: DataCard, parts: dict[str, ImageSet]) -> int:
     alone = sum(name == group for name, group in names) if card.source.group_pattern else 0
     if names and alone == len(names):
         raise ValueError(
-            f"card {card.name!r}: the group_pattern {card.source.group_pattern!r} finds nothing in any name "
-            f"or path, such as {names[0][0]!r}. Mend it; leave it out where each image is of another patient."
+            f"card {card.name!r}: the group_pattern {brief(card.source.group_pattern)} finds nothing in any "
+            f"name or path, such as '{short(names[0][0])}'. Mend it; leave it out where each image is of "
+            "another patient."
         )
     return alone
 
@@ -250,7 +251,7 @@ def _all_splits(
         )
     for classname, n in parts["train"].counts.items():
         if not n:
-            raise ValueError(f"card {card.name!r}: no image of class {classname!r} in the train split.")
+            raise ValueError(f"card {card.name!r}: no image of class {brief(classname)} in the train split.")
     return {name: parts[name] for name in SPLITS}, made
 
 
@@ -272,11 +273,13 @@ def _check_disjoint(parts: dict[str, ImageSet], made: dict[str, str]) -> dict[st
     for one, other in combinations(SPLITS, 2):
         ids = set(parts[one].ids) & set(parts[other].ids)
         if ids:
-            raise ValueError(f"{len(ids)} image(s) are in both {one} and {other}, such as {min(ids)!r}.")
+            raise ValueError(
+                f"{len(ids)} image(s) are in both {one} and {other}, such as '{short(min(ids))}'."
+            )
         groups = set(parts[one].groups) & set(parts[other].groups)
         if groups and one == "train" and made[other] != "given":
             raise ValueError(
-                f"{len(groups)} group(s) are in both {one} and {other}, such as {min(groups)!r}."
+                f"{len(groups)} group(s) are in both {one} and {other}, such as {brief(min(groups))}."
             )
         if groups:
             shared[f"{one}/{other}"] = len(groups)

@@ -10,8 +10,8 @@ import regex
 import torch
 
 from medvlp.data.cards import DataCard, cards_folder
-from medvlp.data.errors import check_choice
-from medvlp.data.files import as_word, composed, on_disk, printable
+from medvlp.data.errors import brief, check_choice
+from medvlp.data.files import as_word, composed, on_disk, printable, short
 from medvlp.data.image_sets import Files, ImageSet, Shipped, is_shipped, shipped_path
 from medvlp.data.images import image_suffixes
 
@@ -84,10 +84,9 @@ def read_folder(
         meant = root is not None if source.folder == "." else folder.name == Path(source.folder).name
         return bool(inside & (words | split_of.keys())) or (bool(inside) and meant)
 
-    classes = "' and '".join(card.classnames[:2])
-    expected = (
-        f"class folders such as '{classes}' (names or aliases), in {source.folder!r} or in its split folders"
-    )
+    classes = " and ".join(map(brief, card.classnames[:2]))
+    place = f"in {brief(source.folder)} or in its split folders"
+    expected = f"class folders such as {classes} (names or aliases), {place}"
     base = find_folder(card, root, fits, expected)
     if is_shipped(base):
         return _read_shipped(card, base, split_of), {}
@@ -109,7 +108,8 @@ def read_folder(
     missing = [name for name, split in needed.items() if split not in present]
     if present and missing:
         raise FileNotFoundError(
-            f"card {card.name!r}: no split folder {missing[0]!r} in {base}; it has {_listed(subfolders)}."
+            f"card {card.name!r}: no split folder {brief(missing[0])} in {base}; it has "
+            f"{_listed(subfolders)}."
         )
     unused = [path for path in subfolders if path not in present.values()] if present else []
     parts, others = {}, Counter()
@@ -287,8 +287,8 @@ def _group(card: DataCard, pattern: regex.Pattern, name: str) -> str | None:
         match = match or pattern.search(name, timeout=PATTERN_SECONDS)
     except TimeoutError:
         raise ValueError(
-            f"card {card.name!r}: the group_pattern {card.source.group_pattern!r} took more than "
-            f"{PATTERN_SECONDS:g} s on the name {name!r}. Repeats inside a repeat, such as (a|aa)+, do that; "
-            "write a simpler pattern."
+            f"card {card.name!r}: the group_pattern {brief(card.source.group_pattern)} took more than "
+            f"{PATTERN_SECONDS:g} s on the name '{short(name)}'. Repeats inside a repeat, such as (a|aa)+, "
+            "do that; write a simpler pattern."
         ) from None
     return match and match[1]

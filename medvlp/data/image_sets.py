@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import check_choice, check_same_classes, visible
-from medvlp.data.files import file_hashes, in_threads, sha256
+from medvlp.data.errors import brief, check_choice, check_same_classes, listed, visible
+from medvlp.data.files import file_hashes, in_threads, sha256, short
 from medvlp.data.images import ImageError, read_image
 from medvlp.data.phantoms.drawing import DRAWING
 from medvlp.data.phantoms.worlds import CHUNK, Latents, World
@@ -190,7 +190,7 @@ class Shipped:
 
     def image(self, i: int) -> None:
         """There is none: FileNotFoundError that says how to get it."""
-        raise self.missing(f"there is no image {self.names[i]!r}")
+        raise self.missing(f"there is no image {brief(self.names[i])}")
 
     def take(self, rows: np.ndarray) -> "Shipped":
         """These images only."""
@@ -215,7 +215,7 @@ class Shipped:
         tensors, facts = _read(self.folder)
         if facts["fingerprint"] != fingerprint:
             other = " with these weights in this precision" if clip == self.clip else ""
-            raise self.missing(f"there are no features of clip {clip!r}{other}")
+            raise self.missing(f"there are no features of clip {brief(clip)}{other}")
         place = {name: i for i, name in enumerate(facts["names"])}
         rows = torch.tensor([place[name] for name in self.names], dtype=torch.long)  # (N,)
         return F.normalize(tensors["features"][rows].float(), dim=-1)  # half precision leaves lengths near 1
@@ -373,8 +373,8 @@ class ImageSet(Dataset):
         if len(outside):
             i = outside[0]
             raise ValueError(
-                f"image {self.ids[i]!r} of {where} has label {int(self.labels[i])}, outside the card's "
-                f"classes, 0 to {len(classnames) - 1}: {', '.join(map(repr, classnames))}."
+                f"image '{short(self.ids[i])}' of {where} has label {int(self.labels[i])}, outside the "
+                f"card's classes, 0 to {len(classnames) - 1}: {listed(classnames)}."
             )
 
     @cached_property

@@ -369,11 +369,15 @@ def _plane(image: ImageFile.ImageFile, file: BinaryIO, i: int | None = None) -> 
 
 
 def _check_depth(image: Image.Image, file: BinaryIO) -> None:
-    """Refuse a dark JPEG 2000 image with colours of 16 bits: Pillow gives the upper 8 only."""
-    if image.format != "JPEG2000" or len(image.getbands()) < 3:
-        return
-    file.seek(0)
-    start = file.read(4096)
-    size = start.find(b"\xff\x4f\xff\x51")  # the segment that says how many bits a sample has
-    if start[size + 42 : size + 43] == b"\x0f" and np.asarray(image)[..., :3].max() < 2 ** (14 - 8):
-        raise ImageError(f"Pillow reads the upper 8 of its 16 bits only, mode {image.mode}. Save it as PNG")
+    """Refuse a JPEG 2000 image of more than 8 bits a colour that Pillow may have read wrong.
+
+    It gives the upper 8 of them, rounded, and where that is 256, of white, it gives 0: with a 0 somewhere
+    nobody knows which is black. Of 16 bits that were used in part, nothing is left.
+    """
+    if image.format == "JPEG2000" and len(image.getbands()) > 1:
+        file.seek(0)
+        start = b"\xff\x4f\xff\x51"  # of the segment that says how many bits a sample has
+        bits, values = (file.read().partition(start)[2][38] & 0x7F) + 1, np.asarray(image)
+        brightest = values[..., : 1 if image.mode == "LA" else 3].max()
+        if bits > 8 and (values.min() == 0 or (bits == 16 and brightest < 2 ** (14 - 8))):
+            raise ImageError(f"Pillow misreads JPEG 2000 of {bits} bits, mode {image.mode}. Save it as PNG")

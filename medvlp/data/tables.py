@@ -10,8 +10,8 @@ import pandas as pd
 
 from medvlp.data.card_parts import SPLITS, Attribute, CsvSource
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import unknown_name
-from medvlp.data.files import as_word, composed, on_disk, read_table, table_is_there
+from medvlp.data.errors import brief, unknown_name
+from medvlp.data.files import as_word, composed, on_disk, read_table, short, table_is_there
 from medvlp.data.folders import SPLIT_WORDS, Problems, find_folder, image_set
 from medvlp.data.image_sets import ImageSet, Shipped, is_shipped
 
@@ -49,7 +49,7 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
                 continue
             try:
                 if row["too many"]:
-                    raise ValueError(f"it has more values than the header, such as {row['too many']!r}.")
+                    raise ValueError(f"it has more values than the header, such as {brief(row['too many'])}.")
                 label = label_from(card, row["label"])
                 split = _split_name(row["split"]) if source.columns["split"] else split_of_table or "train"
                 values = _noted(card, row)
@@ -59,7 +59,7 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
             if not (os.path.isfile(path) if shipped is None else path in shipped):
                 problems.add(name, f"{where}: there is no image file {base / name}.", FileNotFoundError)
             elif path in listed:
-                problems.add(name, f"{where}: the image {name!r} is already in {listed[path]}.")
+                problems.add(name, f"{where}: the image '{short(name)}' is already in {listed[path]}.")
             else:
                 listed[path] = f"line {number}" if len(tables) == 1 else where
                 inside = path.relative_to(base) if path.is_relative_to(base) else path
@@ -69,7 +69,9 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
         for value in values:
             if as_word(value) not in map(as_word, seen[column]):
                 where = f"{' and '.join(tables.values())}, which the card asks for under source, rows"
-                raise ValueError(unknown_name(f"value of {column!r}", value, sorted(seen[column]), where))
+                raise ValueError(
+                    unknown_name(f"value of {brief(column)}", value, sorted(seen[column]), where)
+                )
     if not rows["train"]:
         raise ValueError(f"the table {on_disk(base, next(iter(tables.values())))} names no image for train.")
     parts = {split: image_set(card, split, base, rows[split]) for split in SPLITS if rows[split]}
@@ -117,7 +119,7 @@ def _noted(card: DataCard, row: Row) -> Noted:
         if text and value is None:
             value = {as_word(value): value for value in attribute.values}.get(as_word(text))
             if value is None:
-                raise ValueError(unknown_name(f"value of {attribute.name!r}", text, attribute.values))
+                raise ValueError(unknown_name(f"value of {brief(attribute.name)}", text, attribute.values))
         noted[attribute.name] = value
     return noted
 
@@ -131,9 +133,9 @@ def _second_notes(card: DataCard, base: Path, images: set[Path], problems: Probl
         path, where = on_disk(base, row["path"]), f"line {number} of {file}"
         try:
             if path not in images:
-                raise ValueError(f"no image {row['path']!r} is in {card.source.file}.")
+                raise ValueError(f"no image '{short(row['path'])}' is in {card.source.file}.")
             if path in notes:
-                raise ValueError(f"the image {row['path']!r} is there twice.")
+                raise ValueError(f"the image '{short(row['path'])}' is there twice.")
             notes[path] = _noted(card, row)
         except ValueError as error:
             problems.add(row["path"], f"{where}: {error}")

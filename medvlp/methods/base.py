@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import check_choice, check_kinds, free_name
+from medvlp.data.errors import brief, check_choice, check_kinds, free_name, listed
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 
@@ -235,12 +235,12 @@ def load_own_tensors(method: Method, tensors: dict[str, Tensor], where: str) -> 
     own, kind = own_tensors(method), type(method).__name__
     missing = [name for name in own if name not in tensors]
     if missing:
-        raise ValueError(f"{where} lacks {', '.join(map(repr, missing))}, which {kind} needs.")
+        raise ValueError(f"{where} lacks {listed(missing)}, which {kind} needs.")
     for name, tensor in tensors.items():
         check_choice(f"tensor of {kind}", name, own, where)
         if (tensor.shape, tensor.dtype) != (own[name].shape, own[name].dtype):
             raise ValueError(
-                f"{name!r} in {where} is {_kind(tensor)}, but {kind} here has {_kind(own[name])}; "
+                f"{brief(name)} in {where} is {_kind(tensor)}, but {kind} here has {_kind(own[name])}; "
                 "it was made with another configuration."
             )
     with torch.no_grad():

@@ -14,7 +14,7 @@ from medvlp.backbone.prompts.slots import FIRST_CTX, SLOT, STD, find_slots, word
 from medvlp.backbone.prompts.text_walk import SlotVectors, TextWalk, can_walk_text
 from medvlp.data.card_parts import plain_name
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import check_choice
+from medvlp.data.errors import brief, check_choice
 from medvlp.knowledge.llm.representations import Representations, shipped_representations
 from medvlp.methods.base import check_at_least
 from medvlp.methods.interventions import ConditionalLoReFT, EditedRows, LoReFT
@@ -141,8 +141,8 @@ class CILMP(PromptedTower):
         for name, length in self.lengths.items():
             if length < P + S:
                 raise ValueError(
-                    f"class {name!r} has a representation of {length} rows, fewer than prefix_length {P} + "
-                    f"suffix_length {S}; shorten these, or take longer representations."
+                    f"class {brief(name)} has a representation of {length} rows, fewer than prefix_length "
+                    f"{P} + suffix_length {S}; shorten these, or take longer representations."
                 )
         self.constant("h_first", torch.stack([h[:P] for h in states]))  # (n_cls, P, d)
         self.constant("h_middle", torch.cat([h[P : len(h) - S] for h in states]))  # (M, d)
@@ -249,8 +249,8 @@ def _tokenize(clip: Clip, lengths: dict[str, int], n_ctx: int) -> tuple[Tensor, 
         room = clip.context_length - int((plain != pad).sum())
         if length > room:
             raise ValueError(
-                f"class {name!r} has a representation of {length} rows, but its text has room for {room}: "
-                f"clip {clip.name!r} takes {clip.context_length} tokens, context and name included."
+                f"class {brief(name)} has a representation of {length} rows, but its text has room for "
+                f"{room}: clip {clip.name!r} takes {clip.context_length} tokens, context and name included."
             )
         texts.append(" ".join([SLOT] * (n_ctx + length) + [words]))
     return find_slots(clip, texts)

@@ -132,7 +132,9 @@ class ViP(Method):
         M = n_ctx if context else 0
         pairs = [(name, phrase) for name, phrases in self.symptoms.items() for phrase in phrases]
         texts = [prompt_text(phrase, M, position) for _, phrase in pairs]
-        called = [f"class {c!r}, symptom {brief(phrase)}, with {M} context vectors" for c, phrase in pairs]
+        called = [
+            f"class {brief(c)}, symptom {brief(phrase)}, with {M} context vectors" for c, phrase in pairs
+        ]
         tokens, slots = find_slots(clip, texts, called)
         self.constant("mask", mask)
         self.constant("tokens", tokens)  # (N, L), N all symptoms of all classes

@@ -10,7 +10,7 @@ from torch import Tensor
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.slots import in_templates
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import check_choice
+from medvlp.data.errors import brief, check_choice
 from medvlp.data.html import Table
 from medvlp.knowledge.symptoms.sets import in_label_order
 from medvlp.methods.base import Method, check_symptoms
@@ -89,14 +89,18 @@ class ZeroShot(Method):
         self.knowledge = knowledge
         if knowledge in NAME_KINDS:
             if symptoms is not None:
-                raise ValueError(f"knowledge={knowledge!r} reads no symptoms; give knowledge='symptoms'.")
+                raise ValueError(
+                    f"knowledge={brief(knowledge)} reads no symptoms; give knowledge='symptoms'."
+                )
             by_template = in_templates(card.templates if templates is None else templates, card.classnames)
             if knowledge == "classnames":
                 by_template = by_template[:1]
             texts = dict(zip(card.classnames, zip(*by_template, strict=True), strict=True))
         else:
             if templates is not None:
-                raise ValueError(f"knowledge={knowledge!r} reads no templates; give knowledge='templates'.")
+                raise ValueError(
+                    f"knowledge={brief(knowledge)} reads no templates; give knowledge='templates'."
+                )
             kinds = dict.fromkeys(kind for info in card.classes for kind in info.knowledge)
             if symptoms is None:
                 check_choice("knowledge", knowledge, [*NAME_KINDS, *kinds], f"card {card.name!r}")

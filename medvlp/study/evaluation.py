@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from medvlp.backbone.features import ImageLoader, image_features
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import check_kinds
+from medvlp.data.files import short
 from medvlp.data.html import Table, escaped, literal_block
 from medvlp.methods.base import Method
 from medvlp.study.metrics import METRICS, bootstrap, class_auroc, metric_values
@@ -137,7 +138,7 @@ def evaluate(
     if bad:
         raise ValueError(
             f"{type(method).__name__} gave logits that are not finite for {len(bad)} of {len(labels)} "
-            f"images, first {images.ids[bad[0]]!r}; look for NaN in its weights."
+            f"images, first '{short(images.ids[bad[0]])}'; look for NaN in its weights."
         )
     probabilities = logits.double().softmax(dim=1).numpy()  # (N, n_cls)
     predicted = probabilities.argmax(1)  # (N,)

@@ -11,7 +11,7 @@ from medvlp import __version__
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.sources import PLACES
 from medvlp.data.cards import DataCard, list_cards, load_card
-from medvlp.data.errors import check_kinds, unknown_name
+from medvlp.data.errors import brief, check_kinds, unknown_name
 from medvlp.data.tensor_files import read_tensors, write_tensors
 from medvlp.knowledge.llm.representations import Representations
 from medvlp.methods.base import Method, check_named_arguments, load_own_tensors, own_tensors
@@ -118,8 +118,8 @@ def load(
     name = facts["clip"]["name"]
     if clip is None and name.startswith(PLACES) and not trust_clip:
         raise ValueError(
-            f"{path} names the clip {name!r}, and a file may name any folder or repository. If you know it, "
-            f"load with clip=load_clip({name!r}), or with trust_clip=True."
+            f"{path} names the clip {brief(name)}, and a file may name any folder or repository. If you know "
+            f"it, load with clip=load_clip({brief(name)}), or with trust_clip=True."
         )
     clip = _clip(path, facts["clip"], clip, device)
     config = facts["config"]
@@ -145,8 +145,8 @@ def _clip(path: str | Path, wanted: dict[str, str], clip: Clip | None, device: s
     """The CLIP given or loaded, if it is the one wanted."""
     here = load_clip(wanted["name"], device, wanted["precision"]) if clip is None else clip
     if here.fingerprint != wanted["fingerprint"]:
-        theirs = f"clip {wanted['name']!r} in {wanted['precision']} ({wanted['fingerprint'][:12]})"
-        ours = f"{here.name!r} in {here.precision} ({here.fingerprint[:12]})"
+        theirs = f"clip {brief(wanted['name'])} in {wanted['precision']} ({wanted['fingerprint'][:12]})"
+        ours = f"{brief(here.name)} in {here.precision} ({here.fingerprint[:12]})"
         what = f"the one given is {ours}" if clip is not None else f"what loads by that name is now {ours}"
         raise ValueError(f"{path} was trained on {theirs}; {what}: other weights, or other preprocessing.")
     return here
@@ -155,7 +155,9 @@ def _clip(path: str | Path, wanted: dict[str, str], clip: Clip | None, device: s
 def _card(path: str | Path, facts: dict[str, Any], card: DataCard | str | None) -> DataCard:
     """The card in the file, or the same one as it is now."""
     if isinstance(card, str) and card != SAVED:
-        raise ValueError(f"card must be a DataCard, {SAVED!r} or None, got {card!r}; load_card reads a card.")
+        raise ValueError(
+            f"card must be a DataCard, {SAVED!r} or None, got {brief(card)}; load_card reads a card."
+        )
     saved = DataCard.model_validate(facts["card"])
     if saved.hash != facts["card_hash"]:
         raise ValueError(f"the card in {path} is read differently by this version of medvlp; train anew.")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medvlp.data.cards import DataCard
+from medvlp.data.errors import brief, listed
 from medvlp.methods.base import Method, check_named_arguments, load_own_tensors, own_tensors
 
 
@@ -57,9 +58,9 @@ def transfer(method: Method, card: DataCard, changes: Mapping[str, Any] | None =
         bound = _differ(method, other)
         if bound:
             raise ValueError(
-                f"{kind.__name__} as configured has learned {', '.join(map(repr, bound))} for its "
-                f"{len(old)} classes, and that says nothing about others, such as {new[0]!r}. Transfer needs "
-                "a method whose learned tensors all classes share, such as CoOp with csc=False."
+                f"{kind.__name__} as configured has learned {listed(bound)} for its "
+                f"{len(old)} classes, and that says nothing about others, such as {brief(new[0])}. Transfer "
+                "needs a method whose learned tensors all classes share, such as CoOp with csc=False."
             )
     load_own_tensors(built, own_tensors(method), f"the {kind.__name__} given")
     return built.eval()

@@ -320,6 +320,37 @@ def test_colours_of_16_bits_are_scaled_as_grey_is(tmp_path, container, bits):
         assert np.abs(out - expected).max() <= (channels in (2, 4)), channels  # alpha is composited in 8 bits
 
 
+def jpeg2000(samples):
+    """A JPEG 2000 image of 16 bits a colour, which Pillow does not write: its grey ones, joined."""
+    streams = []
+    for channel in np.moveaxis(samples.astype(np.uint16), -1, 0):
+        buffer = io.BytesIO()
+        Image.fromarray(channel).save(buffer, "JPEG2000", no_jp2=True, num_resolutions=1)
+        streams.append(buffer.getvalue())
+    n, head = len(streams), streams[0][: streams[0].index(b"\xff\x90")]
+    sizes = struct.pack(">H", 38 + 3 * n) + head[6:40] + struct.pack(">H", n) + head[42:45] * n
+    head = head[:4] + sizes + head[45:]
+    body = b"".join(stream[stream.index(b"\xff\x93") + 2 : -2] for stream in streams)
+    tile = struct.pack(">HHHIBB", 0xFF90, 10, 0, 14 + len(body), 0, 1) + b"\xff\x93"
+    return head + tile + body + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_jpeg_2000_of_16_bits_a_colour_is_right_or_refused(tmp_path, channels):
+    colours = (COLOURS if channels > 2 else COLOURS[..., :1]) * 200 + 2000  # neither black nor white
+    expected, opaque = as_8_bits(colours), np.full((ROWS, COLUMNS, 1 - channels % 2), 65280)  # 255 of 255
+
+    def with_alpha(samples):
+        return jpeg2000(np.concatenate([samples, opaque], axis=-1))
+
+    out = read_every_way(with_alpha(colours), tmp_path)
+    assert np.abs(out - expected).max() <= 1
+    white = np.where(colours == colours.max(), 65535, colours)
+    for samples in (white, colours // 8):
+        with pytest.raises(ImageError, match="misreads JPEG 2000 of 16 bits, mode.*PNG"):
+            read_image(with_alpha(samples))
+
+
 def test_a_16_bit_copy_of_colours_reads_like_the_original(tmp_path):
     samples = (COLOURS * 257).astype(np.uint16)
     for container, (write, channels) in DEEP.items():

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from medvlp.study.metrics import METRICS, bootstrap, bootstrap_all, class_auroc, metric_values, weighted_metrics
+from medvlp.study.metrics import (
+    METRICS,
+    bootstrap,
+    bootstrap_all,
+    class_auroc,
+    metric_values,
+    weighted_metrics,
+)
 
 
 def random_problem(n: int, n_cls: int, seed: int = 0, decimals: int = 6) -> tuple[np.ndarray, np.ndarray]:

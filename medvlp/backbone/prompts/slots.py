@@ -34,7 +34,7 @@ def in_templates(templates: Sequence[str], classnames: Sequence[str]) -> list[li
     """
     if isinstance(templates, str) or not templates:
         raise ValueError(
-            f"templates is {templates!r}; give a list of one or more, as ['a photo of a {{}}.']."
+            f"templates is {brief(templates)}; give a list of one or more, as ['a photo of a {{}}.']."
         )
     for template in templates:
         if "{}" not in template:

@@ -111,23 +111,23 @@ class LLM:
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.place, **where)
             config = transformers.AutoConfig.from_pretrained(self.place, **where)
             if not self.gguf_file:
-                refuse_code(f"llm {self.name!r}", self.place, where["revision"])
+                refuse_code(f"llm {brief(self.name)}", self.place, where["revision"])
             where["config"] = _without_code(config)
             where["use_safetensors"] = None if self.gguf_file else True
             model, report = kind.from_pretrained(self.place, dtype=dtype, output_loading_info=True, **where)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             from_hub = self.sha256 is None and isinstance(error, OSError)
             kind = ConnectionError if from_hub else ValueError
-            raise kind(f"llm {self.name!r} cannot be loaded: {why_not(error)}") from error
+            raise kind(f"llm {brief(self.name)} cannot be loaded: {why_not(error)}") from error
         finally:
             transformers.logging.set_verbosity(verbosity)
         if report["missing_keys"]:
             raise ValueError(
-                f"llm {self.name!r} is incomplete: {len(report['missing_keys'])} weights are missing, the "
-                f"first {min(report['missing_keys'])!r}; they would have been random."
+                f"llm {brief(self.name)} is incomplete: {len(report['missing_keys'])} weights are missing, "
+                f"the first {brief(min(report['missing_keys']))}; they would have been random."
             )
         if model.config.is_encoder_decoder:
-            raise ValueError(f"llm {self.name!r} has an encoder and a decoder; take a decoder-only LLM.")
+            raise ValueError(f"llm {brief(self.name)} has an encoder and a decoder; take a decoder-only LLM.")
         return tokenizer, model.to(device).eval()
 
     def hidden_states(
@@ -227,7 +227,7 @@ def _smollm2() -> LLM:
 def _gguf(path: Path, name: str | None = None) -> LLM:
     with open(path, "rb") as file:
         if file.read(4) != b"GGUF":
-            raise ValueError(f"llm {str(path)!r} is not a GGUF file. {CHOICES}")
+            raise ValueError(f"llm {brief(str(path))} is not a GGUF file. {CHOICES}")
     path = path.resolve()
     return LLM(name or path.name, str(path.parent), path.name, _hash([path]))
 
@@ -244,7 +244,7 @@ def _folder(folder: Path) -> LLM:
         if not there:
             gguf = next(folder.glob("*.gguf"), None)
             hint = f" To load {gguf.name}, give its path." if gguf else ""
-            raise FileNotFoundError(f"llm {str(folder)!r}: {wanted} is missing in that folder.{hint}")
+            raise FileNotFoundError(f"llm {brief(str(folder))}: {wanted} is missing in that folder.{hint}")
     return LLM(folder.resolve().name, str(folder.resolve()), sha256=_hash(files))
 
 
@@ -264,18 +264,18 @@ def _commit(name: str, revision: str | None) -> str:
         return Path(huggingface_hub.hf_hub_download(name, "config.json", revision=revision)).parent.name
     except hub_errors.GatedRepoError as error:
         raise ValueError(
-            f"llm {name!r} asks you to accept its terms: do so on its page, then `hf auth login`."
+            f"llm {brief(name)} asks you to accept its terms: do so on its page, then `hf auth login`."
         ) from error
     except hub_errors.HfHubHTTPError as error:
         raise ValueError(
-            f"llm {name!r}: the Hugging Face hub gives no config.json of that name"
-            f"{f' at revision {revision!r}' if revision else ''} ({type(error).__name__}). {CHOICES}"
+            f"llm {brief(name)}: the Hugging Face hub gives no config.json of that name"
+            f"{f' at revision {brief(revision)}' if revision else ''} ({type(error).__name__}). {CHOICES}"
         ) from error
     except (hub_errors.LocalEntryNotFoundError, ConnectionError):
         raise ConnectionError(
-            f"llm {name!r} is no folder or file here, and the Hugging Face hub cannot be reached; its cache "
-            f"({huggingface_hub.constants.HF_HUB_CACHE}) holds no copy. Without a network: run `hf download "
-            f"{name} --local-dir FOLDER` elsewhere, copy FOLDER here and use llm='FOLDER'. {CHOICES}"
+            f"llm {brief(name)} is no folder or file here, and the Hugging Face hub cannot be reached; its "
+            f"cache ({huggingface_hub.constants.HF_HUB_CACHE}) holds no copy. Without a network: run `hf "
+            f"download {name} --local-dir FOLDER` elsewhere, copy FOLDER here and use llm='FOLDER'. {CHOICES}"
         ) from None
 
 
@@ -287,11 +287,13 @@ def _ids(
     config = model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or len(ids)
     if not ids:
-        raise ValueError(f"class {name!r}: the tokenizer of llm {llm.name!r} makes no token of {text!r}.")
+        raise ValueError(
+            f"class {brief(name)}: the tokenizer of llm {llm.name!r} makes no token of {brief(text)}."
+        )
     if len(ids) > limit:
         raise ValueError(
-            f"class {name!r}: its text has {len(ids)} tokens, and llm {llm.name!r} reads at most {limit}. "
-            "Shorten the prompt, or the card's phrases."
+            f"class {brief(name)}: its text has {len(ids)} tokens, and llm {llm.name!r} reads at most "
+            f"{limit}. Shorten the prompt, or the card's phrases."
         )
     if max(ids) >= config.vocab_size:
         raise ValueError(

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import find_device
-from medvlp.data.errors import check_kinds
+from medvlp.data.errors import brief, check_kinds
 from medvlp.knowledge.llm.llms import LLM, find_llm
 from medvlp.knowledge.symptoms.server import INSTALL, SAYS_WHICH
 
@@ -147,7 +147,7 @@ class LocalLLM:
         self.close()
 
     def __repr__(self) -> str:
-        return f"LocalLLM({self.model!r}, {self.base_url if self.running else 'not running'})"
+        return f"LocalLLM({brief(self.model)}, {self.base_url if self.running else 'not running'})"
 
 
 def local_llm(llm: str | Path = "smollm2", *, port: int | None = None, progress: bool = True) -> LocalLLM:
@@ -196,7 +196,9 @@ class _Writer:
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         """A chat completion as OpenAI's servers give it; ValueError for what cannot be answered."""
         if asked.get("model") != self.name:
-            raise ValueError(f"this server has the model {self.name!r}; {asked.get('model')!r} was asked.")
+            raise ValueError(
+                f"this server has the model {brief(self.name)}; {brief(asked.get('model'))} was asked."
+            )
         if asked.get("stream"):
             raise ValueError("this server sends whole answers only: leave stream out.")
         temperature, seed = float(asked.get("temperature") or 0), int(asked.get("seed") or 0)
@@ -304,7 +306,7 @@ class _Handler(BaseHTTPRequestHandler):
         """PermissionError for a web page, whatever address it found the server by."""
         hosts = ", ".join(self.headers.get_all("Host", []))
         if not LOCAL.fullmatch(hosts):
-            raise PermissionError(f"this server is asked as {HOST}, not as {hosts!r}.")
+            raise PermissionError(f"this server is asked as {HOST}, not as {brief(hosts)}.")
         allowed = {f"http://{hosts}", "same-origin", "none"}
         for name in ("Origin", "Sec-Fetch-Site"):
             if self.headers.get(name, "none") not in allowed:

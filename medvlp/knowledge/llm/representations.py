@@ -13,6 +13,7 @@ authors used is not published, so all are options here. Two layouts:
 `python -m medvlp.knowledge.llm.representations` makes the representations that ship with the package.
 """
 
+import os
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from torch import Tensor
 from medvlp.backbone.clip import find_device
 from medvlp.data.card_parts import plain_name
 from medvlp.data.cards import DataCard, list_cards, load_card
-from medvlp.data.errors import brief, check_choice, check_kinds, unknown_name
+from medvlp.data.errors import brief, check_choice, check_kinds, said, unknown_name
 from medvlp.data.files import check_writable, sha256
 from medvlp.data.tensor_files import read_tensors, write_tensors
 from medvlp.knowledge.llm.llms import LLM, find_llm
@@ -70,17 +71,22 @@ class Representations:
             raise ValueError("representations need at least one class.")
         first = next(iter(self.states))
         for name, state in self.states.items():
+            if not isinstance(state, Tensor):
+                raise TypeError(f"class {brief(name)}: its states are {said(state)}, not a Tensor.")
             if state.ndim != 2 or 0 in state.shape:
                 raise ValueError(
-                    f"class {name!r}: its states must have shape (tokens, d), but have {tuple(state.shape)}."
+                    f"class {brief(name)}: its states must have shape (tokens, d), but have "
+                    f"{tuple(state.shape)}."
                 )
             if state.shape[1] != self.states[first].shape[1]:
                 raise ValueError(
-                    f"class {name!r} has states of dimension {state.shape[1]}, class {first!r} of "
+                    f"class {brief(name)} has states of dimension {state.shape[1]}, class {brief(first)} of "
                     f"{self.states[first].shape[1]}: take all from one LLM."
                 )
             if not state.isfinite().all():
-                raise ValueError(f"class {name!r}: its states are not finite; compute them on device='cpu'.")
+                raise ValueError(
+                    f"class {brief(name)}: its states are not finite; compute them on device='cpu'."
+                )
         kept = {n: s.detach().to("cpu", torch.float32).contiguous() for n, s in self.states.items()}
         object.__setattr__(self, "states", kept)
 
@@ -204,7 +210,7 @@ def llm_representations(
         "max_tokens": max_tokens if layout == "tokens" else None,
         "half": half,
     }
-    if path is not None and Path(path).exists():
+    if path is not None and os.path.exists(path):
         kept = Representations.load(path)
         if source.matches(kept.provenance) and all(kept.provenance.get(key) == asked[key] for key in asked):
             return kept
@@ -269,8 +275,8 @@ def shipped_representations(card: DataCard | str) -> Representations:
         <= representations.provenance["texts"].items()
     ):
         raise ValueError(
-            f"card {name!r} is not the packaged one: its classes or phrases differ from what the LLM read "
-            f"for the shipped representations. {REMAKE}"
+            f"card {brief(name)} is not the packaged one: its classes or phrases differ from what the LLM "
+            f"read for the shipped representations. {REMAKE}"
         )
     return representations
 
@@ -294,7 +300,9 @@ def _texts(card: DataCard, prompt: str) -> dict[str, str]:
     try:
         fields = [part[1:] for part in string.Formatter().parse(prompt) if part[1] is not None]
     except ValueError as error:
-        raise ValueError(f"the prompt {prompt!r} cannot be read ({error}); write {{{{ for a brace.") from None
+        raise ValueError(
+            f"the prompt {brief(prompt)} cannot be read ({error}); write {{{{ for a brace."
+        ) from None
     for name, spec, conversion in fields:
         if name not in PLACEHOLDERS or spec or conversion:
             written = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
@@ -310,8 +318,8 @@ def _texts(card: DataCard, prompt: str) -> dict[str, str]:
     for one, other in combinations(texts, 2):
         if texts[one] == texts[other]:
             raise ValueError(
-                f"classes {one!r} and {other!r} have the same text {brief(texts[one])}: put {{name}} into "
-                "the prompt."
+                f"classes {brief(one)} and {brief(other)} have the same text {brief(texts[one])}: put "
+                f"{{name}} into the prompt."
             )
     return texts
 

@@ -132,7 +132,7 @@ class ReplyBounds:
             raise ReplyEnded
 
     def _close_idle(self) -> None:
-        """Close the connections that the caller opened before: the time limit can cut only those it saw open."""
+        """Close what the caller left open: the time limit cuts connections that it saw opened."""
         for transport in (self._http._transport, *self._http._mounts.values()):
             pool = getattr(transport, "_pool", None)
             for connection in getattr(pool, "connections", ()):

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from medvlp.data.datasets import ImageSet
+from medvlp.data.errors import brief
 
 ROWS = 4  # a sheet is ROWS x ROWS images
 TILE = 112  # pixels a side of one image
@@ -56,7 +57,7 @@ class ContactSheet:
         return file.getvalue()
 
     def __repr__(self) -> str:
-        return f"ContactSheet({self.classname!r}: {self.shown} images, {len(self.jpeg)} bytes)"
+        return f"ContactSheet({brief(self.classname)}: {self.shown} images, {len(self.jpeg)} bytes)"
 
 
 def contact_sheet(images: ImageSet, classname: str, seed: int = 1) -> ContactSheet:
@@ -90,7 +91,7 @@ def check_shown(images: ImageSet, classnames: Sequence[str]) -> None:
         )
     for name in classnames:
         if not (images.labels == images.card.label_of(name)).any():
-            raise ValueError(f"class {name!r}: there is no training image of it to show.")
+            raise ValueError(f"class {brief(name)}: there is no training image of it to show.")
 
 
 def _spread(rows: np.ndarray, groups: list[str]) -> list[int]:

@@ -12,6 +12,7 @@ asked again.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
+from medvlp.data.errors import listed
 from medvlp.data.files import cache_folder, check_writable, sha256
 from medvlp.knowledge.symptoms.contact_sheet import ROWS, TILE, check_shown, contact_sheet
 from medvlp.knowledge.symptoms.one_class import OneClass, Run
@@ -147,7 +149,7 @@ def generate_symptoms(
     record.settings |= {"max_asks": max_asks, "on_too_few": on_too_few, "inputs": key}
     folder = Path(store) if store is not None else cache_folder() / "symptoms"
     path = folder.expanduser() / f"{card.name}-{key[:16]}.json"
-    if path.exists():
+    if os.path.exists(path):
         stored = _stored(path, key, card)
         if all(_is_done(entry, record) for entry in stored.classes.values()):
             return SymptomSet(stored, new_calls=0)
@@ -156,10 +158,9 @@ def generate_symptoms(
 
     pending = [name for name, entry in record.classes.items() if not _is_done(entry, record)]
     if images is not None:
-        listed = ", ".join(map(repr, pending))
         tqdm.write(
             f"Leaving this machine for {server.address}: one JPEG sheet ({ROWS * TILE} x {ROWS * TILE}, no "
-            f"metadata) of up to {ROWS * ROWS} training images for each of {listed}."
+            f"metadata) of up to {ROWS * ROWS} training images for each of {listed(pending)}."
         )
     with tqdm(
         total=len(record.classes),

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from medvlp.backbone.clip import Clip
 from medvlp.data.card_parts import plain_name
 from medvlp.data.cards import DataCard
+from medvlp.data.errors import brief
 from medvlp.knowledge.symptoms.contact_sheet import ContactSheet
 from medvlp.knowledge.symptoms.phrases import PhraseChecker, phrase_features, words_of
 from medvlp.knowledge.symptoms.questions import JSON_KEY, SymptomPrompts
@@ -22,6 +23,7 @@ from medvlp.knowledge.symptoms.sets import Call, Candidate, ClassRecord, Symptom
 
 SURPLUS = 2  # phrases asked for, for each one wanted: the checks reject some
 IMAGE_READ = 1.3  # an image costs tokens: a question that costs less than this, times its text, came without
+MOST_REASONS = 20  # that an error shows of phrases that were rejected
 
 
 def centred_cosines(clip: Clip, ours: list[str], theirs: list[str], centre: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ class OneClass:
         phrases = self._read(call)
         if call.finish_reason == "length" and not call.reply.strip():
             raise SymptomError(
-                f"class {self.name!r}: {self.run.record.model} at {self.run.record.server} spent all of "
+                f"class {brief(self.name)}: {self.run.record.model} at {self.run.record.server} spent all of "
                 f"max_tokens={self.settings['max_tokens']} before its answer began, as LLMs do that think "
                 f"first. Give it more: max_tokens=4000. {RESUME}",
                 "max_tokens",
@@ -228,7 +230,7 @@ class OneClass:
         for phrase, i in zip(texts, nearest.tolist(), strict=True):
             cosine = by_phrase[phrase]
             if cosine < limit:
-                why = f"not seen in the images: nearest there is {seen[i]!r}, {cosine:.2f} < {limit:.2f}"
+                why = f"not seen in the images: nearest there is {brief(seen[i])}, {cosine:.2f} < {limit:.2f}"
                 self.unconfirmed[phrase] = why
         agreed = [phrase for phrase in texts if phrase not in self.unconfirmed]
         return sorted(agreed, key=by_phrase.get, reverse=True)
@@ -272,12 +274,14 @@ class OneClass:
         asked = self.calls[-1].attempt
         times = "once" if asked == 1 else f"{asked} times"
         problems = [f"reply {i} ({c.stage}): {c.problem}" for i, c in enumerate(self.calls, 1) if c.problem]
-        rejected = [f"{one.text!r} ({one.stage}): {why}" for one, why in self._rejected()]
+        rejected = [f"{brief(one.text)} ({one.stage}): {why}" for one, why in self._rejected()]
+        reasons = list(dict.fromkeys(rejected))
+        more = [f"and {len(reasons) - MOST_REASONS} more"] if len(reasons) > MOST_REASONS else []
         reply = self.calls[-1].reply
         shown = reply if len(reply) <= SHOWN else f"{reply[:SHOWN]}..."
         skip = " or on_too_few='skip' to go on with what passed;" if phrases else ""
         first = (
-            f"class {self.name!r}: {len(phrases)} of {self.settings['n']} symptoms passed, with "
+            f"class {brief(self.name)}: {len(phrases)} of {self.settings['n']} symptoms passed, with "
             f"{self.run.record.model} at {self.run.record.server} asked {times}."
         )
         last = f"The last reply was: {shown!r}"
@@ -285,7 +289,7 @@ class OneClass:
             f"Try another model, other prompts, more max_asks or a smaller n;{skip} what came back is kept "
             f"in {self.run.path}, and the same call goes on from it."
         )
-        return "\n  ".join([first, *problems, *dict.fromkeys(rejected), last, advice])
+        return "\n  ".join([first, *problems, *reasons[:MOST_REASONS], *more, last, advice])
 
 
 def _without_image(message: dict, sheet: ContactSheet | None) -> dict:

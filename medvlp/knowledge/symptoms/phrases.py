@@ -16,7 +16,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.slots import SLOT, find_slots
 from medvlp.data.card_parts import is_word
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import check_choice
+from medvlp.data.errors import brief, check_choice
 from medvlp.data.files import sha256
 
 VERSION = "3"  # of the checks and of what is read in a reply
@@ -116,7 +116,7 @@ class PhraseChecker:
         for name in (classname, *(others or {})):
             check_choice("class", name, self.card.classnames, f"card {self.card.name!r}")
         if isinstance(phrases, str) or not all(isinstance(phrase, str) for phrase in phrases):
-            raise ValueError(f"the phrases of {classname!r} must be a list of strings.")
+            raise ValueError(f"the phrases of {brief(classname)} must be a list of strings.")
         taken = {words_of(p): (name, p) for name, kept in (others or {}).items() for p in kept}
         verdicts = []
         for phrase in phrases:
@@ -133,19 +133,19 @@ class PhraseChecker:
         words = words_of(phrase)
         for name, (owner, written) in self._names.items():
             if find_name(words, name) >= 0:
-                whose = f"its own class {owner!r}" if owner == classname else f"the class {owner!r}"
-                by = "" if written == owner else f" by its other name {written!r}"
+                whose = f"its own class {brief(owner)}" if owner == classname else f"the class {brief(owner)}"
+                by = "" if written == owner else f" by its other name {brief(written)}"
                 return f"names {whose}{by}"
         for term, written in self._nonvisual.items():
             if f" {term} " in f" {words} ":
-                return f"not visual: {written!r} cannot be seen in an image"
+                return f"not visual: {brief(written)} cannot be seen in an image"
         too_many = self._tokens(phrase)
         if not too_many and (reason := self._neighbours(phrase, words)):
             return reason
         if words in taken:
             owner, first = taken[words]
-            again = "" if first == phrase else f", as {first!r}"
-            return f"duplicate: class {owner!r} has it already{again}"
+            again = "" if first == phrase else f", as {brief(first)}"
+            return f"duplicate: class {brief(owner)} has it already{again}"
         return too_many
 
     def _unreadable(self, phrase: str) -> str | None:
@@ -201,7 +201,7 @@ def _talk(phrase: str) -> str | None:
     if address := ADDRESS.search(phrase):
         return f"no description: it has an address ({address[0]!r})"
     spoken = SPOKEN.search(phrase)
-    return f"no description: it speaks to somebody ({spoken[0]!r})" if spoken else None
+    return f"no description: it speaks to somebody ({brief(spoken[0])})" if spoken else None
 
 
 def find_name(words: str, name: str) -> int:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from medvlp.data.errors import brief
 from medvlp.knowledge.symptoms.bounds import HIDDEN, PLAIN, ReplyBounds, ReplyEnded, address
 from medvlp.knowledge.symptoms.questions import SCHEMA
 from medvlp.knowledge.symptoms.sets import now
@@ -192,7 +193,7 @@ class Server:
     def _check_headers(self) -> None:
         """SymptomError for a value that the HTTP library would refuse, and show in its log."""
         headers = {**self.client.default_headers, **self.client.auth_headers}
-        named = {f"the header {name!r}": value for name, value in headers.items()}
+        named = {f"the header {brief(name)}": value for name, value in headers.items()}
         for what, value in {"the key": self.client.api_key, **named}.items():
             if isinstance(value, str) and (CONTROL.search(value) or value != value.strip()):
                 raise SymptomError(
@@ -202,10 +203,10 @@ class Server:
                 )
 
     def _error(self, kind: str, problem: str, classname: str) -> SymptomError:
-        return SymptomError(f"class {classname!r}: {self._at()} {problem} {RESUME}", kind, classname)
+        return SymptomError(f"class {brief(classname)}: {self._at()} {problem} {RESUME}", kind, classname)
 
     def _at(self) -> str:
-        return f"the server {self.address} (model {self.clean(self.model)!r})"
+        return f"the server {self.address} (model {brief(self.clean(self.model))})"
 
     def _shown(self, text: str) -> str:
         """A server's text for an error: clean, short, on one line."""

@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import check_choice, listed, unknown_name, visible
+from medvlp.data.errors import brief, check_choice, listed, said, unknown_name, visible
 from medvlp.data.files import check_readable, composed, read_json, write_json
 from medvlp.data.html import Table, escaped, literal_block
 
@@ -169,7 +169,7 @@ class SymptomSet(Mapping[str, list[str]]):
     def __getitem__(self, classname: str) -> list[str]:
         classname = composed(classname)
         if classname not in self.record.classes:
-            where = f"the symptoms for card {self.record.card!r}"
+            where = f"the symptoms for card {brief(self.record.card)}"
             raise KeyError(unknown_name("class", classname, self.record.classes, where))
         return list(self.record.classes[classname].phrases)
 
@@ -229,7 +229,7 @@ class SymptomSet(Mapping[str, list[str]]):
         except ValidationError as error:
             first = error.errors()[0]
             field, hint = first["loc"][0], Review.model_fields[first["loc"][0]].description
-            raise ValueError(f"the review's {field} must be {hint}, not {first['input']!r}.") from None
+            raise ValueError(f"the review's {field} must be {hint}, not {brief(first['input'])}.") from None
         entries = self.record.classes.items()
         classes = {name: _reviewed(entry, phrases[name], reviewer) for name, entry in entries}
         update = {"classes": classes, "review": review, "changed": False}
@@ -245,7 +245,7 @@ class SymptomSet(Mapping[str, list[str]]):
         return f"{record.origin}{by}, {record.created[:10]}{seen}"
 
     def __repr__(self) -> str:
-        lines = [f"SymptomSet for card {self.record.card!r}: {self.origin}"]
+        lines = [f"SymptomSet for card {brief(self.record.card)}: {self.origin}"]
         for name, entry in self.record.classes.items():
             note = "" if entry.finished else " (not finished)"
             lines += [f"  {name}{note}", *(f"    - {phrase}" for phrase in entry.phrases)]
@@ -284,14 +284,19 @@ def in_label_order(
     """The phrases of every class of the card of this name, stripped.
 
     Raises:
+        TypeError: no mapping.
         ValueError: a class that is unknown, missing or without a phrase.
     """
+    if not isinstance(symptoms, Mapping):
+        raise TypeError(f"symptoms is {said(symptoms)}; it should be {{classname: [phrase, ...]}}.")
     symptoms = {composed(name): phrases for name, phrases in symptoms.items()}
     for name, phrases in symptoms.items():
         check_choice("class", name, classnames, f"the symptoms for card {card!r}")
         texts = [] if isinstance(phrases, str) else phrases
         if not texts or not all(isinstance(text, str) and text.strip(" .") for text in texts):
-            raise ValueError(f"the symptoms of {name!r} must be a list of phrases, not {phrases!r}.")
+            raise ValueError(
+                f"the symptoms of {brief(name)} must be a list of phrases, not {brief(phrases)}."
+            )
     missing = [name for name in classnames if name not in symptoms]
     if missing:
         raise ValueError(f"no symptoms for {listed(missing)}; give some for every class of card {card!r}.")

@@ -11,7 +11,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_prompts
 from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, slots_in_words, slotted, word_tokens
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import check_choice
+from medvlp.data.errors import brief, check_choice
 from medvlp.methods.base import Method
 
 N_CTX = 16  # context vectors where neither a number nor words say how many: CoOp's
@@ -67,8 +67,8 @@ class ContextPrompts(Method):
             M = len(words) if n_ctx is None and position != "end" else M
             if len(words) < M or (len(words) > M and position != "end"):
                 raise ValueError(
-                    f"ctx_init={ctx_init!r} has {len(words)} tokens, but n_ctx is {n_ctx}; leave n_ctx out, "
-                    "or draw the context with ctx_init=''."
+                    f"ctx_init={brief(ctx_init)} has {len(words)} tokens, but n_ctx is {n_ctx}; leave n_ctx "
+                    "out, or draw the context with ctx_init=''."
                 )
             start = words[:M].repeat(n_cls, 1, 1) if csc else words[:M]
         else:
@@ -81,7 +81,7 @@ class ContextPrompts(Method):
             tokens, slots = slots_in_words(clip, ctx_init, card.plain_names, M)
         else:
             texts = [slotted(name, M, position) for name in card.plain_names]
-            called = [f"class {name!r}, with {M} context vectors" for name in card.classnames]
+            called = [f"class {brief(name)}, with {M} context vectors" for name in card.classnames]
             tokens, slots = find_slots(clip, texts, called)
         self.constant("tokens", tokens)
         self.constant("slots", slots)

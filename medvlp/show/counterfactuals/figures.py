@@ -132,11 +132,11 @@ def twin_figure(method: Method, images: PhantomSet, attribute: str, i: int = 0) 
         4
     """
     check_kinds(twin_figure, locals())
+    if method.symptoms is None or not method.keeps_image_tower:
+        raise ValueError(f"{type(method).__name__} has no symptom scores to draw; use ZeroShot or ViP.")
     one = images.subset([i])
     k, twin = one.world.index(attribute), flip(one, attribute)
     flips = flip_all(method, one, n_images=None)
-    if flips.scores is None:
-        raise ValueError(f"{type(method).__name__} has no symptom scores to draw; use ZeroShot or ViP.")
     change, phrases = flips.moves()[:, k, 0], flips.phrases  # (phrases,)
     claims = claims_of(one.world, {"": phrases})
     before, after = np.asarray(one.image(0)), np.asarray(twin.image(0))  # (S, S, 3) each

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from medvlp.data.errors import check_choice, check_columns, check_kinds, unknown_name
+from medvlp.data.errors import brief, check_choice, check_columns, check_kinds, unknown_name
 from medvlp.show.figures.basic import GREY, PALETTE, closed
 from medvlp.show.figures.curves import by_size
 from medvlp.study.ablation.grid import label
@@ -254,7 +254,7 @@ def intervention_figure(runs: pd.DataFrame, metric: str = "accuracy") -> Figure:
     """
     check_kinds(intervention_figure, locals())
     drawn = ["method", "data", "seed", metric, f"{metric} low", f"{metric} high"]
-    check_columns(runs, drawn, f"Study.with_intervals({metric!r})")
+    check_columns(runs, drawn, f"Study.with_intervals({brief(metric)})")
     order = [grid["method"] for grid in ABLATIONS["interventions"].grids]
     methods = [name for name in map(label, order) if name in set(runs["method"])]
     cards = sorted(runs["data"].unique())

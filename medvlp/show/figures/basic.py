@@ -215,7 +215,7 @@ def interval_plot(
         raise ValueError("there are no tables to plot; give at least one method's Report.table().")
     for name, table in tables.items():
         check_columns(table, ["value", "low", "high"], "Report.table()")
-        check_choice("metric", metric, table.index, f"the table of {name!r}")
+        check_choice("metric", metric, table.index, f"the table of {brief(name)}")
     fig, ax = plt.subplots(figsize=(6.5, 0.42 * len(tables) + 1.3), layout="constrained")
     rows = pd.DataFrame({name: table.loc[metric] for name, table in tables.items()}).T
     places = np.arange(len(rows))
@@ -278,7 +278,9 @@ def save_figure(
     if not name or Path(name).name != name or name.endswith(".png"):
         raise ValueError(f"figure name {brief(name)} must be bare, as 'symptom_bars': no folder, no .png.")
     if Path(made_by).is_absolute():
-        raise ValueError(f"made_by {made_by!r} is an absolute path; write it from the repository's root.")
+        raise ValueError(
+            f"made_by {brief(made_by)} is an absolute path; write it from the repository's root."
+        )
     try:
         with atomic_write(Path(folder or figures_folder()) / f"{name}.png") as part:
             metadata = {"Source": made_by, "Software": None}

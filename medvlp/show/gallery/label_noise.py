@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
-from medvlp.data.errors import check_kinds
+from medvlp.data.errors import brief, check_kinds
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 from medvlp.show.gallery.failures import Failures, prediction_table, with_classnames
@@ -125,6 +125,6 @@ def _check_groups(images: ImageSet, folds: int, n_neighbours: int) -> None:
         n = n_groups.get(label, 0)
         if n < folds or folds < 2:
             raise ValueError(
-                f"class {name!r} has {n} group(s) of images for {folds} folds; every class needs one a fold, "
-                "and there are at least 2 folds."
+                f"class {brief(name)} has {n} group(s) of images for {folds} folds; every class needs one a "
+                "fold, and there are at least 2 folds."
             )

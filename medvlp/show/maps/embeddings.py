@@ -231,6 +231,8 @@ def llm_points(
         ['before intervention', 'after intervention']
     """
     check_kinds(llm_points, locals())
+    if not isinstance(method, CILMP):
+        raise ValueError(f"{type(method).__name__} has no LLM representations; give a CILMP.")
     if not 0 <= site < len(method.sites):
         raise ValueError(f"site must be from 0 to {len(method.sites) - 1}, the edited blocks, got {site}.")
     block = method.sites[site]

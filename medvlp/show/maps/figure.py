@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from medvlp.data.errors import check_choice, check_kinds, visible
+from medvlp.data.errors import brief, check_choice, check_kinds, visible
 from medvlp.show.figures.basic import GREY, PALETTE, closed
 from medvlp.show.maps.umap import GAP, by_seed, parameters_text
 
@@ -86,7 +86,7 @@ class MapStyles:
         colours, kinds = _values(maps[colour]), _values(maps[marker])
         if len(kinds) > len(MARKERS):
             raise ValueError(
-                f"column {marker!r} has {len(kinds)} values, but there are {len(MARKERS)} markers; "
+                f"column {brief(marker)} has {len(kinds)} values, but there are {len(MARKERS)} markers; "
                 "give another column, or fewer points."
             )
         palette = PALETTE if len(colours) <= len(PALETTE) else sns.color_palette("husl", len(colours))

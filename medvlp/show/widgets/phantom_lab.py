@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from medvlp.data.errors import check_kinds
+from medvlp.data.errors import brief, check_kinds, listed
 from medvlp.data.html import Table, literal, picture_html
 from medvlp.data.phantoms.drawing import Draws
 from medvlp.data.phantoms.worlds import Attribute, World, get_world
@@ -33,10 +33,12 @@ def draw_phantom(world: World, strengths: Mapping[str, float], seed: int, size: 
     for name, strength in strengths.items():
         world.index(name)
         if not 0 <= strength <= 1:
-            raise ValueError(f"attribute {name!r} must be from 0 (absent) to 1 (present), got {strength}.")
+            raise ValueError(
+                f"attribute {brief(name)} must be from 0 (absent) to 1 (present), got {strength}."
+            )
     missing = [a.name for a in world.attributes if a.name not in strengths]
     if missing:
-        raise ValueError(f"no strength for {', '.join(map(repr, missing))}; give one for every attribute.")
+        raise ValueError(f"no strength for {listed(missing)}; give one for every attribute.")
     on = {a.name: torch.full((1, 1, 1), float(strengths[a.name])) for a in world.attributes}
     pixels = world.draw(on, Draws(torch.tensor([seed]), size))  # (1, 3, size, size)
     return Image.fromarray(pixels[0].permute(1, 2, 0).contiguous().numpy())

@@ -19,7 +19,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
-from medvlp.data.errors import check_choice, check_kinds
+from medvlp.data.errors import brief, check_choice, check_kinds, listed
 from medvlp.data.files import composed
 from medvlp.data.html import Table
 from medvlp.knowledge.symptoms.phrases import PhraseChecker
@@ -187,7 +187,7 @@ class SymptomReview:
         self.original, self.card = symptoms, card
         self.path = Path(f"{card.name}_symptoms_reviewed.json" if path is None else path)
         if isinstance(symptoms, SymptomSet) and symptoms.record.card != card.name:
-            raise ValueError(f"these symptoms are of card {symptoms.record.card!r}, not {card.name!r}.")
+            raise ValueError(f"these symptoms are of card {brief(symptoms.record.card)}, not {card.name!r}.")
         self.phrases = _by_class(symptoms, card)
         self.approved: set[str] = set()
         self.changes: list[dict[str, Any]] = []
@@ -231,15 +231,15 @@ class SymptomReview:
         the changes say so.
         """
         if not self._of_class(classname):
-            raise ValueError(f"class {classname!r} has no phrase left; add one before you approve it.")
+            raise ValueError(f"class {brief(classname)} has no phrase left; add one before you approve it.")
         if classname in self.approved:
             return
         failing = self.failing(classname)
         if failing and not flagged:
-            listed = "; ".join(f"{phrase!r}: {reason}" for phrase, reason in failing.items())
+            reasons = "; ".join(f"{brief(phrase)}: {reason}" for phrase, reason in failing.items())
             raise ValueError(
-                f"class {classname!r} is not approved, {len(failing)} phrase(s) fail a check. {listed}. "
-                "Edit or drop them, or approve flagged phrases, too."
+                f"class {brief(classname)} is not approved, {len(failing)} phrase(s) fail a check. "
+                f"{reasons}. Edit or drop them, or approve flagged phrases, too."
             )
         self._remember({"action": "approve", "classname": classname, "flagged": failing})
         self.approved.add(classname)
@@ -270,8 +270,7 @@ class SymptomReview:
         """
         waiting = [name for name in self.phrases if name not in self.approved]
         if waiting:
-            listed = ", ".join(map(repr, waiting))
-            raise ValueError(f"not saved: approve every class first. Not approved yet: {listed}.")
+            raise ValueError(f"not saved: approve every class first. Not approved yet: {listed(waiting)}.")
         try:
             self.card.with_knowledge("this review", self.phrases)
         except ValueError as error:
@@ -304,7 +303,9 @@ class SymptomReview:
     def _phrase(self, classname: str, i: int) -> str:
         phrases = self._of_class(classname)
         if not 0 <= i < len(phrases):
-            raise ValueError(f"class {classname!r} has {len(phrases)} phrases, from 0 on; there is no {i}.")
+            raise ValueError(
+                f"class {brief(classname)} has {len(phrases)} phrases, from 0 on; there is no {i}."
+            )
         return phrases[i]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from medvlp.data.errors import brief
 from medvlp.data.html import escaped, literal, literal_block
 from medvlp.show.widgets.parts import Controls
 
@@ -133,7 +134,7 @@ class ReviewWidget(Controls):
         name = self.classname.value
         phrase = self.review.phrases[name][i]
         self.review.drop(name, i)
-        return f"{phrase!r} is no longer a phrase of {name}; Undo brings it back."
+        return f"{brief(phrase)} is no longer a phrase of {name}; Undo brings it back."
 
     def _add(self) -> str:
         name = self.classname.value

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from medvlp.data.datasets import ImageSet
-from medvlp.data.errors import check_choice, check_kinds
+from medvlp.data.errors import brief, check_choice, check_kinds
 from medvlp.data.html import Table, literal
 from medvlp.methods.base import Method, check_symptoms
 from medvlp.methods.zero_shot import score_table
@@ -93,7 +93,8 @@ class SymptomExplorer(ImageExplorer):
         used = [not u if i == row else u for i, u in enumerate(self.used)]
         if not any(u for u, (name, _) in zip(used, self.symptoms, strict=True) if name == classname):
             raise ValueError(
-                f"{phrase!r} is the last symptom of {classname!r}; without any a class has no score."
+                f"{brief(phrase)} is the last symptom of {brief(classname)}; without any a class has no "
+                "score."
             )
         self._decide(self.symptoms, used)
 
@@ -104,7 +105,7 @@ class SymptomExplorer(ImageExplorer):
         if not phrase.strip(" ."):
             raise ValueError("the symptom is empty; write something that can be seen.")
         if (classname, phrase) in self.symptoms:
-            raise ValueError(f"{phrase!r} is a symptom of {classname!r} already.")
+            raise ValueError(f"{brief(phrase)} is a symptom of {brief(classname)} already.")
         place = max(i for i, (name, _) in enumerate(self.symptoms) if name == classname) + 1
         symptoms = [*self.symptoms[:place], (classname, phrase), *self.symptoms[place:]]
         self._decide(symptoms, [*self.used[:place], True, *self.used[place:]])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import brief, unknown_name
 from medvlp.data.files import sha256
 from medvlp.methods.base import Method, arguments_of
 from medvlp.study.training.config import TrainConfig
@@ -44,7 +44,7 @@ def combinations(grid: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[
     settings = []
     for one in grids:
         if not isinstance(one, Mapping):
-            raise ValueError(f"a grid is a mapping such as {{'method': ['ViP']}}, not {one!r}.")
+            raise ValueError(f"a grid is a mapping such as {{'method': ['ViP']}}, not {brief(one)}.")
         values_of_keys = [_values_of(key, values) for key, values in one.items()]
         settings += [dict(zip(one, values, strict=True)) for values in product(*values_of_keys)]
     if not settings:
@@ -55,11 +55,11 @@ def combinations(grid: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[
 def _values_of(key: str, values: Any) -> list[Any]:
     """A key's values: those of a list, tuple, range or array, else the value itself."""
     if isinstance(values, set | frozenset | Iterator):
-        raise ValueError(f"the grid's {key!r} is a {type(values).__name__}; give its values in a list.")
+        raise ValueError(f"the grid's {brief(key)} is a {type(values).__name__}; give its values in a list.")
     if not isinstance(values, list | tuple | range | np.ndarray):
         return [values]
     if len(values) == 0:
-        raise ValueError(f"the grid has no value for {key!r}.")
+        raise ValueError(f"the grid has no value for {brief(key)}.")
     return list(values)
 
 
@@ -141,8 +141,8 @@ def sort_keys(
         in_method = name in taken and where in ("", "method")
         if in_config and in_method:
             raise ValueError(
-                f"{key!r} is a field of TrainConfig and an argument of {method}: write 'config.{key}' or "
-                f"'method.{key}'."
+                f"{brief(key)} is a field of TrainConfig and an argument of {method}: write 'config.{key}' "
+                f"or 'method.{key}'."
             )
         if not in_config and not in_method:
             argument = key.removeprefix("method.")
@@ -150,11 +150,13 @@ def sort_keys(
             if not having:
                 raise ValueError(unknown_name("key", key, [*PROTOCOL_KEYS, *taken, *CONFIG_KEYS], "the grid"))
             raise ValueError(
-                f"{method} has no {argument!r} (of this grid's methods: {', '.join(having)}); write two "
-                f"grids in a list, one with {key!r} and one without."
+                f"{method} has no {brief(argument)} (of this grid's methods: {', '.join(having)}); write two "
+                f"grids in a list, one with {brief(key)} and one without."
             )
         taker = config if in_config else arguments
         if name in taker:
-            raise ValueError(f"the grid gives {name!r} twice, as {key!r} and by another name; give it once.")
+            raise ValueError(
+                f"the grid gives {brief(name)} twice, as {brief(key)} and by another name; give it once."
+            )
         taker[name] = value
     return config, arguments

@@ -17,7 +17,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import CROP
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import Data
-from medvlp.data.errors import check_choice, check_same_classes, frozen_config, unknown_name
+from medvlp.data.errors import brief, check_choice, check_same_classes, frozen_config, unknown_name
 from medvlp.data.files import sha256
 from medvlp.knowledge.llm.representations import shipped_representations
 from medvlp.methods.base import Method, arguments_of, check_named_arguments
@@ -314,6 +314,6 @@ def _check_told_apart(runs: list[Run]) -> None:
         shown = json.dumps(run.settings, sort_keys=True)
         if seen.setdefault(shown, run.id) != run.id:
             raise ValueError(
-                f"two runs of {run.method} on {run.settings['data']!r} differ, but look the same in tables; "
-                "name the values that differ, as Named('mine', value)."
+                f"two runs of {run.method} on {brief(run.settings['data'])} differ, but look the same in "
+                "tables; name the values that differ, as Named('mine', value)."
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from medvlp.data.errors import check_choice, unknown_name
+from medvlp.data.errors import brief, check_choice, unknown_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ def run_groups(runs: pd.DataFrame, by: Sequence[str], metric: str, reserved: Seq
             runs of one seed.
     """
     if isinstance(by, str) or not by:
-        raise ValueError(f"by is {by!r}; give a list of fields, such as ['method'].")
+        raise ValueError(f"by is {brief(by)}; give a list of fields, such as ['method'].")
     for column in ("run", "seed", *by):
         check_choice("column", column, runs.columns, "the runs")
     if metric not in runs or any(isinstance(value, str) for value in runs[metric]):
@@ -47,7 +47,9 @@ def run_groups(runs: pd.DataFrame, by: Sequence[str], metric: str, reserved: Seq
         raise ValueError(unknown_name("metric", metric, numbers, "the runs"))
     taken = [column for column in by if column in reserved]
     if taken:
-        raise ValueError(f"the table has a column {taken[0]!r} of its own; rename that field of the runs.")
+        raise ValueError(
+            f"the table has a column {brief(taken[0])} of its own; rename that field of the runs."
+        )
     groups = []
     before_results = runs.loc[:, :"status"] if "status" in runs else runs
     settings = [column for column in before_results if column not in ("run", metric)]
@@ -89,8 +91,8 @@ def find_baseline(baseline: object, groups: list[RunGroup], by: Sequence[str]) -
             raise ValueError(unknown_name("baseline", baseline, every, f"the runs' {', '.join(by)}"))
         if len(fields) > 1:
             raise ValueError(
-                f"baseline {baseline!r} is a value of {' and '.join(fields)}; "
-                f"write which, such as {{{fields[0]!r}: {baseline!r}}}."
+                f"baseline {brief(baseline)} is a value of {' and '.join(fields)}; "
+                f"write which, such as {{{brief(fields[0])}: {brief(baseline)}}}."
             )
         baseline = {fields[0]: baseline}
     for field, value in baseline.items():

@@ -14,7 +14,7 @@ from scipy.stats import t as student
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from medvlp.data.errors import check_choice, check_kinds
+from medvlp.data.errors import brief, check_choice, check_kinds
 from medvlp.data.html import Table
 from medvlp.study.ablation.seed_groups import RunGroup, find_baseline, pair_with_baseline, run_groups
 from medvlp.study.metrics import METRICS, RANGES, bootstrap_all
@@ -166,8 +166,8 @@ def _of_one_test_set(group: RunGroup, predictions: Callable[[Hashable], Predicti
     for run, other in zip(group.runs["run"], of_seeds, strict=True):
         if not first.same_images(other):
             raise ValueError(
-                f"{group}: run {run!r} was tested on other images than run {group.runs['run'].iloc[0]!r}; "
-                "add the field that chooses the test set to by."
+                f"{group}: run {brief(run)} was tested on other images than run "
+                f"{brief(group.runs['run'].iloc[0])}; add the field that chooses the test set to by."
             )
     return of_seeds
 

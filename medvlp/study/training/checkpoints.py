@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from medvlp.data.datasets import ImageSet
+from medvlp.data.errors import brief
 from medvlp.data.tensor_files import read_tensors, write_tensors
 from medvlp.methods.base import Method, load_own_tensors, own_tensors
 from medvlp.study.training.batches import FeatureBatches, ImageBatches
@@ -150,5 +151,5 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
         elif isinstance(old, dict) and isinstance(new, dict):
             words += _differences(old, new)
         else:
-            words.append(f"{key} is {old!r} there, {new!r} here")
+            words.append(f"{key} is {brief(old)} there, {brief(new)} here")
     return words

@@ -243,6 +243,12 @@ def test_states_that_cannot_be(states, expected):
         Representations(states)
 
 
+@pytest.mark.parametrize("state", [1, [[1.0]], "a text"])
+def test_states_that_are_no_tensor(state):
+    with pytest.raises(TypeError, match="'x': its states are .*, not a Tensor"):
+        Representations({"x": state})
+
+
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [

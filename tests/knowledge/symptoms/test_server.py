@@ -262,8 +262,34 @@ def test_a_reply_without_bounds_is_not_read(ask, what):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with raw_server(answer) as url, pytest.raises(SymptomError, match="more than 16 MB") as caught:
         ask(None, client=openai.OpenAI(api_key=KEY, base_url=url, timeout=5, max_retries=2))
-    assert caught.value.kind == "server" and sum(answer.sent) < 40 * 2**20
+    assert caught.value.kind == "server" and sum(answer.sent) < (12 if what == "announced" else 40) * 2**20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_no_compressed_reply_is_asked_for(ask):
+    with FakeServer(told) as server:
+        ask(server)
+    assert {headers["accept-encoding"] for headers in server.headers} == {"identity"}
+
+
+LONG = "word " * 20_000
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        LONG,
+        bullets(LONG, f"{LONG} too"),
+        json.dumps({"symptoms": [LONG]}),
+        json.dumps({LONG: [LONG]}),
+        bullets(*(f"mole {i}!" for i in range(5000))),
+    ],
+    ids=["text", "bullets", "JSON", "a key", "many"],
+)
+def test_a_reply_of_any_length_is_shortened_in_the_error(ask, reply):
+    with FakeServer(lambda body: reply) as server, pytest.raises(SymptomError) as caught:
+        ask(server)
+    assert 500 < len(str(caught.value)) < 6000
 
 
 @pytest.mark.parametrize(("pack", "head"), [(bytes, b""), (gzip.compress, b"Content-Encoding: gzip\r\n")])

@@ -7,7 +7,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from medvlp.knowledge.symptoms.sets import Call, Candidate, ClassRecord, Review, SymptomRecord, SymptomSet
+from medvlp.knowledge.symptoms.sets import (
+    Call,
+    Candidate,
+    ClassRecord,
+    Review,
+    SymptomRecord,
+    SymptomSet,
+    in_label_order,
+)
 from tests.methods.small import SYMPTOMS, flips, make_card
 
 CARD = make_card(2)
@@ -133,6 +141,9 @@ def test_phrases_given_by_hand_need_every_class():
     ):
         with pytest.raises(ValueError, match=said):
             SymptomSet.from_phrases(CARD, wrong)
+    for wrong in ("a text", ["round"]):
+        with pytest.raises(TypeError, match="symptoms is .*; it should be {classname:"):
+            in_label_order(wrong, CARD.classnames, CARD.name)
 
 
 # Changed by other hands

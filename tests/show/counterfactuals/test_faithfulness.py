@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from medvlp.data.datasets import load_dataset
 from medvlp.data.phantoms.worlds import DRAWINGS, get_world
+from medvlp.methods.adapters.linear_probe import LinearProbe
 from medvlp.methods.prompt_tuning.coop import CoOp
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
@@ -228,6 +229,9 @@ def test_errors_say_what_to_give(clip, data, zero, flips):
     chests = load_dataset("phantom-cxr", num_shots=1).test
     for call, message in (
         (lambda: faithfulness(zero, make_set(data.card, [0])), "give phantoms"),
+        (lambda: faithfulness(zero, None), "faithfulness is measured .*: give phantoms"),
+        (lambda: counterfactual(zero, None), "give phantoms"),
+        (lambda: twin_figure(LinearProbe(clip, data.card), data.test, "veil"), "has no symptom scores"),
         (lambda: counterfactual(zero, data.test, n_images=0), "n_images is 0"),
         (lambda: faithfulness(useless, data.test, n_images=4), "names an attribute of the derm world"),
         (lambda: flip_all(zero, chests), "build both from one card"),

@@ -150,6 +150,8 @@ def test_llm_rows_before_and_after_the_intervention(images, cilmp):
     np.testing.assert_array_equal(found.vectors[row], h.numpy())
     with pytest.raises(ValueError, match="site must be from 0 to"):
         llm_points(cilmp, images, site=99)
+    with pytest.raises(ValueError, match="ViP has no LLM representations; give a CILMP"):
+        llm_points(ViP(cilmp.clip, cilmp.card), images)
 
 
 def test_an_intervention_that_knows_no_image_has_one_point_a_row(clip, images):
