@@ -327,3 +327,35 @@ def test_a_module_that_is_no_method_is_refused(clip, tmp_path):
             TypeError, match="method is of kind Linear; it should be Method, such as .*derives"
         ):
             call()
+
+
+TEXTS = {"position": "end", "ctx_init": "a photo of a"}
+DEFAULTS = {  # what a constructor chooses where nothing is said, as its docstring has it from the authors
+    "BiomedCoOp": TEXTS
+    | {"sccm_weight": 1, "kdsp_weight": 1, "tau": 1.5, "csc": False, "text_dropout": False},
+    "CILMP": {"intervention": "conditional", "rank": 8, "prefix_length": 4, "suffix_length": 4, "n_ctx": 4}
+    | {"n_image_ctx": 4, "dropout": 0.1, "dropout_per_image": False, "orthonormal": False},
+    "CLIPAdapter": {"ratio": 0.2, "reduction": 4, "knowledge": "templates"},
+    "CoCoOp": TEXTS,
+    "CoOp": TEXTS | {"ctx_init": "", "csc": False},
+    "IVLP": {"n_ctx": 4, "n_image_ctx": 4, "ctx_init": "a photo of a"},
+    "KgCoOp": TEXTS | {"weight": 8, "csc": False},
+    "LinearProbe": {},
+    "MaPLe": {"n_ctx": 2, "ctx_init": "a photo of a"},
+    "PromptSRC": {"n_ctx": 4, "n_image_ctx": 4, "ctx_init": "a photo of a"}
+    | {"text_weight": 25, "image_weight": 10, "logits_weight": 1},
+    "TextProbe": {"constraint": True, "multiplier_views": 20, "knowledge": "templates"},
+    "TipAdapter": {"trained": False, "alpha": 1.17, "beta": 1, "tune": True, "alpha_max": 3, "beta_max": 7}
+    | {"cache_views": 10, "cache_crop": 0.5, "knowledge": "templates", "n_cache": 0},
+    "VPT": {"n_ctx": 8},
+    "ViP": {"n_ctx": 4, "csc": False, "position": "end", "context": True, "aggregation": "merge"},
+    "ZeroShot": {},
+}
+READS = {"BiomedCoOp": "symptoms", "ViP": "symptoms", "ZeroShot": "symptoms"}  # as its `knowledge`
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_defaults_are_the_published_ones(name):
+    said = {key: one.default for key, one in arguments_of(METHODS[name]).items() if one.default is not None}
+    said.pop("seed", None)
+    assert said == DEFAULTS[name] | ({"knowledge": READS[name]} if name in READS else {})

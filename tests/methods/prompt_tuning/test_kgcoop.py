@@ -22,6 +22,12 @@ def test_there_is_no_penalty_where_the_context_is_the_template(clip, f):
     assert method.training_logits(f)[1].abs().max() < 1e-5
 
 
+def test_the_first_template_of_the_card_is_the_default(clip):
+    assert len(CARD.templates) > 1
+    first, every = (KgCoOp(clip, CARD, templates=CARD.templates[:n]) for n in (1, None))
+    assert torch.equal(KgCoOp(clip, CARD).w, first.w) and not torch.allclose(first.w, every.w)
+
+
 def test_without_weight_it_is_coop(clip, f):
     method, coop = KgCoOp(clip, CARD, weight=0.0), CoOp(clip, CARD, ctx_init="a photo of a")
     logits, penalty = method.training_logits(f)

@@ -1,6 +1,6 @@
 """What a method may bring to `fit`: a recipe, a penalty, hooks before and after; and the optimisers."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from math import isnan
 from typing import ClassVar
@@ -242,3 +242,11 @@ def test_the_published_average_is_scaled_to_the_epochs(clip):
     cilmp = CILMP(clip, CARD, {name: torch.randn(9, 12) for name in CARD.classnames}, image_depth=0)
     average = EpochAverage.published(cilmp, 100)
     assert (average.mean, average.std, average.tensors) == (100, 30, ("ctx",))
+
+
+def test_the_defaults_are_coops_trainer():
+    said = {"epochs": 50, "batch_size": 32, "lr": 0.002, "drop_last": True, "optimizer": "sgd", "eps": 1e-8}
+    said |= {"momentum": 0.9, "weight_decay": 5e-4, "schedule": "epoch", "warmup_lr": 1e-5, "seed": 1}
+    said |= {"precision": "fp32", "views": 4, "crop": 0.08, "flip": True, "class_weight": None}
+    said |= {"metric": "accuracy", "keep": "best", "average": None, "num_workers": None}
+    assert asdict(TrainConfig()) == said
