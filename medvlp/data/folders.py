@@ -59,7 +59,7 @@ def find_folder(card: DataCard, root: str | Path | None, fits: Callable[[Path], 
     shipped = shipped_path(name)
     if root is None and is_shipped(shipped) and fits(shipped):
         return shipped
-    looked = ", ".join(printable(folder) for folder in tried) or "nowhere"
+    looked = ", ".join(map(short, tried)) or "nowhere"
     raise FileNotFoundError(
         f"card {card.name!r}: its images were not found. Expected: {expected}. Looked in: {looked}. "
         "Give root=... (that folder or its parent) or set the environment variable MEDVLP_DATA. "

@@ -27,7 +27,7 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
         card,
         root,
         lambda folder: all(table_is_there(on_disk(folder, name)) for name in needed),
-        "the table " + " and ".join(map(repr, needed)),
+        "the table " + " and ".join(map(brief, needed)),
     )
     rows: dict[str, list[tuple[str, int, str]]] = {split: [] for split in SPLITS}
     noted: dict[str, list[Noted]] = {split: [] for split in SPLITS}
