@@ -57,7 +57,9 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
                 problems.add(name, f"{where}: {error}")
                 continue
             if not (os.path.isfile(path) if shipped is None else path in shipped):
-                problems.add(name, f"{where}: there is no image file {base / name}.", FileNotFoundError)
+                problems.add(
+                    name, f"{where}: there is no image file {short(base / name)}.", FileNotFoundError
+                )
             elif path in listed:
                 problems.add(name, f"{where}: the image '{short(name)}' is already in {listed[path]}.")
             else:
