@@ -62,7 +62,7 @@ def right(tmp_path_factory) -> dict[str, Any]:
     values |= {"latents": images.latents, "embeddings": medvlp.show.symptom_points(zero), "fig": plt.figure()}
     values |= dict.fromkeys(("table", "comparison", "runs", "maps", "hidden", "scores", "histories"), TABLE)
     values |= dict.fromkeys(("summaries", "tables"), {"one": TABLE}) | {"points": TABLE}
-    values |= dict.fromkeys(("texts", "titles", "captions"), ["a text"])
+    values |= dict.fromkeys(("texts", "titles", "captions", "phrases"), ["a text"])
     values |= dict.fromkeys(("labels", "p", "similarity", "vectors"), np.eye(2)) | {
         "grid": {"method": ["ViP"]}
     }

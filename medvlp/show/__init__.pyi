@@ -1,7 +1,7 @@
 from .counterfactuals.controls import faithfulness_controls
 from .counterfactuals.faithfulness import counterfactual, counterfactual_summary, faithfulness, what_is_seen
 from .counterfactuals.figures import counterfactual_figure, faithfulness_figure, twin_figure
-from .counterfactuals.twins import claims_of, flip, flip_all, with_symptoms
+from .counterfactuals.twins import claims_of, flip, flip_all, gibberish, with_symptoms
 from .explanations.patch_maps import (
     attention_rollout,
     localisation,

@@ -12,6 +12,7 @@ import pytest
 
 import medvlp
 import medvlp.show
+from medvlp.data.card_parts import Attribute
 from medvlp.data.cards import DataCard
 from medvlp.data.html import LITERAL, Table, literal
 
@@ -86,6 +87,13 @@ def shown(clip, hostile) -> dict[str, object]:
     maps = points.points.assign(x=range(len(points)), y=0.0, metric="cosine", seed=1)
     maps = maps.assign(n_neighbors=2, min_dist=0.1)
     noted = (pd.DataFrame({NEVUS: [0, 1] * 20}),) * 2
+    described = dataclasses.replace(
+        images,
+        card=images.card.model_copy(
+            update={"attributes": [Attribute(name=NEVUS, values={"0": [NEVUS], "1": [DOTS]})]}
+        ),
+        annotations=tuple(table.astype(str) for table in noted),
+    )
     moved = show.counterfactual(method, phantoms, **few)
     study = medvlp.shipped_study("few_shot")
     report = medvlp.evaluate(zero, images, n_bootstrap=5)
@@ -103,6 +111,7 @@ def shown(clip, hostile) -> dict[str, object]:
         "modality_gap": show.modality_gap(points),
         "what_a_map_hides": show.what_a_map_hides(points, maps),
         "attribute_agreement": medvlp.attribute_agreement(dataclasses.replace(images, annotations=noted)),
+        "attribute_accuracy": medvlp.attribute_accuracy(clip, described, n_bootstrap=5),
         "map_points": points.points,  # whose columns a map's table has
         "review_table": medvlp.review_table(lists, hostile["card"]),
         "trainable_parameters": medvlp.trainable_parameters(vip),

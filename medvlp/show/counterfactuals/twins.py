@@ -190,7 +190,14 @@ def gibberish(phrases: Sequence[str], seed: int = 1) -> dict[str, str]:
 
     They are as long as the phrases, but dealt out anew: else a score that knows only how long a text is would
     tell "present" from "absent" wherever one takes more words.
+
+    Example:
+        >>> from medvlp.show import gibberish
+        >>> nonsense = gibberish(["black dots", "a blue-white veil"], seed=1)
+        >>> sorted(len(words.split()) for words in nonsense.values())
+        [2, 3]
     """
+    check_kinds(gibberish, locals())
     draws = random.Random(seed)
     phrases = list(dict.fromkeys(phrases))
     lengths = [len(phrase.split()) for phrase in phrases]
