@@ -50,7 +50,7 @@ def test_the_first_half_of_the_classes_is_the_base():
     assert (BASE.classnames, NEW.classnames) == (NAMES[:3], NAMES[3:])
     four = base_and_new(card_with(NAMES[:4]))
     assert [part.classnames for part in four] == [NAMES[:2], NAMES[2:4]]
-    with pytest.raises(ValueError, match="card 'moles' has 3 classes; .* need four"):
+    with pytest.raises(ValueError, match="card 'moles' has 3 classes; .* need two each"):
         base_and_new(card_with(NAMES[:3]))
 
 

@@ -51,7 +51,7 @@ def test_shots_are_those_of_load_dataset():
         ({"seed": -1}, {}, "seed is -1"),
         ({"average": "no"}, {}, "average is 'no'; it should be a valid boolean"),
         ({"base_to_new": "false"}, {}, "base_to_new is 'false'"),
-        ({"base_to_new": True}, {}, "need four"),
+        ({"base_to_new": True}, {}, "need two each"),
         ({"test": "phantom-cxr"}, {}, "must be the same, in the same order"),
         ({"data": ["phantom-dermm"]}, {}, "unknown card 'phantom-dermm'"),
         ({}, {"data": None}, "no data set"),
