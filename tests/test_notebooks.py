@@ -50,10 +50,10 @@ def test_is_a_valid_notebook_with_a_title_and_the_usual_sections(path):
 
 
 @each_notebook
-def test_has_one_parameters_cell_and_one_results_cell(path):
+def test_has_one_parameters_cell_and_says_which_cells_are_results(path):
     tags = [tag for cell in cells(path, "code") for tag in cell.metadata.get("tags", [])]
     assert tags.count("parameters") == 1
-    assert tags.count("results") == 1
+    assert tags.count("results") >= 1
 
 
 @each_notebook
@@ -72,7 +72,7 @@ def test_names_no_absolute_path_and_is_small(path):
         for text in texts(cell):
             assert not ABSOLUTE_PATH.search(text), ABSOLUTE_PATH.search(text)
     size = path.stat().st_size
-    assert size <= 300_000, f"{size:,} bytes: draw fewer or smaller figures"
+    assert size <= 400_000, f"{size:,} bytes: draw fewer or smaller figures"
 
 
 @each_notebook
