@@ -22,6 +22,7 @@ from typing import Any
 import huggingface_hub
 import open_clip
 import torch
+from huggingface_hub.errors import HFValidationError
 from open_clip.hf_configs import arch_dict
 from safetensors import SafetensorError
 from torch import nn
@@ -121,9 +122,10 @@ def _load_folder(name: str, folder: Path, precision: str) -> Loaded:
             require_pretrained=True,
             **overrides,
         )
-    except (SafetensorError, RuntimeError, TypeError, KeyError) as error:
+    except (SafetensorError, RuntimeError, TypeError, KeyError, AssertionError) as error:
+        why = str(error) or f"a value that {config.name} may not have ({type(error).__name__})"
         raise ValueError(
-            f"clip {brief(name)}: the weights in {folder} cannot be loaded as {config} says: {error}"
+            f"clip {brief(name)}: the weights in {folder} cannot be loaded as {config} says: {why}"
         ) from error
     try:
         return model, _tokenizer(f"local-dir:{folder}", text_cfg), cfg
@@ -284,12 +286,18 @@ def check_at_hand(name: str, repo: str, files: Sequence[str], way_on: str, timeo
         timeout: seconds that the hub has to answer in.
 
     Raises:
+        ValueError: `repo` can be neither.
         ConnectionError: neither; it says what was wanted, where a copy was looked for and the ways on.
     """
-    if Path(repo).is_dir():
+    if os.path.isdir(repo):  # which a name of any length may be asked
         return
-    if any(isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str) for file in files):
-        return
+    try:
+        if any(isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str) for file in files):
+            return
+    except HFValidationError:
+        raise ValueError(
+            f"clip {brief(name)}: {brief(repo)} is no folder here, and no name of a repository on the hub."
+        ) from None
     if not huggingface_hub.constants.HF_HUB_OFFLINE:
         answers: list[bool] = []  # from a thread: a timeout is for each byte, and a server may drip
         ask = Thread(

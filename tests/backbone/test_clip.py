@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -355,3 +356,21 @@ def test_random_weights_are_seeded_and_leave_the_random_state_alone():
 def test_some_clips_come_with_the_package(name):
     clip = load_clip(name)
     assert clip.name == name and clip.encode_texts(["a dermoscopy image"]).shape == (1, clip.embed_dim)
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("hf_model_name", "no folder here, and no name of a repository"),
+        ("pool_type", r"open_clip_config.json says: a value that .* may not have"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_named_in_few_words(tmp_path, key, says):
+    for file in (sources.ASSETS / "tiny").iterdir():
+        shutil.copy(file, tmp_path)
+    config = json.loads((tmp_path / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"][key] = "m" * 5000
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=says) as raised:
+        load_clip(f"local-dir:{tmp_path}", device="cpu")
+    assert len(str(raised.value)) < 600
