@@ -112,10 +112,10 @@ def controls_of_symptoms(
                 measured[key] = _both_measures(true, score, classes, weights, seen)
         return np.nanmean(list(measured.values()), axis=0)
 
-    of_symptoms = means(made, symptom_scores(method, features), weights)  # (2, 1 + R)
+    scores = symptom_scores(method, features)
+    of_symptoms = means(made, scores, weights)  # (2, 1 + R)
     rows = {"symptoms": _ends(of_symptoms[:, 0], np.percentile(of_symptoms[:, 1:], (2.5, 97.5), axis=1).T)}
     draws_of: dict[str, list[np.ndarray]] = {"shuffled": [], "gibberish": []}
-    scores = symptom_scores(method, features)
     for draw in tqdm(range(n_draws), desc="controls", unit="draw", leave=False, delay=2):
         own = seed * 10_000 + draw
         draws_of["shuffled"].append(means(shuffled_values(made, own), scores, weights[:1])[:, 0])
