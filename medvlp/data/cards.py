@@ -256,7 +256,7 @@ def _card_file(name_or_path: str | Path) -> Path:
     if path.suffix == ".md":
         if not os.path.isfile(path):
             known = unknown_name("packaged card", path.stem, list_cards())
-            raise FileNotFoundError(f"there is no file {path}, and {known}")
+            raise FileNotFoundError(f"there is no file {short(path)}, and {known}")
         return path
     if str(name_or_path) not in list_cards():
         known = unknown_name("card", name_or_path, list_cards())

@@ -6,15 +6,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache, wraps
-from inspect import formatannotation
+from inspect import formatannotation, signature
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError, validate_call
 from pydantic.dataclasses import dataclass
 
 _Config = TypeVar("_Config")
+_Function = TypeVar("_Function", bound=Callable)
 # control characters but tab and line break, what turns the direction of a text round, halves of characters
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _LONG, _MANY = 120, 60  # letters of a value, and choices, that an error shows
@@ -214,27 +215,47 @@ def frozen_config(cls: type[_Config]) -> type[_Config]:
     A value that does not fit is a ValueError of one line that names the class, the field and the value.
     """
     checked = dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(cls)
-    pydantics = checked.__init__
-
-    @wraps(pydantics)
-    def __init__(self: Any, *args: Any, **values: Any) -> None:
-        try:
-            pydantics(self, *args, **values)
-        except ValidationError as error:
-            raise ValueError(_in_one_line(error, checked)) from None
-
-    checked.__init__ = __init__
+    checked.__init__ = _told_in_one_line(checked.__init__, cls.__name__, [f.name for f in fields(checked)])
     return checked
 
 
-def _in_one_line(error: ValidationError, config: type) -> str:
+def exact_kinds(function: _Function) -> _Function:
+    """Hold the arguments of a function to its annotations, as `frozen_config` does for fields."""
+    checked = validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))(function)
+    told = _told_in_one_line(checked, function.__name__, list(signature(function).parameters))
+
+    @wraps(function)
+    def call(*args: Any, **values: Any) -> Any:
+        signature(function).bind(*args, **values)  # Python's own error where one is missing or unknown
+        return told(*args, **values)
+
+    return call
+
+
+def _told_in_one_line(checked: Callable, owner: str, names: list[str]) -> Callable:
+    @wraps(checked)
+    def call(*args: Any, **values: Any) -> Any:
+        try:
+            return checked(*args, **values)
+        except ValidationError as error:
+            if error.title != owner:  # of something else, within the function
+                raise
+            raise ValueError(_in_one_line(error, owner, names)) from None
+
+    return call
+
+
+def _in_one_line(error: ValidationError, owner: str, names: list[str]) -> str:
     """What is wrong with the first field that pydantic complains about."""
     first = error.errors()[0]
     field, value = first["loc"][0], first["input"]
+    if isinstance(field, int):  # an argument that was given by its place
+        field = names[field]
     if first["type"] == "unexpected_keyword_argument":
-        return unknown_name("field", field, [f.name for f in fields(config)], config.__name__)
+        return unknown_name("field", field, names, owner)
     if first["type"] == "literal_error" and len(first["loc"]) == 1:
-        return unknown_name(field, value, re.findall("'(.*?)'", first["ctx"]["expected"]), config.__name__)
+        return unknown_name(field, value, re.findall("'(.*?)'", first["ctx"]["expected"]), owner)
     # a field of several types, such as int | Literal["fresh"], has one complaint for each
-    wanted = [one["msg"].removeprefix("Input should be ") for one in error.errors() if one["loc"][0] == field]
-    return f"{config.__name__}: {field} is {brief(value)}; it should be {' or '.join(wanted)}."
+    same = [one for one in error.errors() if one["loc"][0] == first["loc"][0]]
+    wanted = [one["msg"].removeprefix("Input should be ") for one in same]
+    return f"{owner}: {field} is {brief(value)}; it should be {' or '.join(wanted)}."

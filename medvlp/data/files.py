@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from tqdm.auto import tqdm
 
-from medvlp.data.errors import unknown_name
+from medvlp.data.errors import unknown_name, visible
 
 DELIMITERS = ",;\t|"  # between the columns of a table
 BAR_SECONDS = 2  # before work on many files shows a bar
@@ -205,7 +205,7 @@ def on_disk(folder: Path, name: str) -> Path:
 
 def short(path: str | Path) -> str:
     """A path of a length that an error can show."""
-    text = printable(path)
+    text = visible(printable(path))
     return text if len(text) <= 400 else f"{text[:200]}...{text[-100:]}"
 
 

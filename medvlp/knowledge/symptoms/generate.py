@@ -16,13 +16,13 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PositiveInt, validate_call
+from pydantic import Field, PositiveInt
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
-from medvlp.data.errors import listed
+from medvlp.data.errors import exact_kinds, listed
 from medvlp.data.files import cache_folder, check_writable, sha256
 from medvlp.knowledge.symptoms.contact_sheet import ROWS, TILE, check_shown, contact_sheet
 from medvlp.knowledge.symptoms.one_class import OneClass, Run
@@ -34,7 +34,7 @@ from medvlp.knowledge.symptoms.sets import ClassRecord, SymptomRecord, SymptomSe
 __all__ = ["SymptomError", "generate_symptoms"]
 
 
-@validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+@exact_kinds
 def generate_symptoms(
     card: DataCard,
     client: Any,
