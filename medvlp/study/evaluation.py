@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -203,11 +204,20 @@ def predict_logits(
 
 @contextmanager
 def evaluating(method: Method) -> Iterator[None]:
-    """Evaluation mode without gradients inside the block; the method's own mode again after it."""
-    was_training = method.training
+    """Evaluation mode without gradients inside the block; the method's own mode again after it.
+
+    Text features that no image changes are computed once, when they are first asked for, and forgotten after
+    the block: in it the weights stay as they are.
+    """
+    was_training, of_texts = method.training, ("class_features", "symptom_features")
+    outermost = not method.conditional and not vars(method).keys() & set(of_texts)
     method.eval()
     try:
+        if outermost:
+            vars(method).update({name: cache(getattr(method, name)) for name in of_texts})
         with torch.no_grad():
             yield
     finally:
+        for name in of_texts if outermost else ():
+            vars(method).pop(name, None)
         method.train(was_training)

@@ -10,9 +10,14 @@ from sklearn import metrics as sk
 from torchvision.transforms.functional import pil_to_tensor
 
 from medvlp.methods.base import Method
+from medvlp.methods.registry import METHODS
 from medvlp.methods.zero_shot import ZeroShot
+from medvlp.study import evaluation
 from medvlp.study.evaluation import Report, evaluate, predict_logits
 from medvlp.study.metrics import METRICS
+from medvlp.study.prediction import predict
+from medvlp.study.training.config import TrainConfig
+from medvlp.study.training.fit import fit
 from tests.methods.small import make_card, make_set, set_of
 
 CARD = make_card()
@@ -139,6 +144,51 @@ def test_cached_features_give_the_logits_of_forward(clip, tmp_path):
     assert torch.allclose(logits, zero(images), atol=1e-4)
     report = evaluate(zero, data, n_bootstrap=5, cache_dir=tmp_path / "cache")
     assert list(report.per_image["predicted"]) == [CARD.classnames[y] for y in logits.argmax(1)]
+
+
+@pytest.fixture
+def readings(clip, monkeypatch) -> list:
+    """One entry each time the text tower reads; methods evaluate two images at once."""
+    encode_text, readings = clip.model.encode_text, []
+    counted = lambda *args, **options: readings.append(1) or encode_text(*args, **options)  # noqa: E731
+    monkeypatch.setattr(clip.model, "encode_text", counted)
+    monkeypatch.setattr(evaluation, "_FEATURES", 2)
+    monkeypatch.setattr(evaluation, "_IMAGES", 2)
+    return readings
+
+
+@pytest.mark.parametrize("name", ["CoOp", "ViP", "IVLP", "MaPLe"])
+def test_texts_are_encoded_once_an_evaluation(name, clip, readings, tmp_path):
+    method, data = METHODS[name](clip, CARD), make_set(CARD, [0, 1, 2, 1, 0], "test")
+    readings.clear()
+    logits = predict_logits(method, data, tmp_path)
+    assert len(readings) == 1
+    images = torch.stack([clip.preprocess(data.image(i)) for i in range(5)])
+    with torch.no_grad():
+        assert torch.allclose(logits, torch.cat([method(part) for part in images.split(2)]), atol=1e-6)
+        method.ctx += 1  # other weights, other texts
+    assert not torch.equal(predict_logits(method, data, tmp_path), logits)
+    method(images).sum().backward()
+    assert method.ctx.grad.any()
+
+    readings.clear()
+    assert len(predict(method, [data.image(i) for i in range(3)])) == 3  # ViP scores its symptoms, too
+    assert len(readings) == 1
+
+
+def test_texts_are_encoded_once_a_validation(clip, readings, tmp_path):
+    method, data = METHODS["CoOp"](clip, CARD), make_set(CARD, [0, 1, 2, 1, 0], "val")
+    readings.clear()
+    config = TrainConfig(epochs=3, batch_size=5, views=0)
+    fit(method, data, data, config, cache_dir=tmp_path, progress=False)
+    assert len(readings) == 3 * (1 + 1)  # a step and a validation each
+
+
+def test_texts_that_depend_on_the_image_are_encoded_for_each(clip, readings, tmp_path):
+    method = METHODS["CoCoOp"](clip, CARD)
+    readings.clear()
+    predict_logits(method, make_set(CARD, [0, 1, 2, 1, 0], "test"), tmp_path)
+    assert len(readings) == 3
 
 
 @pytest.mark.parametrize(
