@@ -142,7 +142,13 @@ def _over(defaults: dict[str, Any]) -> AfterValidator:
 
 
 class Source(Strict):
-    """Where the images come from; what every kind of source has.
+    """Where the images come from; what every kind of source has."""
+
+    how_to_get: str = ""
+
+
+class FilesSource(Source):
+    """Image files in `folder`; what folders and tables have in common.
 
     `group_pattern` is a regular expression with one group, searched in the file's name, then in its path
     within the data folder ("(p[0-9]+)/" finds a patient's folder): images with the same match (one patient)
@@ -150,7 +156,7 @@ class Source(Strict):
     `val_fraction` (of train) and `test_fraction` (of all) are used only where a split is missing.
     """
 
-    how_to_get: str = ""
+    folder: str = "."
     group_pattern: str | None = None
     val_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.2
@@ -181,7 +187,7 @@ class PhantomSource(Source):
     ] = {}
 
 
-class FolderSource(Source):
+class FolderSource(FilesSource):
     """A folder of class folders, or of split folders that hold class folders.
 
     `splits` maps each split to its folder under `folder`, None where that split must be made; where a
@@ -189,11 +195,10 @@ class FolderSource(Source):
     """
 
     kind: Literal["folder"]
-    folder: str = "."
     splits: Annotated[dict[Split, str | None], _over(dict.fromkeys(SPLITS))] = {s: s for s in SPLITS}
 
 
-class CsvSource(Source):
+class CsvSource(FilesSource):
     """A table with one image a row; `columns` names its path, label, split and group columns.
 
     Paths are relative to `folder`. The split and group columns may be None: not there. `file` is one table,
@@ -204,7 +209,6 @@ class CsvSource(Source):
     """
 
     kind: Literal["csv"]
-    folder: str = "."
     file: str | dict[Split, str] = "labels.csv"
     second_file: str | None = None
     columns: Annotated[

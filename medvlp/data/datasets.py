@@ -56,7 +56,7 @@ class Data:
         shared = self.record["groups_in_two_splits"]
         lines += [f"groups in both {pair}, as the data was given: {n}" for pair, n in shared.items()]
         if self.record.get("without_group"):
-            lines.append(f"the group_pattern finds nothing in {self.record['without_group']} name(s)")
+            lines.append(f"in no group, each image its own: {self.record['without_group']} image(s)")
         same = self.record.get("same_images", {}).items()
         lines += [f"the same image {why}: {len(ids)}; see record['same_images']" for why, ids in same if ids]
         others = ", ".join(f"{n} {why}" for why, n in self.record.get("other_rows", {}).items())
@@ -204,16 +204,19 @@ def _draw_phantoms(card: DataCard, seed: int, size: int) -> tuple[dict[str, Imag
 
 
 def _without_group(card: DataCard, parts: dict[str, ImageSet]) -> int:
-    """How many images are their own group although the card has a pattern; ValueError where all are."""
+    """How many images are their own group although the card says how to find groups.
+
+    ValueError where its pattern finds none. In a table's group column every image may be its own.
+    """
     names = [pair for images in parts.values() for pair in zip(images.ids, images.groups, strict=True)]
-    alone = sum(name == group for name, group in names) if card.source.group_pattern else 0
-    if names and alone == len(names):
+    alone = sum(name == group for name, group in names)
+    if names and alone == len(names) and card.source.group_pattern:
         raise ValueError(
             f"card {card.name!r}: the group_pattern {brief(card.source.group_pattern)} finds nothing in any "
             f"name or path, such as '{short(names[0][0])}'. Mend it; leave it out where each image is of "
             "another patient."
         )
-    return alone
+    return alone if alone < len(names) else 0
 
 
 def _readable(images: ImageSet, problems: Problems) -> ImageSet:

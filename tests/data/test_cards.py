@@ -372,6 +372,10 @@ BAD = {
         ten("folder}", "folder, group_pattern: 'p'}"),
         "must have exactly one (...) group, it has 0",
     ),
+    "group pattern where no files are": (
+        ten("folder}", "medmnist, flag: x, group_pattern: '(p)'}"),
+        "unknown field 'group_pattern'",
+    ),
     "YAML's no": (ten("name: pear", "name: no"), "class number 2, name: YAML reads an unquoted yes, no"),
     "field twice": (ten("title:", "title: x\ntitle:"), "the key 'title' is given twice"),
     "prose as a field": (ten("title:", "prose: x\ntitle:"), "unknown field 'prose'"),

@@ -279,10 +279,34 @@ def test_a_pattern_is_searched_in_the_name_then_in_the_path(tmp_path, kind):
     assert groups(r"^(.\d+)_")[1] == sorted(f"{'q' if i < 6 else 'r'}{i}" for i in range(12))
     data, some = groups(r"^(q\d+)_")
     assert data.record["without_group"] == 18 and len(some) == 6 + 18
-    assert "the group_pattern finds nothing in 18 name(s)" in repr(data)
+    assert "in no group, each image its own: 18 image(s)" in repr(data)
     data, _ = groups(r"(p\d+)/")
-    assert data.record["without_group"] == 0 and "group_pattern" not in repr(data)
+    assert data.record["without_group"] == 0 and "in no group" not in repr(data)
     card = card_of(kind=kind, group_pattern=r"^(patient\d+)")
     refused(
         r"group_pattern .*patient.* finds nothing in any name or path, such as '.*_x\.png'", card, tmp_path
     )
+
+
+def test_patients_with_a_folder_each_are_on_one_side(tmp_path):
+    for name, (kind, level) in {"benign": ("b", 30), "malignant": ("m", 200)}.items():
+        for i in range(36):
+            draw(tmp_path / f"{name}/patient{kind}{i // 3:02d}/img{i % 3}.jpg", level, i)
+    source = {"kind": "folder", "group_pattern": "(patient[a-z][0-9]+)"}
+    card = DataCard(name="n", title="N", modality="m", classes=["benign", "malignant"], source=source)
+    data = load_dataset(card, root=tmp_path)
+    patients = [set(images.groups) for images in data.splits.values()]
+    assert sum(map(len, patients)) == len(set.union(*patients)) == 24
+    assert data.record["groups_in_two_splits"] == {} and data.record["without_group"] == 0
+
+
+def test_images_to_which_a_table_gives_no_group_are_counted(tmp_path):
+    draw_classes(tmp_path)
+    names = [f"{name}/p{i // 2:03d}_{i}.png" for name in LEVELS for i in range(20)]
+    for with_group in (0, 56, 60):
+        groups = [f"g{i // 2}" if i < with_group else "" for i in range(60)]
+        rows = [f"{name},{name.split('/')[0]},{group}" for name, group in zip(names, groups, strict=True)]
+        (tmp_path / "labels.csv").write_text("\n".join(["path,label,group", *rows]))
+        data = load_dataset(card_of(kind="csv", columns={"group": "group"}), root=tmp_path)
+        assert data.record["without_group"] == (4 if with_group == 56 else 0)
+        assert ("in no group, each image its own: 4 image(s)" in repr(data)) == (with_group == 56)
