@@ -105,6 +105,7 @@ def load_dataset(
     on_error: str = "raise",
     download: bool = False,
     on_same_image: str = "tell",
+    test_only: bool = False,
 ) -> Data:
     """Load the train, validation and test images that a card describes. No image is decoded yet.
 
@@ -126,22 +127,30 @@ def load_dataset(
         download: fetch a missing MedMNIST file.
         on_same_image: "tell" of images that are the same, byte for byte, in two splits or under two labels
             (in `record["same_images"]` and where the data is printed), or "raise".
+        test_only: the images are for testing only, such as another site's with the card of the training
+            images: those that are marked as test, or all where nothing is marked; train and val are empty.
 
     Raises:
         FileNotFoundError: the images, or one that a table names, are not there.
         ValueError: unknown card or class, a label out of range, an empty split, too few images for the shots,
-            a group_pattern that finds nothing, the same image twice where that is to raise.
+            a group_pattern that finds nothing, the same image twice where that is to raise, shots of a data
+            set that is for testing only.
 
     Example:
         >>> import medvlp
         >>> data = medvlp.load_dataset("phantom-cxr", num_shots=4, seed=2)
         >>> data.train.counts, len(data.test)
         ({'normal lung': 4, 'pneumonia': 4}, 2000)
+        >>> shifted = medvlp.load_dataset("phantom-cxr-shifted", test_only=True)
+        >>> len(shifted.train), len(shifted.test)
+        (0, 2000)
     """
     check_kinds(load_dataset, locals())
     card = name_or_card_path if isinstance(name_or_card_path, DataCard) else load_card(name_or_card_path)
     problems, kind = Problems(on_error), card.source.kind
     check_choice("on_same_image", on_same_image, ("tell", "raise"))
+    if test_only and num_shots is not None:
+        raise ValueError("with test_only=True there are no training images to cut to num_shots.")
     if kind == "phantom":
         parts, notes = _draw_phantoms(card, seed, PHANTOM_SIZE if image_size is None else image_size)
     elif kind == "medmnist":
@@ -151,11 +160,11 @@ def load_dataset(
             f"card {card.name!r}: image_size is for phantoms and MedMNIST; files have their own size."
         )
     else:
-        parts, notes = read_files(card, root, problems)
-        if problems.skip and not parts["train"].pictures_missing:
+        parts, notes = read_files(card, root, problems, test_only)
+        if problems.skip and not parts["test" if test_only else "train"].pictures_missing:
             parts = {name: _readable(images, problems) for name, images in parts.items()}
-        notes["without_group"] = _without_group(card, parts)
-    parts, made = _all_splits(card, parts, seed)
+        notes["without_group"] = _without_group(card, parts, test_only)
+    parts, made = _test_alone(card, parts) if test_only else _all_splits(card, parts, seed)
     shared = _check_disjoint(parts, made)
     if num_shots is not None:
         parts["train"], parts["val"] = cut_to_shots(parts["train"], parts["val"], num_shots, seed)
@@ -185,10 +194,10 @@ def load_dataset(
 
 
 def read_files(
-    card: DataCard, root: str | Path | None, problems: Problems
+    card: DataCard, root: str | Path | None, problems: Problems, test_only: bool = False
 ) -> tuple[dict[str, ImageSet], dict]:
     """The image files of a card's folder or table, in the splits that are given there, and notes on them."""
-    return (read_folder if card.source.kind == "folder" else read_csv)(card, root, problems)
+    return (read_folder if card.source.kind == "folder" else read_csv)(card, root, problems, test_only)
 
 
 def _draw_phantoms(card: DataCard, seed: int, size: int) -> tuple[dict[str, ImageSet], dict]:
@@ -203,20 +212,22 @@ def _draw_phantoms(card: DataCard, seed: int, size: int) -> tuple[dict[str, Imag
     return parts, {"image_size": size}
 
 
-def _without_group(card: DataCard, parts: dict[str, ImageSet]) -> int:
+def _without_group(card: DataCard, parts: dict[str, ImageSet], test_only: bool) -> int:
     """How many images are their own group although the card says how to find groups.
 
-    ValueError where its pattern finds none. In a table's group column every image may be its own.
+    ValueError where its pattern finds none, if the images are to be split. In a table's group column every
+    image may be its own.
     """
     names = [pair for images in parts.values() for pair in zip(images.ids, images.groups, strict=True)]
-    alone = sum(name == group for name, group in names)
-    if names and alone == len(names) and card.source.group_pattern:
+    alone, pattern = sum(name == group for name, group in names), card.source.group_pattern
+    if alone < len(names):
+        return alone
+    if names and pattern and not test_only:
         raise ValueError(
-            f"card {card.name!r}: the group_pattern {brief(card.source.group_pattern)} finds nothing in any "
-            f"name or path, such as '{short(names[0][0])}'. Mend it; leave it out where each image is of "
-            "another patient."
+            f"card {card.name!r}: the group_pattern {brief(pattern)} finds nothing in any name or path, such "
+            f"as '{short(names[0][0])}'. Mend it; leave it out where each image is of another patient."
         )
-    return alone if alone < len(names) else 0
+    return alone if test_only and (pattern or getattr(card.source, "columns", {}).get("group")) else 0
 
 
 def _readable(images: ImageSet, problems: Problems) -> ImageSet:
@@ -241,9 +252,7 @@ def _all_splits(
 ) -> tuple[dict[str, ImageSet], dict[str, str]]:
     """The three splits, those that were missing made out of train; and how each came about."""
     made = dict.fromkeys(SPLITS, "given")
-    for name, images in parts.items():
-        if not len(images):
-            raise ValueError(f"card {card.name!r}: the {name} split is empty.")
+    _check_not_empty(card, parts)
     for name in [name for name in ("test", "val") if name not in parts]:
         pool, fraction = parts["train"], getattr(card.source, f"{name}_fraction")
         kept, held = split(pool.labels, pool.groups, fraction, seed, card.classnames)
@@ -256,6 +265,20 @@ def _all_splits(
         if not n:
             raise ValueError(f"card {card.name!r}: no image of class {brief(classname)} in the train split.")
     return {name: parts[name] for name in SPLITS}, made
+
+
+def _test_alone(card: DataCard, parts: dict[str, ImageSet]) -> tuple[dict[str, ImageSet], dict[str, str]]:
+    """The given test split and two that are empty; and how each came about."""
+    _check_not_empty(card, {"test": parts["test"]})
+    nothing = parts["test"].subset([])
+    parts = {name: replace(nothing, split=name) for name in ("train", "val")} | {"test": parts["test"]}
+    return parts, {"train": "empty: test_only", "val": "empty: test_only", "test": "given"}
+
+
+def _check_not_empty(card: DataCard, parts: dict[str, ImageSet]) -> None:
+    for name, images in parts.items():
+        if not len(images):
+            raise ValueError(f"card {card.name!r}: the {name} split is empty.")
 
 
 def _same_images(sets: list[ImageSet]) -> dict[str, list[list[str]]]:

@@ -12,7 +12,7 @@ import stat
 import tempfile
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -219,9 +219,12 @@ def table_is_there(file: Path) -> bool:
     return os.path.isfile(file) or os.path.isfile(f"{file}.gz")
 
 
-def read_table(file: Path, columns: dict[str, str | None]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_table(
+    file: Path, columns: dict[str, str | None], optional: Collection[str] = ()
+) -> Iterator[tuple[int, dict[str, str | None]]]:
     """Each row's line in the file and its values by role ("path", "label", ...), stripped.
 
+    None where there is no column for a role; of those in `columns` only the `optional` ones may be missing.
     Columns are parted by comma, semicolon, tab or |: by what the header has most of the columns with. What
     stands beyond the header's columns is the row's "too many"; commas at the end of a line are not. Without
     such a file FILE.gz will do.
@@ -238,14 +241,14 @@ def read_table(file: Path, columns: dict[str, str | None]) -> Iterator[tuple[int
         mark = max(DELIMITERS, key=lambda mark: len(set(headers[mark]) & set(wanted.values())))
         header = headers[mark]
         for role, column in wanted.items():
-            if column not in header:
+            if column not in header and role not in optional:
                 hint = unknown_name("column", column, header, where=str(file))
                 raise ValueError(f"{hint} Name the {role} column in the card.")
-        place = {role: header.index(column) for role, column in wanted.items()}
+        place = {role: header.index(column) for role, column in wanted.items() if column in header}
         for line, row in tables[mark]:
             values = {role: row[i] if i < len(row) else "" for role, i in place.items()}
             extra = ", ".join(filter(None, row[len(header) :]))
-            yield line, dict.fromkeys(columns, "") | values | {"too many": extra}
+            yield line, dict.fromkeys(columns) | values | {"too many": extra}
     except (OSError, UnicodeError, StopIteration, csv.Error) as error:
         reason = "it is empty" if isinstance(error, StopIteration) else error
         raise ValueError(f"cannot read the table {file}: {reason}. Save it as CSV in UTF-8.") from error

@@ -20,6 +20,7 @@ SPLIT_WORDS = {"training": "train", "train": "train", "testing": "test", "test":
 )
 # Folders with such names hold masks and other drawings, not images of a class.
 MASKS = re.compile(r"(?i)(mask|segmentation|annotation|label|overlay|contour|ground.?truth)s?$|^gts?$")
+TEST_ONLY = " If all of them are test images, as another site's may be, load them with test_only=True."
 PATTERN_SECONDS = 1.0  # for the card's group_pattern on one name: (a|aa)+$ may take for ever
 
 
@@ -68,13 +69,19 @@ def find_folder(card: DataCard, root: str | Path | None, fits: Callable[[Path], 
 
 
 def read_folder(
-    card: DataCard, root: str | Path | None, problems: Problems
+    card: DataCard, root: str | Path | None, problems: Problems, test_only: bool = False
 ) -> tuple[dict[str, ImageSet], dict]:
-    """Images in class folders, with or without split folders above them."""
+    """Images in class folders, with or without split folders above them.
+
+    With `test_only` those in the test folder, or all where there are no split folders.
+    """
     source = card.source
     says = "splits" in source.model_fields_set  # else the usual names of split folders are looked for
     split_of = {as_word(folder): split for split, folder in source.splits.items() if folder}
+    needed = split_of if says else {"train": "train"}
     split_of = split_of if says else SPLIT_WORDS
+    if test_only:
+        needed, split_of = {"test": "test"}, SPLIT_WORDS | split_of
     words = {as_word(word) for info in card.classes for word in info.words}
 
     def fits(folder: Path) -> bool:
@@ -104,16 +111,16 @@ def read_folder(
                 f"card {card.name!r}: {' and '.join(repr(path.name) for path in paths)} are both {split} "
                 f"folders in {base}. Rename one, or name in the card, under source, splits, which is meant."
             )
-    needed = split_of if says else {"train": "train"}
     missing = [name for name, split in needed.items() if split not in present]
     if present and missing:
         raise FileNotFoundError(
             f"card {card.name!r}: no split folder {brief(missing[0])} in {base}; it has "
-            f"{_listed(subfolders)}."
+            f"{_listed(subfolders)}.{TEST_ONLY if list(present) == ['test'] else ''}"
         )
+    present = {split: path for split, path in present.items() if not test_only or split == "test"}
     unused = [path for path in subfolders if path not in present.values()] if present else []
     parts, others = {}, Counter()
-    for split, folder in (present or {"train": base}).items():
+    for split, folder in (present or {"test" if test_only else "train": base}).items():
         walk = _Walk(base, split if present else None, problems)
         parts[split] = _read_class_folders(card, split, folder, walk)
         others += walk.others

@@ -10,18 +10,23 @@ import pandas as pd
 
 from medvlp.data.card_parts import SPLITS, Attribute, CsvSource
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import brief, unknown_name
+from medvlp.data.errors import brief, check_choice, unknown_name
 from medvlp.data.files import as_word, composed, on_disk, read_table, short, table_is_there
-from medvlp.data.folders import SPLIT_WORDS, Problems, find_folder, image_set
+from medvlp.data.folders import SPLIT_WORDS, TEST_ONLY, Problems, find_folder, image_set
 from medvlp.data.image_sets import ImageSet, Shipped, is_shipped
 
-Row = dict[str, str]  # a row's values by role: "path", "label", ..., "attribute granule colour", ...
+Row = dict[str, str | None]  # a row's values by role: "path", "label", ..., "attribute granule colour", ...
 Noted = dict[str, str | None]  # what an expert noted of one image, by attribute; None where nobody looked
 
 
-def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tuple[dict[str, ImageSet], dict]:
-    """Images listed in a table, or in one for each split. Rows are counted as lines: the header is line 1."""
-    source, needed = card.source, tables_of(card)
+def read_csv(
+    card: DataCard, root: str | Path | None, problems: Problems, test_only: bool = False
+) -> tuple[dict[str, ImageSet], dict]:
+    """Images listed in a table, or in one for each split. Rows are counted as lines: the header is line 1.
+
+    With `test_only` the table may lack the columns of split, group and attributes.
+    """
+    source, needed, first = card.source, tables_of(card, test_only), "test" if test_only else "train"
     tables = source.file if isinstance(source.file, dict) else {"": source.file}
     base = find_folder(
         card,
@@ -36,10 +41,13 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
     shipped = {base / name for name in Shipped.read(base).names} if is_shipped(base) else None
     columns = source.columns | {_role(attribute): attribute.column for attribute in card.attributes}
     columns |= {_which(column): column for column in source.rows}
+    optional = {"split", "group", *map(_role, card.attributes)} if test_only else set()
     seen: dict[str, set[str]] = {column: set() for column in source.rows}
     for split_of_table, name_of_table in tables.items():
         file = on_disk(base, name_of_table)
-        for number, row in read_table(file, columns):
+        if not table_is_there(file):
+            continue  # of a split that is not asked for
+        for number, row in read_table(file, columns, optional):
             name, where = row["path"], f"line {number} of {file}"
             path = on_disk(base, name)
             for column in source.rows:
@@ -51,7 +59,7 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
                 if row["too many"]:
                     raise ValueError(f"it has more values than the header, such as {brief(row['too many'])}.")
                 label = label_from(card, row["label"])
-                split = _split_name(row["split"]) if source.columns["split"] else split_of_table or "train"
+                split = split_of_table or first if row["split"] is None else _split_name(row["split"])
                 values = _noted(card, row)
             except ValueError as error:
                 problems.add(name, f"{where}: {error}")
@@ -65,7 +73,7 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
             else:
                 listed[path] = f"line {number}" if len(tables) == 1 else where
                 inside = path.relative_to(base) if path.is_relative_to(base) else path
-                rows[split].append((inside.as_posix(), label, composed(row["group"])))
+                rows[split].append((inside.as_posix(), label, composed(row["group"] or "")))
                 noted[split].append(values)
     for column, values in source.rows.items():
         for value in values:
@@ -74,12 +82,13 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
                 raise ValueError(
                     unknown_name(f"value of {brief(column)}", value, sorted(seen[column]), where)
                 )
-    if not rows["train"]:
-        raise ValueError(f"the table {on_disk(base, next(iter(tables.values())))} names no image for train.")
+    if not rows[first]:
+        table, advice = on_disk(base, needed[0]), TEST_ONLY if rows["test"] else ""
+        raise ValueError(f"the table {table} names no image for {first}.{advice}")
     parts = {split: image_set(card, split, base, rows[split]) for split in SPLITS if rows[split]}
     if card.attributes:
         parts = {split: _annotated(images, noted[split]) for split, images in parts.items()}
-    if source.second_file:
+    if source.second_file and table_is_there(on_disk(base, source.second_file)):
         again = _second_notes(card, base, listed.keys() | others.keys(), problems)
         for split, images in parts.items():
             paths = [Path(base, name) for name in images.store.names]
@@ -87,11 +96,15 @@ def read_csv(card: DataCard, root: str | Path | None, problems: Problems) -> tup
     return parts, {"other_rows": dict(Counter(others.values()).most_common())}
 
 
-def tables_of(card: DataCard) -> list[str]:
+def tables_of(card: DataCard, test_only: bool = False) -> list[str]:
     """The names of the tables that a card needs; [] for one that has none."""
     if not isinstance(card.source, CsvSource):
         return []
     file = card.source.file
+    if test_only:
+        file = {"test": file} if isinstance(file, str) else file
+        check_choice("table", "test", file, f"card {card.name!r}, source, file")
+        return [file["test"]]
     return [*(file.values() if isinstance(file, dict) else [file]), *filter(None, [card.source.second_file])]
 
 

@@ -1,6 +1,6 @@
 """How good a method is on a data set, with 95 % intervals."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.features import ImageLoader, image_features
 from medvlp.data.datasets import ImageSet
-from medvlp.data.errors import check_kinds
+from medvlp.data.errors import check_kinds, visible
 from medvlp.data.files import short
 from medvlp.data.html import Table, escaped, literal_block
 from medvlp.methods.base import Method
@@ -91,14 +91,33 @@ class Report:
         return literal_block(f"<p>{escaped(self._title())}</p>{self.metrics.round(3).to_html()}")
 
 
+class Reports(dict[str, Report]):
+    """Reports of one method on several data sets, by the names that `evaluate` was given for these."""
+
+    def table(self) -> pd.DataFrame:
+        """The tables of all reports side by side: index metric, columns (name, value), (name, low), ..."""
+        return pd.concat({name: Table(report.metrics) for name, report in self.items()}, axis=1)
+
+    def _titles(self) -> list[str]:
+        return [f"{name}: {report._title()}" for name, report in self.items()]
+
+    def __repr__(self) -> str:
+        """The tables under a line each that says of what."""
+        return "\n".join([*map(visible, self._titles()), self.table().round(3).to_string()])
+
+    def _repr_html_(self) -> str:
+        titles = "".join(f"<p>{escaped(title)}</p>" for title in self._titles())
+        return literal_block(titles + self.table().round(3).to_html())
+
+
 def evaluate(
     method: Method,
-    images: ImageSet,
+    images: ImageSet | Mapping[str, ImageSet],
     n_bootstrap: int = 1000,
     seed: int = 1,
     cache_dir: str | Path | None = None,
     num_workers: int | None = None,
-) -> Report:
+) -> Report | Reports:
     """Evaluate a method on a data set: `metrics.METRICS`, each with a 95 % percentile bootstrap interval.
 
     Resamples are of the data set's groups (patients, where the card has a rule, else single images), with
@@ -107,7 +126,8 @@ def evaluate(
 
     Args:
         method: A `Method`. If it `keeps_image_tower`, it is given the cached features of the images.
-        images: Images with labels, of the same classes as the method.
+        images: Images with labels, of the same classes as the method; several sets by names of your own,
+            such as {"internal": data.test, "external": other_site.test}, have a report each, in `Reports`.
         n_bootstrap: Number of resamples.
         seed: Of the resampling; the same seed gives the same intervals.
         cache_dir: Of the image features; by default the features' own.
@@ -128,11 +148,36 @@ def evaluate(
         >>> low, value, high = report.table().loc["accuracy", ["low", "value", "high"]]
         >>> bool(low < value < high)
         True
+        >>> sites = {}
+        >>> for site in ("phantom-derm", "phantom-derm-shifted"):
+        ...     sites[site] = medvlp.load_dataset(site, test_only=True).test.subset(range(60))
+        >>> reports = medvlp.evaluate(medvlp.ZeroShot(clip, data.card), sites)
+        >>> reports.table().loc["ECE"].index.tolist()[:3]
+        [('phantom-derm', 'value'), ('phantom-derm', 'low'), ('phantom-derm', 'high')]
+        >>> len(reports["phantom-derm-shifted"].per_image)
+        60
     """
     check_kinds(evaluate, locals())
-    images.check(method.card, type(method).__name__)
     if n_bootstrap < 1:
         raise ValueError(f"n_bootstrap is {n_bootstrap}; an interval needs resamples, such as 1000.")
+    sets = images if isinstance(images, Mapping) else {"": images}
+    for one in sets.values():
+        one.check(method.card, type(method).__name__)
+    reports = {
+        name: _evaluate(method, one, n_bootstrap, seed, cache_dir, num_workers) for name, one in sets.items()
+    }
+    return Reports(reports) if isinstance(images, Mapping) else reports[""]
+
+
+def _evaluate(
+    method: Method,
+    images: ImageSet,
+    n_bootstrap: int,
+    seed: int,
+    cache_dir: str | Path | None,
+    num_workers: int | None,
+) -> Report:
+    """The report of one data set."""
     labels, names = images.labels.cpu().numpy(), method.card.classnames  # (N,)
     logits = predict_logits(method, images, cache_dir, num_workers=num_workers)  # (N, n_cls)
     bad = (~torch.isfinite(logits)).any(dim=1).nonzero().flatten().tolist()

@@ -113,6 +113,31 @@ def test_the_report_shows_its_table_and_says_of_what(noisy):
     assert shown == report._repr_html_()
 
 
+def test_several_sets_have_their_reports_side_by_side():
+    sites = {
+        "internal": written([0, 1, 2] * 4, [[9, 1, 1], [1, 9, 1], [1, 1, 9]] * 4),
+        "$x$ <b>": written([0, 1, 2] * 4, [[9, 1, 1]] * 12),
+    }
+    reports = evaluate(Reader(), sites, n_bootstrap=50)
+    assert list(reports) == list(sites)
+    table = reports.table()
+    assert list(table.columns) == [(name, end) for name in sites for end in ("value", "low", "high")]
+    assert list(table.index) == list(METRICS)
+    for name, images in sites.items():
+        alone = evaluate(Reader(), images, n_bootstrap=50)
+        pd.testing.assert_frame_equal(pd.DataFrame(table[name]), pd.DataFrame(alone.table()))
+        pd.testing.assert_frame_equal(reports[name].per_image, alone.per_image)
+    assert table.loc["accuracy", ("internal", "value")] == 1
+    assert table.loc["ECE", ("$x$ <b>", "value")] == pytest.approx(2 / 3, abs=0.01)  # sure, and wrong
+    lines = repr(reports).splitlines()
+    assert lines[0].startswith("internal: Reader on lesions, test: 12 images; 95 % intervals from 50")
+    assert lines[1].startswith("$x$ <b>: Reader on") and "ECE" in lines[-1]
+    html = reports._repr_html_()
+    assert "tex2jax_ignore" in html and "<b>" not in html and "$x$ &lt;b&gt;: Reader" in html
+    with pytest.raises(TypeError, match="images is"):
+        evaluate(Reader(), {"internal": "a folder"})
+
+
 def test_the_seed_decides_the_intervals():
     data = written([0, 1, 2] * 8, [[5, 5.3, 5]] * 12 + [[5, 5, 5.5]] * 12)
     once, again, other = (evaluate(Reader(), data, n_bootstrap=100, seed=seed).table() for seed in (1, 1, 2))
