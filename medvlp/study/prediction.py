@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from medvlp.data.errors import check_kinds, visible
+from medvlp.data.html import Table
 from medvlp.data.images import ImageError, image_suffixes, read_image
 from medvlp.methods.base import Method
 from medvlp.methods.zero_shot import score_table
@@ -32,6 +34,7 @@ class Prediction:
 
     probabilities: pd.Series  # by classname, in label order
     symptom_scores: pd.DataFrame | None  # classname, symptom, score
+    id: str = ""  # the file's path, its name where a folder or upload was given; pixels have none
 
     @property
     def classname(self) -> str:
@@ -44,7 +47,20 @@ class Prediction:
         return visible(f"Prediction({self.classname!r}: {listed})")
 
 
-def predict(method: Method, image: Any) -> Prediction | list[Prediction]:
+class Predictions(list[Prediction]):
+    """The predictions of several images, in order."""
+
+    def table(self) -> pd.DataFrame:
+        """One row an image: id, predicted, confidence, and P(classname) for each class, as in a report."""
+        rows = [
+            {"id": one.id, "predicted": one.classname, "confidence": one.probabilities.max()}
+            | {f"P({name})": p for name, p in one.probabilities.items()}
+            for one in self
+        ]
+        return Table(rows)
+
+
+def predict(method: Method, image: Any) -> Prediction | Predictions:
     """Classify an image, or several, as `method` sees them: not a diagnosis.
 
     Args:
@@ -56,7 +72,8 @@ def predict(method: Method, image: Any) -> Prediction | list[Prediction]:
             `medvlp.data.images.read_image` says.
 
     Returns:
-        The prediction; of several images a list of them, in order.
+        The prediction; of several images a list of them, in order, whose `table()` can be saved:
+        `predict(method, "folder").table().to_csv("predictions.csv", index=False)`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -73,22 +90,25 @@ def predict(method: Method, image: Any) -> Prediction | list[Prediction]:
         >>> one, other = medvlp.predict(zero, [image, np.asarray(image)])
         >>> bool((one.probabilities == other.probabilities).all())
         True
+        >>> medvlp.predict(zero, [image] * 3).table().columns.tolist()
+        ['id', 'predicted', 'confidence', 'P(melanoma)', 'P(nevus)']
     """
     check_kinds(predict, {"method": method})
     several = _several(image)
     with evaluating(method):
         if several is None:
-            return _predict(method, image)
-        return [_predict(method, one) for one in several]
+            return _predict(method, image, _name(image))
+        bar = tqdm(several, desc="predict", unit="image", leave=False, delay=2)
+        return Predictions(_predict(method, one, name) for name, one in bar)
 
 
-def _several(images: Any) -> list | None:
-    """The images of a list, a folder or an upload; None where it is one image."""
+def _several(images: Any) -> list[tuple[str, Any]] | None:
+    """The images of a list, a folder or an upload, each with its name; None where it is one image."""
     if isinstance(images, list | tuple):
-        return list(images)
+        return [(_name(image), image) for image in images]
     uploads = images.values() if isinstance(images, Mapping) else [None]
     if all(isinstance(upload, Mapping) for upload in uploads):  # ipywidgets 7: uploads by file name
-        return [{"name": name, **upload} for name, upload in images.items()]
+        return [(name, upload) for name, upload in images.items()]
     if not isinstance(images, str | os.PathLike) or not os.path.isdir(images):
         return None
     suffixes = image_suffixes()
@@ -96,13 +116,20 @@ def _several(images: Any) -> list | None:
     files = sorted(path for path in files if path.suffix.lower() in suffixes)
     if not files:
         raise ImageError(f"there are no images in the folder {images}.")
-    return files
+    return [(path.name, path) for path in files]
 
 
-def _predict(method: Method, image: Any) -> Prediction:
+def _name(image: Any) -> str:
+    """What a file or an upload is called; nothing for pixels."""
+    if isinstance(image, Mapping):
+        return image.get("name", "")
+    return str(image) if isinstance(image, str | os.PathLike) else ""
+
+
+def _predict(method: Method, image: Any, name: str) -> Prediction:
     if isinstance(image, Mapping) and "content" in image:  # an upload
-        image, name = BytesIO(image["content"]), image.get("name", "of an upload")
-        image.name = name
+        image = BytesIO(image["content"])
+        image.name = name or "of an upload"
     clip = method.clip
     pixels = clip.preprocess(read_image(image))[None].to(clip.device)  # (1, 3, H, W)
     symptom_scores = None
@@ -112,7 +139,7 @@ def _predict(method: Method, image: Any) -> Prediction:
         features = method.image_features(pixels)  # (1, D)
         logits = method.logits_from_features(features)
         symptom_scores = score_table(method.symptom_scores(features), method.symptoms)
-    return Prediction(class_probabilities(method, logits), symptom_scores)
+    return Prediction(class_probabilities(method, logits), symptom_scores, visible(name))
 
 
 def class_probabilities(method: Method, logits: Tensor) -> pd.Series:

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -123,6 +124,26 @@ def test_one_image_in_all_that_people_have(clip, tmp_path):
     expected = predict(zero, ways["a path"]).probabilities
     for name, image in ways.items():
         assert predict(zero, image).probabilities.equals(expected), name
+
+
+def test_a_folder_without_labels_becomes_a_table(clip, tmp_path):
+    zero, folder = ZeroShot(clip, CARD), tmp_path / "new"
+    folder.mkdir()
+    for name, pixels in {"b.png": PIXELS, "a, 1.jpg": PIXELS[::-1].copy()}.items():
+        Image.fromarray(pixels).save(folder / name)
+    predict(zero, folder).table().to_csv(tmp_path / "predictions.csv", index=False)
+    table = pd.read_csv(tmp_path / "predictions.csv")
+    assert table["id"].tolist() == ["a, 1.jpg", "b.png"]
+    for row in table.to_dict("records"):
+        alone = predict(zero, folder / row["id"])
+        assert row["predicted"] == alone.classname and alone.id == str(folder / row["id"])
+        assert row["confidence"] == pytest.approx(alone.probabilities.max(), rel=1e-12)
+        probabilities = [row[f"P({classname})"] for classname in CARD.classnames]
+        assert probabilities == pytest.approx(alone.probabilities.tolist(), rel=1e-12)
+    upload = {"name": "up.png", "content": (folder / "b.png").read_bytes()}
+    mixed = predict(zero, [folder / "b.png", PIXELS, upload]).table()
+    assert mixed["id"].tolist() == [str(folder / "b.png"), "", "up.png"]
+    assert len(predict(zero, []).table()) == 0
 
 
 def test_several_images_in_all_that_people_have(clip, tmp_path):
