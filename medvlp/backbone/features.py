@@ -1,8 +1,9 @@
 """Image features of a frozen CLIP, computed once and kept on disk.
 
-A cache file is named by what its numbers depend on: the clip's fingerprint (weights, architecture,
-preprocessing), the data set's fingerprint (which images, in which order) and the view. The same facts stand
-in the file.
+Features are kept image by image: in a folder for each clip (its fingerprint: weights, architecture,
+preprocessing) and view, by the hash of the image's content; those of random views also by the image's id,
+which they are drawn by. So a set with other images among them, another split or a fold computes the new ones
+only, and what is stopped goes on where it was.
 
 Of images that are not here the features are those that the package ships: see
 `medvlp.data.image_sets.Shipped`. `python -m medvlp.backbone.features CARD CLIP ROOT` writes them where the
@@ -13,8 +14,9 @@ import gzip
 import json
 import multiprocessing
 import os
-import warnings
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,11 +40,11 @@ from medvlp.data.files import atomic_write, cache_folder, check_writable, file_h
 from medvlp.data.folders import Problems
 from medvlp.data.image_sets import FEATURES, SHIPPED_KIND, Shipped, shipped_path
 from medvlp.data.tables import tables_of
-from medvlp.data.tensor_files import read_tensors, write_tensors
+from medvlp.data.tensor_files import Blocks, write_tensors
 
-KIND = "medvlp image features"
-VERSION = "2"  # of the file's layout and of how views are drawn
+VERSION = "3"  # of the files' layout and of how views are drawn
 CROP = 0.08  # the smallest part of the image's area that a random view keeps, as in most papers' recipes
+AT_MOST, SECONDS = 256, 1  # images that are encoded, and time that goes by, before features are written
 
 
 @dataclass
@@ -70,7 +72,7 @@ def image_features(
     Args:
         clip: the frozen model.
         images: An `ImageSet`, or anything with `fingerprint`, `ids`, `labels`, `with_transform(transform)`
-            and `[i] -> (image, label)`.
+            and `[i] -> (image, label)`; without `hashes` features are kept for this set alone.
         view: None for the model's own preprocessing; a number for one random view of each image (random
             resized crop, bicubic, and flip). A view depends on its number and the image's id alone.
         cache_dir: default: the environment's MEDVLP_CACHE, or ~/.cache/medvlp.
@@ -81,8 +83,10 @@ def image_features(
         crop: the smallest part of an image's area that a random view keeps.
         flip: whether random views are mirrored, half of them.
 
+    Features are written while they are computed. After an error all that were computed are kept.
+
     Raises:
-        ValueError: an empty data set, or an image whose features are not finite.
+        ValueError: an empty data set, or an image that is broken or whose features are not finite.
         OSError: a cache folder that cannot be written; found before anything is computed.
         FileNotFoundError: images that are not here, and a clip or a view whose features are not shipped.
 
@@ -107,23 +111,29 @@ def image_features(
     usual = view is None or (crop, flip) == (CROP, True)
     facts = {
         "version": VERSION,
-        "clip": clip.name,
         "clip_fingerprint": clip.fingerprint,
-        "data_fingerprint": images.fingerprint,
         "view": ("evaluation" if view is None else str(view)) + ("" if usual else f", {crop=}, {flip=}"),
-        "ids": sha256(*images.ids),
-        "shape": f"{len(images.ids)} x {clip.embed_dim}",
     }
     base = Path(cache_dir).expanduser() if cache_dir else cache_folder()
+    folder = base / "features" / sha256(json.dumps(facts, sort_keys=True))
     # what the clip is called changes nothing
-    name = sha256(json.dumps(facts | {"clip": None}, sort_keys=True))
-    path = base / "features" / f"{name}.safetensors"
-    features = _read(path, facts)  # (N, D)
-    if features is None:
-        check_writable(path.parent, "the feature cache (MEDVLP_CACHE says where)")
-        features = _encode(clip, images, view, batch_size, num_workers, progress, crop, flip)
-        write_tensors(path, {"features": features}, KIND, facts)
-    return Features(features, labels, ids)
+    blocks = Blocks(folder, "feature cache", facts | {"clip": clip.name}, same=facts)
+    hashes = getattr(images, "hashes", None) or [f"{images.fingerprint} {i}" for i in range(len(ids))]
+    keys = [sha256(*key) for key in (zip(hashes) if view is None else zip(hashes, ids, strict=True))]
+    features = blocks.read(keys)  # {key: (D,)}
+    missing = {key: i for i, key in reversed([*enumerate(keys)]) if key not in features}
+    if missing:
+        check_writable(folder, "the feature cache (MEDVLP_CACHE says where)")
+        rows = sorted(missing.values())  # of images that are the same the first
+        encoded = _encode(clip, images, rows, view, batch_size, num_workers, progress, crop, flip)
+        features |= _keep(blocks, keys, encoded)
+    broken = [i for i, key in enumerate(keys) if key not in features]
+    if broken:
+        raise ValueError(
+            f"the features of {len(broken)} images are not finite, the first '{short(ids[broken[0]])}'; look "
+            "at that image, or load the clip with precision='fp32'."
+        )
+    return Features(torch.stack([features[key] for key in keys]), labels, ids)
 
 
 def training_features(
@@ -266,51 +276,61 @@ def _arrays(items: Sequence[tuple[Tensor, int]]) -> tuple[np.ndarray, np.ndarray
     return torch.stack(images).numpy(), np.array(labels)
 
 
-def _read(path: Path, facts: dict[str, str]) -> Tensor | None:
-    """The features in `path`, (N, D); None where there is no file, or, with a warning, a damaged one."""
-    if not os.path.exists(path):
-        return None
+def _keep(
+    blocks: Blocks, keys: Sequence[str], encoded: Iterable[tuple[list[int], Tensor]]
+) -> dict[str, Tensor]:
+    """Write features as they come; those that are finite, by key, also where the rest cannot be computed."""
+    features, unwritten, written_at = {}, {}, time.monotonic()
     try:
-        tensors, stored = read_tensors(path, KIND, "a cache of image features")
-        different = [key for key in facts if key != "clip" and stored.get(key) != facts[key]]
-        if not different:
-            return tensors["features"]
-        problem = f"its {', '.join(different)} differ"
-    except ValueError as error:
-        problem = str(error)
-    warnings.warn(f"damaged feature cache {path} is computed again: {problem}", stacklevel=3)
-    return None
+        for rows, batch in encoded:  # (B,), (B, D)
+            finite = batch.isfinite().all(dim=1).tolist()
+            unwritten |= {keys[i]: f for i, f, good in zip(rows, batch, finite, strict=True) if good}
+            if len(unwritten) >= AT_MOST or time.monotonic() > written_at + SECONDS:
+                features |= unwritten
+                blocks.write(unwritten)
+                unwritten, written_at = {}, time.monotonic()
+    finally:
+        if unwritten:
+            blocks.write(unwritten)
+    return features | unwritten
 
 
 def _encode(
     clip: Clip,
     images: Any,
+    rows: Sequence[int],
     view: int | None,
     batch_size: int,
     num_workers: int | None,
     progress: bool,
     crop: float,
     flip: bool,
-) -> Tensor:
-    """Normalised features (N, D) on the CPU, in the data set's order."""
-    workers = default_workers(len(images.ids), batch_size) if num_workers is None else num_workers
-    loader = ImageLoader.in_order(clip, images, batch_size, workers, view, crop, flip)
-    features = torch.empty(len(images.ids), clip.embed_dim)  # (N, D)
-    done = 0
-    with tqdm(total=len(features), desc="image features", unit="image", delay=2, disable=not progress) as bar:
-        for batch, _ in loader:  # (B, 3, S, S)
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Numbers of images and their normalised features, (B, D) on the CPU, a batch at a time.
+
+    Of a batch with an image that cannot be read the others come one by one before the error.
+    """
+    workers = default_workers(len(rows), batch_size) if num_workers is None else num_workers
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+    def encoded(batches: Sequence[Sequence[int]], workers: int) -> Iterator[Tensor]:
+        items = [[(i, view) for i in batch] for batch in batches]
+        for pixels, _ in ImageLoader(clip, images, items, workers, crop=crop, flip=flip):  # (B, 3, S, S)
             with torch.no_grad():
-                features[done : done + len(batch)] = clip.encode_images(batch).cpu()
-            done += len(batch)
-            bar.update(len(batch))
-    broken = (~features.isfinite().all(dim=1)).nonzero().flatten()
-    if len(broken):
-        raise ValueError(
-            f"the features of {len(broken)} images are not finite, the first "
-            f"'{short(images.ids[int(broken[0])])}'; look at that image, or load the clip with "
-            "precision='fp32'."
-        )
-    return features
+                features = clip.encode_images(pixels).cpu()
+            yield features
+
+    left = iter(batches)
+    with tqdm(total=len(rows), desc="image features", unit="image", delay=2, disable=not progress) as bar:
+        try:
+            for features in encoded(batches, workers):
+                yield next(left), features
+                bar.update(len(features))
+        except (OSError, ValueError):
+            for i in next(left, []):
+                with suppress(OSError, ValueError):
+                    yield [i], next(encoded([[i]], 0))
+            raise
 
 
 def default_workers(n_images: int, batch_size: int) -> int:

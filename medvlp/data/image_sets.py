@@ -2,8 +2,9 @@
 
 The images themselves lie in a store: files, an array, phantoms that are rendered when looked at, or, where
 the images are not here, what the package ships of them. Every store has `image(i)`, `take(rows)` (the store
-of these rows only), `content()`, a hash that changes when an image changes, and `looks`: functions of rows
-that give what is compared to know whether images are the same, the cheapest first. None is like nothing.
+of these rows only), `hashes`, one of each image's content, `content()`, a hash that changes when an image
+changes, and `looks`: functions of rows that give what is compared to know whether images are the same, the
+cheapest first. None is like nothing.
 """
 
 import copy
@@ -53,14 +54,19 @@ class Files:
         """These files only."""
         return Files(self.folder, [self.names[i] for i in rows])
 
-    def content(self) -> str:
-        """Hash of what is in the files; of one that is unchanged since it was last read, as it was then."""
+    @property
+    def hashes(self) -> list[str]:
+        """Of what is in each file; of one that is unchanged since it was last read, as it was then."""
         try:
-            return sha256(*file_hashes(self.folder, self.names))
+            return file_hashes(self.folder, self.names)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"there is no image file {error.filename}.") from error
         except OSError as error:
             raise ImageError(f"cannot read image {error.filename}: {error.strerror}.") from error
+
+    def content(self) -> str:
+        """Hash of what is in the files."""
+        return sha256(*self.hashes)
 
     @property
     def looks(self) -> Looks:
@@ -108,6 +114,12 @@ class Pixels:
         """These rows only, of the same array."""
         return Pixels(self.array, self.rows[rows])
 
+    @property
+    def hashes(self) -> list[str]:
+        """Of each image's shape and pixels."""
+        shape = str(self.array.shape[1:])
+        return [sha256(shape, self.array[row].tobytes()) for row in self.rows]
+
     def content(self) -> str:
         """Hash of the pixels."""
         digest = hashlib.sha256(str(self.array.shape[1:]).encode())
@@ -121,7 +133,7 @@ class Pixels:
         middle = self.array.shape[1] // 2
         return (
             lambda rows: [self.array[self.rows[i], middle].tobytes() for i in rows],
-            lambda rows: [sha256(self.array[self.rows[i]].tobytes()) for i in rows],
+            lambda rows: self.take(np.asarray(rows, dtype=int)).hashes,
         )
 
 
@@ -151,6 +163,11 @@ class Rendered:
     def looks(self) -> Looks:
         """The seeds, which no two phantoms share."""
         return (lambda rows: [int(self.latents.seeds[i]) for i in rows],)
+
+    @property
+    def hashes(self) -> list[str]:
+        """Of what each image follows from: `content` of it alone."""
+        return [self.take(np.array([i])).content() for i in range(len(self.latents))]
 
     def content(self) -> str:
         """Hash of what the images follow from: the way of drawing, the world, the size and the latents.
@@ -376,6 +393,11 @@ class ImageSet(Dataset):
                 f"image '{short(self.ids[i])}' of {where} has label {int(self.labels[i])}, outside the "
                 f"card's classes, 0 to {len(classnames) - 1}: {listed(classnames)}."
             )
+
+    @cached_property
+    def hashes(self) -> list[str]:
+        """A hash of each image's content, whatever it is called: its features are kept by it."""
+        return self.store.hashes
 
     @cached_property
     def fingerprint(self) -> str:

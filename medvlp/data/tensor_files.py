@@ -3,9 +3,15 @@
 Saved methods, checkpoints, cached image features and LLM representations are such files. safetensors keeps
 text beside its tensors: here the file's kind, one JSON object, `facts`, and a checksum over facts and
 tensors, because safetensors itself notices a file cut short, but not a changed byte.
+
+`Blocks` are many such files in a folder, to which rows are added as they are computed.
 """
 
 import json
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,80 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from medvlp.data.files import atomic_write, check_readable, sha256
+
+FULL = 2**20  # bytes of a file that is not merged with others
+KEY = 32  # bytes of a key, a SHA-256
+
+
+@dataclass
+class Blocks:
+    """Rows (D,) by key, in files of many rows, each with its rows' keys, the facts and a checksum.
+
+    A process that is killed loses what it has not written, several may work at once: files are named by
+    their keys and never changed, and small ones go only when a larger one has their rows.
+
+    Attributes:
+        folder: Of these rows alone.
+        what: What the files are, in a few words: their kind, and their name in warnings.
+        facts: What holds of all rows, as plain JSON.
+        same: The names of the facts that must be the same in every file.
+    """
+
+    folder: Path
+    what: str
+    facts: dict[str, Any]
+    same: Iterable[str]
+
+    def read(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """The rows that are there; files without them are not read. A damaged file goes, with a warning."""
+        wanted, rows, seen = set(keys), {}, set()
+        while new := set(self.folder.glob("*.safetensors")) - seen:  # files may be merged while we read
+            for path in sorted(new):
+                rows |= self._rows(path, wanted)
+            seen |= new
+        return rows
+
+    def write(self, rows: Mapping[str, Tensor]) -> None:
+        """Add rows: one file of these and of all that stand in small files."""
+        merged = []
+        for path in self.folder.glob("*.safetensors"):
+            with suppress(FileNotFoundError):  # merged by another process
+                if path.stat().st_size < FULL:
+                    merged.append(path)
+                    rows = self._rows(path) | rows
+        raw = bytearray.fromhex("".join(rows))
+        keys = torch.frombuffer(raw, dtype=torch.uint8).reshape(-1, KEY)  # (N, KEY)
+        whole = self.folder / f"{sha256(*sorted(rows))}.safetensors"
+        tensors = {"keys": keys, "rows": torch.stack(list(rows.values()))}  # rows (N, D)
+        write_tensors(whole, tensors, self.what, self.facts)
+        for path in merged:
+            if path != whole:
+                path.unlink(missing_ok=True)
+
+    def _rows(self, path: Path, wanted: set[str] | None = None) -> dict[str, Tensor]:
+        """The wanted rows of a file, by default all; none where it is gone or, with a warning, damaged."""
+        try:
+            with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
+                if wanted is not None and wanted.isdisjoint(_keys(file.get_tensor("keys"))):
+                    return {}
+            tensors, facts = read_tensors(path, self.what, f"a {self.what}")
+            different = [name for name in self.same if facts.get(name) != self.facts[name]]
+            if different:
+                raise ValueError(f"its {', '.join(different)} differ")
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            warnings.warn(f"damaged {self.what} {path} is computed again: {error}", stacklevel=4)
+            with suppress(OSError):
+                path.unlink()
+            return {}
+        rows = zip(_keys(tensors["keys"]), tensors["rows"].unbind(), strict=True)
+        return {key: row.clone() for key, row in rows if wanted is None or key in wanted}
+
+
+def _keys(tensor: Tensor) -> list[str]:
+    raw = tensor.numpy().tobytes()
+    return [raw[i : i + KEY].hex() for i in range(0, len(raw), KEY)]
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], kind: str, facts: dict[str, Any]) -> None:

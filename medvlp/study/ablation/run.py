@@ -19,6 +19,7 @@ from medvlp.backbone.features import image_features
 from medvlp.backbone.sources import random_turn
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
+from medvlp.data.files import sha256
 from medvlp.methods.base import Method, learned_parameters
 from medvlp.study.ablation.plan import Run
 from medvlp.study.ablation.store import DONE, FAILED, RunStore, pack, unpack
@@ -56,7 +57,8 @@ class Workshop:
             return
         config = config or TrainConfig(views=0)
         how = {"progress": self.progress, "crop": config.crop, "flip": config.flip}
-        with self.store.lock(f"features-{images.fingerprint[:16]}", wait=True):
+        of_images = sha256(method.clip.fingerprint, images.card.name)  # two sets of these may share some
+        with self.store.lock(f"features-{of_images[:16]}", wait=True):
             for view in range(config.views) or [None]:
                 image_features(method.clip, images, view, self.cache_dir, **how)
 
