@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from medvlp.data.cards import load_card
 from medvlp.data.datasets import load_dataset
+from medvlp.data.files import sha256
+from medvlp.data.image_sets import Files, ImageSet, Pixels, Shipped
 
 TWO = ["severe retinopathy", "mild retinopathy"]  # labels 3 and 1 of the whole card
 
@@ -46,3 +49,31 @@ def test_data_of_some_classes_are_their_three_splits(data):
 def test_a_class_without_images_is_refused(data):
     with pytest.raises(ValueError, match="unknown class 'melanoma' in card 'phantom-fundus'"):
         data.train.of_classes(load_card("phantom-derm"))
+
+
+def test_each_image_has_a_hash_of_its_content_alone(data, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    pixels[4] = pixels[1]
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    names = [f"{i}.png" for i in range(6)]
+    files = Files(tmp_path, names)
+    shipped = Shipped(tmp_path, names, files.hashes, "tiny", "")
+    assert files.content() == shipped.content() == sha256(*files.hashes)
+    labels = torch.zeros(6, dtype=torch.long)
+    for store in (files, shipped, Pixels(pixels, np.arange(6))):
+        images = ImageSet(data.card, "train", names, labels, names, store)
+        assert [images.hashes.index(one) for one in images.hashes] == [0, 1, 2, 3, 1, 5]
+        assert images.subset([5, 2]).hashes == [images.hashes[i] for i in (5, 2)]
+        assert images.with_transform(np.asarray).hashes == images.hashes
+    assert Pixels(pixels.reshape(6, 4, 16, 3), np.arange(6)).hashes[0] != images.hashes[0]
+
+
+def test_phantoms_are_known_by_what_they_are_made_of(data):
+    images = data.train
+    assert len(set(images.hashes)) == len(images)
+    other = data.train.of_classes(data.card.with_classes(TWO))  # other labels, the same phantoms
+    assert set(other.hashes) < set(images.hashes)
+    assert images.subset([3, 0]).hashes == [images.hashes[i] for i in (3, 0)]
+    changed = type(images.store)(images.world, images.latents.flip(0), images.store.size)
+    assert set(changed.hashes).isdisjoint(images.hashes)
