@@ -19,7 +19,7 @@ from medvlp.data.cards import DataCard
 from medvlp.data.errors import brief, check_choice
 from medvlp.data.files import sha256
 
-VERSION = "3"  # of the checks and of what is read in a reply
+VERSION = "4"  # of the checks and of what is read in a reply
 N_CTX = 4  # learned vectors that ViP puts before a phrase
 LONGEST_WORD = 25  # letters, on average
 MARKUP = "<>{}[]|\\`*"
@@ -27,6 +27,11 @@ ARTICLES = {"a", "an", "the"}
 ADDRESS = re.compile(r"\bhttps?:|\bwww\.|[\w-]\.(?:com|org|net|edu|gov|io)\b|\w@\w", re.IGNORECASE)
 SPOKEN = re.compile(  # "I" is also a number: a type I lesion
     r"\b(?i:we|you|your|let me)\b|(?<!type )(?<!types )(?<!grade )(?<!stage )(?<!class )(?<!zone )\bI\b(?!-)"
+)
+DENIED = re.compile(
+    r"\b(?:without|no|not|none|never|neither|nor|absent|absence of|lack(?:s|ing)?|devoid of)\b"
+    r"|\bfree (?:of|from)\b|-free\b",
+    re.IGNORECASE,
 )
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")  # scripts
 
@@ -46,6 +51,9 @@ class Verdict:
 
 class PhraseChecker:
     """Checks phrases for the classes of a card.
+
+    A contrastive model learns what is named and hardly what is denied: "a clear brown surface without blue"
+    is near to blue images. So a phrase says what is seen, not what is absent.
 
     Args:
         card: Its class names and aliases may not stand in a phrase.
@@ -139,6 +147,9 @@ class PhraseChecker:
         for term, written in self._nonvisual.items():
             if f" {term} " in f" {words} ":
                 return f"not visual: {brief(written)} cannot be seen in an image"
+        if denied := DENIED.search(phrase):
+            said = denied[0].lower()
+            return f"negation: {brief(said)} is hardly read, and what it denies is; say what is seen instead"
         too_many = self._tokens(phrase)
         if not too_many and (reason := self._neighbours(phrase, words)):
             return reason

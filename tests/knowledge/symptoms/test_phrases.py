@@ -69,6 +69,18 @@ def reason(phrase: str, clip: Clip | None = None, others: dict | None = None, **
         ("shortness of breath", "not visual: 'shortness of breath'"),
         ("sharp pains", "not visual: 'pain'"),
         ("a painted look", None),
+        (
+            "a clear brown surface without blue",
+            "negation: 'without' is hardly read, and what it denies is; say ",
+        ),
+        ("No brown net anywhere", "negation: 'no'"),
+        ("two halves that do not match", "negation: 'not'"),
+        ("streaks absent at the edge", "negation: 'absent'"),
+        ("skin free of red lines", "negation: 'free of'"),
+        ("a scale-free rim", "negation: '-free'"),
+        ("a rim lacking color", "negation: 'lacking'"),
+        ("a knot of dark nodules on the nose", None),
+        ("freely scattered dots", None),
     ],
 )
 def test_each_reason(phrase, said):
@@ -151,12 +163,18 @@ def test_a_phrase_that_fits_alone_but_not_behind_the_context_is_rejected(clip):
     assert no_visual_word.startswith("does not fit the text tower")
 
 
+# The embedded CLIP of these cells was trained on this very statement, beside "a cell with granules".
+LEARNED = {"wbcatt": ["a cell without granules"]}
+
+
 @pytest.mark.parametrize("name", list_cards())
 def test_the_cards_own_symptoms_pass(name, clip):
     card = load_card(name)
     checker = PhraseChecker(card, clip)
-    for classname, phrases in card.symptoms().items():
-        assert [v for v in checker.check(classname, phrases) if not v.kept] == []
+    verdicts = [v for classname, listed in card.symptoms().items() for v in checker.check(classname, listed)]
+    assert [v.phrase for v in verdicts if not v.kept] == LEARNED.get(name, [])
+    values = [text for attribute in card.attributes for said in attribute.values.values() for text in said]
+    assert set(LEARNED.get(name, [])) <= set(values)
 
 
 def test_what_patients_tell_is_caught(clip):
