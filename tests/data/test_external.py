@@ -101,7 +101,8 @@ def test_where_another_site_has_no_patients_of_the_cards_kind_that_is_told(tmp_p
     assert load_dataset(card_of(kind=kind), root=tmp_path, test_only=True).record["without_group"] == 0
 
 
-def test_phantoms_and_pictures_that_are_not_here_can_be_for_testing_only():
+def test_phantoms_and_pictures_that_are_not_here_can_be_for_testing_only(monkeypatch):
+    monkeypatch.delenv("MEDVLP_DATA", raising=False)
     data = load_dataset("wbcatt", test_only=True)
     assert lengths(data) == {"train": 0, "val": 0, "test": len(load_dataset("wbcatt").test)}
     whole = load_dataset("phantom-cxr-shifted")
