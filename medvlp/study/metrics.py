@@ -10,13 +10,14 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csc_array
 from tqdm.auto import tqdm
 
 METRICS = ("accuracy", "balanced accuracy", "macro-F1", "AUROC", "kappa", "ECE")
 OF_CLASSES = ("base accuracy", "new accuracy", "harmonic mean")  # what base_to_new adds to the metrics
 RANGES = dict.fromkeys(METRICS + OF_CLASSES, (0.0, 1.0)) | {"kappa": (-1.0, 1.0)}  # of their values
 ECE_BINS = 15
-_RESAMPLES_AT_ONCE = 100
+_RESAMPLES_AT_ONCE, _WEIGHTS_AT_ONCE = 100, 2**21  # resamples, and their images in all, that memory holds
 
 
 def metric_values(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -28,7 +29,8 @@ def class_auroc(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """AUROC of each class against the rest, (n_cls,); NaN where a class has no image or all of them."""
     once = np.ones((len(labels), 1))
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
-        return np.array([_weighted_auroc(labels == c, p, once)[0] for c, p in enumerate(probabilities.T)])
+        pairs = [won_pairs(labels == c, p, once) for c, p in enumerate(probabilities.T)]
+        return np.array([won[0] / of[0] for won, of in pairs])
 
 
 def bootstrap(
@@ -61,9 +63,10 @@ def bootstrap_all(
     of_image, names = pd.factorize(np.arange(len(labels)) if groups is None else np.asarray(groups))
     size = len(names)
     answers, chunks = _Answers(labels, probabilities), []
+    at_once = max(1, min(_RESAMPLES_AT_ONCE, _WEIGHTS_AT_ONCE // max(1, len(labels))))
     with tqdm(total=n, desc="bootstrap", leave=False, delay=2) as bar:
-        for start in range(0, n, _RESAMPLES_AT_ONCE):
-            rows = min(_RESAMPLES_AT_ONCE, n - start)
+        for start in range(0, n, at_once):
+            rows = min(at_once, n - start)
             drawn = rng.integers(size, size=(rows, size)) + np.arange(rows)[:, None] * size  # (R, G)
             counts = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)  # (R, G)
             chunks.append(answers.metrics(counts[:, of_image].astype(float), metrics))
@@ -116,8 +119,10 @@ class _Answers:
         )  # (R, M, n_cls)
         total = n_true.sum(2)  # (R, 1)
 
+        by_image = np.ascontiguousarray(weights.T)  # (N, R), many times faster to sum
+
         def n_predicted() -> np.ndarray:  # (R, M, n_cls)
-            return np.stack([weights @ (self.predicted == c) for c in range(self.n_cls)], axis=2)
+            return np.stack([_sums(p, by_image, self.n_cls).T for p in self.predicted.T], axis=1)
 
         def kappa() -> np.ndarray:
             observed, expected = hits.sum(2) / total, (n_true * n_predicted()).sum(2) / total**2
@@ -127,7 +132,7 @@ class _Answers:
             "accuracy": lambda: hits.sum(2) / total,
             "balanced accuracy": lambda: np.nanmean(hits / n_true, axis=2),
             "macro-F1": lambda: np.nanmean(2 * hits / (n_true + n_predicted()), axis=2),
-            "AUROC": lambda: np.stack([self._auroc(p, weights) for p in self.probabilities], axis=1),
+            "AUROC": lambda: np.stack([self._auroc(places, by_image) for places in self._places], axis=1),
             "kappa": kappa,
             "ECE": lambda: np.stack([self._ece(p, weights) for p in self.probabilities], axis=1) / total,
         }
@@ -140,10 +145,17 @@ class _Answers:
         """Which of a class's images each classifier names right, (N_c, M) for each class."""
         return [(self.predicted[images] == c).astype(float) for c, images in enumerate(self.of_class)]
 
-    def _auroc(self, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        by_image = np.ascontiguousarray(weights.T)  # (N, R), many times faster to sort and sum
+    @cached_property
+    def _places(self) -> list[list[np.ndarray]]:
+        """`_places` of each class that AUROC asks for, for each classifier."""
         classes = [1] if self.n_cls == 2 else range(self.n_cls)
-        return np.nanmean([_weighted_auroc(self.labels == c, p[:, c], by_image) for c in classes], axis=0)
+        return [[_places(self.labels == c, p[:, c]) for c in classes] for p in self.probabilities]
+
+    def _auroc(self, places: Sequence[np.ndarray], by_image: np.ndarray) -> np.ndarray:
+        """Mean AUROC of the classes with these `_places`, (R,); by_image (N, R)."""
+        classes = [1] if self.n_cls == 2 else range(self.n_cls)
+        pairs = zip(classes, places, strict=True)
+        return np.nanmean([np.divide(*_won_pairs(self.labels == c, at, by_image)) for c, at in pairs], axis=0)
 
     def _ece(self, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """N times the expected calibration error, (R,)."""
@@ -153,19 +165,33 @@ class _Answers:
         return np.abs(weights @ (np.eye(ECE_BINS)[bins] * gap[:, None])).sum(1)
 
 
-def _weighted_auroc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Chance that a positive scores above a negative, ties half: (N,), (N,), (N, R) -> (R,)."""
-    won, pairs = won_pairs(positive, score, weights)
-    return won / pairs
+def _sums(of: np.ndarray, weights: np.ndarray, n: int) -> np.ndarray:
+    """Sums of the weights (N, R) of the images of each of n numbers, (n, R); `of` (N,) has each image's."""
+    one_each = csc_array((np.ones(len(of)), of, np.arange(len(of) + 1)), shape=(n, len(of)))
+    return one_each @ weights
 
 
 def won_pairs(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs whose positive scores above the negative, ties half, and all pairs, (R,) each; weights (N, R)."""
-    negatives = np.flatnonzero(~positive)
-    negatives = negatives[np.argsort(score[negatives])]  # (N-,), by score
-    below = np.concatenate([np.zeros((1, weights.shape[1])), weights[negatives].cumsum(0)])  # (N- + 1, R)
-    fewer = np.searchsorted(score[negatives], score[positive], "left")  # (N+,), negatives below each positive
-    more = np.searchsorted(score[negatives], score[positive], "right")  # (N+,), ties included
-    of_positives = weights[positive]  # (N+, R)
-    wins = np.einsum("pr,pr->r", of_positives, below[fewer] + below[more]) / 2
-    return wins, of_positives.sum(0) * below[-1]
+    return _won_pairs(positive, _places(positive, score), weights)
+
+
+def _places(positive: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Where each image's score stands among the positives' T different ones, (N,).
+
+    2t + 1 is the score number t itself, 2t is between the one before it and it.
+    """
+    scores = np.unique(score[positive])  # (T,), in order
+    return sum(np.searchsorted(scores, score, side).astype(np.int32) for side in ("left", "right"))
+
+
+def _won_pairs(
+    positive: np.ndarray, places: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`won_pairs` of images whose `_places` are known."""
+    T = (places[positive].max(initial=-1) + 1) // 2
+    of = np.where(positive, places // 2, T + places)  # T scores of positives, then 2T + 1 places of negatives
+    positives, negatives = np.split(_sums(of, weights, 3 * T + 1), [T])  # (T, R), (2T + 1, R)
+    below = negatives.cumsum(0)  # (2T + 1, R)
+    wins = np.einsum("tr,tr->r", positives, below[:-1:2] + below[1::2]) / 2
+    return wins, positives.sum(0) * below[-1]

@@ -1,11 +1,14 @@
 """The metrics against scikit-learn, ECE by hand, and what the bootstrap's intervals promise."""
 
+import tracemalloc
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
+from medvlp.study import metrics
 from medvlp.study.metrics import (
     METRICS,
     bootstrap,
@@ -150,3 +153,28 @@ def test_95_percent_intervals_hold_the_truth_about_95_percent_of_the_time():
         samples = bootstrap(labels, np.eye(2)[predicted] * 0.6 + 0.2, n=300, seed=simulation)["accuracy"]
         held += samples.quantile(0.025) <= 0.8 <= samples.quantile(0.975)
     assert 0.90 <= held / 200 <= 0.98
+
+
+def test_scores_are_sorted_once_however_many_resamples_there_are(monkeypatch):
+    labels, probabilities = random_problem(200, 5)
+    searchsorted, sorted_sizes = np.searchsorted, []
+    counted = lambda a, v, *how: sorted_sizes.append(len(v)) or searchsorted(a, v, *how)  # noqa: E731
+    monkeypatch.setattr(np, "searchsorted", counted)
+    for n in (100, 1000):
+        sorted_sizes.clear()
+        bootstrap(labels, probabilities, n=n)
+        assert sum(sorted_sizes) <= 2 * 5 * 200  # the images, once for each class and end
+
+
+def test_memory_does_not_grow_with_images_times_resamples(monkeypatch):
+    labels, probabilities = random_problem(5000, 2)
+    tables, peaks = [], []
+    for at_once in (10**6, 30_000):  # 100 resamples at once, and 6
+        monkeypatch.setattr(metrics, "_WEIGHTS_AT_ONCE", at_once)
+        tracemalloc.start()
+        tables.append(bootstrap(labels, probabilities, n=100))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] / 5
+    assert peaks[0] < 10 * 8 * 5000 * 100  # of ten arrays of 100 resamples
+    pd.testing.assert_frame_equal(*tables, rtol=1e-12)
