@@ -321,7 +321,8 @@ def _encode(
             yield features
 
     left = iter(batches)
-    with tqdm(total=len(rows), desc="image features", unit="image", delay=2, disable=not progress) as bar:
+    what = "image features" if view is None else f"image features, view {view}"
+    with tqdm(total=len(rows), desc=what, unit="image", delay=2, disable=not progress) as bar:
         try:
             for features in encoded(batches, workers):
                 yield next(left), features

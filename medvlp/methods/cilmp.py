@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.hooks import encode_deep_text, image_blocks, image_width, text_blocks
+from medvlp.backbone.prompts.hooks import (
+    encode_deep_text,
+    image_blocks,
+    image_width,
+    in_parts,
+    text_blocks,
+)
 from medvlp.backbone.prompts.slots import FIRST_CTX, SLOT, STD, find_slots, word_tokens
 from medvlp.backbone.prompts.text_walk import SlotVectors, TextWalk, can_walk_text
 from medvlp.data.card_parts import plain_name
@@ -187,6 +193,9 @@ class CILMP(PromptedTower):
 
     def class_features(self, f: Tensor) -> Tensor:
         """t: the classes' text features for each image, (B, D) -> (B, n_cls, D), L2-normalised."""
+        return in_parts(self._class_features, f, texts=len(self.classnames))
+
+    def _class_features(self, f: Tensor) -> Tensor:
         with parametrize.cached():  # an orthonormal R is computed once
             vectors = [self.slot_vectors(f, i) for i in range(len(self.sites))]
         if self.walk is not None:

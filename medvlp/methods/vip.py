@@ -1,6 +1,7 @@
 """ViP: visual symptoms of each class, read with learned context and merged by learned attention."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import inf, sqrt
 
 import pandas as pd
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.hooks import encode_prompts
+from medvlp.backbone.prompts.hooks import encode_prompts, in_parts
 from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, slotted
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import brief, check_choice
@@ -145,8 +146,8 @@ class ViP(Method):
             shape = (n_cls, n_ctx, clip.text_width) if csc else (n_ctx, clip.text_width)
             self.ctx = nn.Parameter(nn.init.normal_(torch.empty(shape), std=STD, generator=random).to(device))
         else:
-            plain = clip.model.encode_text(self.tokens, normalize=False).float()
-            self.constant("plain_features", plain)  # (N, D)
+            encode = partial(clip.model.encode_text, normalize=False)
+            self.constant("plain_features", in_parts(encode, self.tokens).float())  # (N, D)
         if aggregation == "merge":
             g = nn.init.normal_(torch.empty(n_cls, D), std=STD, generator=random)
             Wq, Wk = (nn.init.xavier_normal_(torch.empty(D, D), generator=random) for _ in range(2))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.prompts import hooks
 from medvlp.data.cards import DataCard
 from medvlp.knowledge.llm.representations import Representations
 from medvlp.methods.base import own_tensors
@@ -432,6 +433,26 @@ def test_nothing_kept_for_the_backward_pass_grows_with_width_times_batch(clip, d
     assert all(
         11 not in t.shape and t.numel() <= 21 * d for t in wide
     )  # at most all rows in the middle, once
+
+
+def test_memory_does_not_grow_with_images_times_classes(clip, monkeypatch):
+    cilmp = CILMP(clip, CARD, draw_states([8, 13, 10], 97), rank=2, dropout=0.0).train()
+    f = F.normalize(torch.randn(11, clip.embed_dim), dim=-1)
+
+    def read(at_once: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Class features, a gradient, and the numbers kept for the backward pass."""
+        monkeypatch.setattr(hooks, "PROMPTED_AT_ONCE", at_once)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            t = cilmp.class_features(f)
+            cilmp.zero_grad()
+            t[..., 0].sum().backward()
+        return t.detach(), cilmp.sites[0].A.grad, sum(kept)
+
+    whole, in_twos = read(11 * 3), read(2 * 3)
+    assert in_twos[2] < whole[2] / 10
+    torch.testing.assert_close(in_twos[0], whole[0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(in_twos[1], whole[1], atol=1e-5, rtol=1e-4)
 
 
 # --- precision ---

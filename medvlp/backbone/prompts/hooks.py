@@ -15,9 +15,11 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from medvlp.backbone.clip import Clip
 
+PROMPTED_AT_ONCE = 2048  # texts with learned vectors whose hidden states are in memory
 _REGISTERING = threading.Lock()  # two threads at once could be given the same hook number by torch
 
 
@@ -126,8 +128,23 @@ def encode_prompts(clip: Clip, tokens: Tensor, slots: Tensor, prompts: Tensor) -
             f"prompts {tuple(prompts.shape)} do not fit tokens {tuple(tokens.shape)} and slots "
             f"{tuple(slots.shape)}; clip {clip.name!r} wants prompts {wanted} or {wanted[1:]}."
         )
-    vectors = prompts.expand(wanted).flatten(0, 1)[None]  # (1, N * M, w)
-    return encode_deep_text(clip, tokens, slots, [vectors])[0].float()
+
+    def encode(tokens: Tensor, slots: Tensor, prompts: Tensor) -> Tensor:
+        return encode_deep_text(clip, tokens, slots, [prompts.flatten(0, 1)[None]])[0].float()
+
+    return in_parts(encode, tokens, slots, prompts.expand(wanted))
+
+
+def in_parts(encode: Callable[..., Tensor], *tensors: Tensor, texts: int = 1) -> Tensor:
+    """`encode(*tensors)`, some rows at a time where they are many, each of `texts` texts: memory is bounded.
+
+    Where gradients are wanted, too: each part's hidden states are forgotten and computed again.
+    """
+    at_once = max(1, PROMPTED_AT_ONCE // texts)
+    parts = list(zip(*(tensor.split(at_once) for tensor in tensors), strict=True))
+    if len(parts) > 1 and torch.is_grad_enabled():
+        return torch.cat([checkpoint(encode, *part, use_reentrant=False) for part in parts])
+    return torch.cat([encode(*part) for part in parts]) if len(parts) > 1 else encode(*tensors)
 
 
 def encode_deep_images(clip: Clip, images: Tensor, prompts: Tensor) -> Tensor:

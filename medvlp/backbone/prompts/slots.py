@@ -59,11 +59,18 @@ def find_slots(clip: Clip, texts: Sequence[str], names: Sequence[str] | None = N
         ValueError: a text with more tokens than the tower takes, or a tokenizer that joins a slot with
             the words beside it.
     """
-    for name, text in zip(names or (), texts, strict=bool(names)):
-        try:
-            find_slots(clip, [text])
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+    try:
+        return _find_slots(clip, texts)
+    except ValueError:
+        for name, text in zip(names or (), texts, strict=bool(names)):
+            try:
+                _find_slots(clip, [text])
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+        raise
+
+
+def _find_slots(clip: Clip, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     tokens, others = (clip.tokenize([text.replace(SLOT, word) for text in texts]) for word in PLACEHOLDERS)
     slots = tokens != others if tokens.shape == others.shape else torch.zeros_like(tokens).bool()  # (N, L)
     for text, n_found in zip(texts, slots.sum(dim=1).tolist(), strict=True):

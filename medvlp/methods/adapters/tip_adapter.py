@@ -60,7 +60,8 @@ class TipAdapter(Method):
         tune: Search alpha and beta. False: they stay as given.
         alpha_max: Upper end of the search; the authors take 3 for ImageNet and up to 30 elsewhere.
         beta_max: Likewise; 7 for ImageNet.
-        cache_views: Random views an image whose mean is its key; 0: the view of evaluation.
+        cache_views: Random views an image whose mean is its key; 0: the view of evaluation. They are what
+            fitting costs: 10 views of 1,000 images are 10,000 images to encode, once.
         cache_crop: The smallest part of the image's area in such a view.
         knowledge: The texts of t_c, as `ZeroShot` has it.
         n_cache: N; `fit` sets it. It is here so that a saved cache can be loaded.

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.prompts import hooks as prompt_hooks
 from medvlp.backbone.prompts.hooks import encode_prompts
 from medvlp.backbone.prompts.slots import SLOT, find_slots, word_tokens
 from tests.backbone import small_clips
@@ -195,3 +196,43 @@ def test_word_tokens_are_where_the_words_stand_in_a_text(clips, kind):
     whole = clip.tokenize(["dark round spots."])[0]
     assert len(ids) >= 3 and torch.equal(whole[start : start + len(ids)], ids.cpu())
     assert word_tokens(clip, "")[0] == start and len(word_tokens(clip, "")[1]) == 0
+
+
+@pytest.mark.parametrize("kind", ["open_clip_kind", "biomedclip_kind"])
+def test_the_memory_of_many_texts_is_bounded(clips, kind, monkeypatch):
+    clip = clips[kind]
+    tokens, slots = find_slots(clip, TEXTS * 6)
+
+    def read(at_once: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        """Features, a gradient, numbers kept for the backward pass, and the most texts at once."""
+        monkeypatch.setattr(prompt_hooks, "PROMPTED_AT_ONCE", at_once)
+        encode_text, sizes, kept, prompts = clip.model.encode_text, [], [], draw(clip, 2).requires_grad_()
+        counted = lambda tokens, **how: sizes.append(len(tokens)) or encode_text(tokens, **how)  # noqa: E731
+        with (
+            monkeypatch.context() as patch,
+            torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x),
+        ):
+            patch.setattr(clip.model, "encode_text", counted)
+            features = encode_prompts(clip, tokens, slots, prompts)
+            features.square().sum().backward()
+        return features.detach(), prompts.grad, sum(kept), max(sizes)
+
+    whole, in_fours = read(12), read(4)
+    assert (whole[3], in_fours[3]) == (12, 4)
+    assert in_fours[2] < whole[2] / 10
+    torch.testing.assert_close(in_fours[0], whole[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(in_fours[1], whole[1], atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        assert torch.equal(encode_prompts(clip, tokens, slots, draw(clip, 2)), in_fours[0])
+    assert hooks(clip) == (0 if kind == "biomedclip_kind" else 1)
+
+
+def test_named_texts_are_tokenized_together(clip, monkeypatch):
+    tokenize, calls = clip.tokenize, []
+    monkeypatch.setattr(clip, "tokenize", lambda texts: calls.append(len(texts)) or tokenize(texts))
+    texts = TEXTS * 20
+    find_slots(clip, texts, [f"text {i}" for i in range(40)])
+    assert calls == [40, 40]
+    texts[7] = f"{SLOT}{SLOT} spots"
+    with pytest.raises(ValueError, match="^text 7: .* shows 1 of 2 places"):
+        find_slots(clip, texts, [f"text {i}" for i in range(40)])
