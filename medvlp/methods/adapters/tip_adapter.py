@@ -17,6 +17,7 @@ from medvlp.methods.base import Method
 from medvlp.methods.zero_shot import ZeroShot
 
 N_BETA, N_ALPHA = 200, 20  # steps of the search, as the authors' configurations have them
+AT_ONCE = 2**25  # numbers in memory during the search
 LEAST = 0.1  # the smallest beta and alpha searched
 
 
@@ -178,18 +179,22 @@ class TipAdapter(Method):
         cached = image_features(self.clip, val, **options)
         f = cached.features.to(self.keys)  # (N_val, D)
         labels = val.labels.to(f.device)  # (N_val,)
-        text_logits, affinity = self._text_logits(f), f @ self.keys.T  # (N_val, n_cls), (N_val, N)
-        alphas = _steps(self.config["alpha_max"], N_ALPHA)
+        alphas, betas = _steps(self.config["alpha_max"], N_ALPHA), _steps(self.config["beta_max"], N_BETA)
         weights = torch.tensor(alphas, device=f.device)[:, None, None]  # (N_ALPHA, 1, 1)
-        rows = []
-        betas = _steps(self.config["beta_max"], N_BETA)
-        for beta in tqdm(
-            betas, desc="alpha and beta", unit="beta", leave=False, delay=2, disable=not progress
-        ):
-            logits = text_logits + weights * self._votes(affinity, beta)  # (N_ALPHA, N_val, n_cls)
-            accuracy = (logits.argmax(dim=-1) == labels).float().mean(dim=-1).tolist()  # N_ALPHA
-            rows += [(beta, alpha, right) for alpha, right in zip(alphas, accuracy, strict=True)]
-        self.search = pd.DataFrame(rows, columns=["beta", "alpha", "val_accuracy"])
+        at_once = max(1, AT_ONCE // (len(self.keys) + N_ALPHA * len(self.text_features)))  # images
+        parts = list(zip(f.split(at_once), labels.split(at_once), strict=True))
+        right = torch.zeros(N_BETA, N_ALPHA, device=f.device)  # images
+        steps = {"total": len(parts) * N_BETA, "unit": "beta", "desc": "alpha and beta"}
+        with tqdm(**steps, leave=False, delay=2, disable=not progress) as bar:
+            for part, of_part in parts:  # (b, D), (b,)
+                text_logits, affinity = self._text_logits(part), part @ self.keys.T  # (b, n_cls), (b, N)
+                for i, beta in enumerate(betas):
+                    logits = text_logits + weights * self._votes(affinity, beta)  # (N_ALPHA, b, n_cls)
+                    right[i] += (logits.argmax(dim=-1) == of_part).sum(dim=-1)
+                    bar.update()
+        grid = pd.MultiIndex.from_product([betas, alphas], names=["beta", "alpha"])
+        accuracy = (right / len(labels)).flatten().tolist()
+        self.search = pd.DataFrame({"val_accuracy": accuracy}, index=grid).reset_index()
         best = self.search.loc[self.search["val_accuracy"].idxmax()]  # the first of equals
         self.alpha.fill_(best["alpha"])
         self.beta.fill_(best["beta"])

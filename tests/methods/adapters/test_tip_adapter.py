@@ -1,12 +1,14 @@
 """TipAdapter: its cache, its search, and what is left when a part is off."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
+from medvlp.methods.adapters import tip_adapter
 from medvlp.methods.adapters.tip_adapter import TipAdapter
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.training.config import TrainConfig
@@ -79,6 +81,20 @@ def test_the_search_takes_the_first_best_of_the_authors_grid(clip, cache, labels
         tip.beta.fill_(row.beta)
         predicted = tip.logits_from_features(f_val).argmax(dim=1)
         assert (predicted == val.labels).float().mean().item() == pytest.approx(row.val_accuracy)
+
+
+def test_the_search_holds_a_bounded_number_of_cosines(clip, cache, monkeypatch):
+    tip, sizes = filled(clip, cache, cache_views=0), []
+    votes = tip._votes
+    monkeypatch.setattr(tip, "_votes", lambda a, beta: sizes.append(a.numel()) or votes(a, beta))
+    tip.after_training(VAL, cache)
+    assert max(sizes) == len(VAL) * len(TRAIN)
+    whole, room = tip.search, 4 * (len(TRAIN) + 20 * 3)  # four images
+    sizes.clear()
+    monkeypatch.setattr(tip_adapter, "AT_ONCE", room)
+    tip.after_training(VAL, cache)
+    assert max(sizes) == 4 * len(TRAIN) and sum(sizes) == 200 * len(VAL) * len(TRAIN)
+    pd.testing.assert_frame_equal(tip.search, whole)
 
 
 def test_fit_fills_the_cache_searches_on_validation_and_takes_no_step(clip, cache):
