@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from medvlp.backbone.features import ImageLoader, image_features
+from medvlp.backbone.prompts.hooks import PROMPTED_AT_ONCE
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import check_kinds, visible
 from medvlp.data.files import short
@@ -232,15 +233,17 @@ def predict_logits(
     num_workers: int | None = None,
 ) -> Tensor:
     """Logits of every image, (N, n_cls) float on the CPU, in evaluation mode; a bar over two seconds."""
-    device = method.clip.device
+    device, most = method.clip.device, len(images)
+    if method.conditional:  # each image has texts of its own: few at once, so that the bar moves
+        most = max(1, PROMPTED_AT_ONCE // len(method.card.classnames))
     with evaluating(method):
         if method.keeps_image_tower:
             options = {"cache_dir": cache_dir, "progress": progress, "num_workers": num_workers}
             cached = image_features(method.clip, images, **options)
             features = cached.features  # (N, D)
-            batches, forward = features.split(_FEATURES), method.logits_from_features
+            batches, forward = features.split(min(_FEATURES, most)), method.logits_from_features
         else:
-            loader = ImageLoader.in_order(method.clip, images, _IMAGES, num_workers or 0)
+            loader = ImageLoader.in_order(method.clip, images, min(_IMAGES, most), num_workers or 0)
             batches, forward = loader, method.forward
         bar = tqdm(batches, desc="evaluate", unit="batch", leave=False, delay=2, disable=not progress)
         inputs = (b if isinstance(b, Tensor) else b[0] for b in bar)  # a loader also gives labels

@@ -216,6 +216,16 @@ def test_texts_that_depend_on_the_image_are_encoded_for_each(clip, readings, tmp
     assert len(readings) == 3
 
 
+def test_of_many_classes_few_images_are_evaluated_at_once(clip, monkeypatch, tmp_path):
+    method, data, seen = METHODS["CoCoOp"](clip, CARD), make_set(CARD, [0, 1, 2, 1, 0], "test"), []
+    whole, encode = predict_logits(method, data, tmp_path), method.class_features
+    monkeypatch.setattr(evaluation, "PROMPTED_AT_ONCE", 8)  # two images of three classes
+    monkeypatch.setattr(method, "class_features", lambda f: seen.append(len(f)) or encode(f))
+    logits = predict_logits(method, data, tmp_path)
+    assert seen == [2, 2, 1]
+    torch.testing.assert_close(logits, whole, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("method", "labels", "message"),
     [
