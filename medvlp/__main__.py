@@ -12,10 +12,11 @@ import yaml
 if TYPE_CHECKING:  # these load torch, and the other commands need none
     import pandas as pd
 
+    from medvlp.knowledge.llm.representations import Representations
     from medvlp.study.ablation.papers import Ablation
     from medvlp.study.ablation.study import Study
 
-SEVERAL = ("--cards", "--num-shots", "--seeds")  # options that take several values
+SEVERAL = ("--cards", "--num-shots", "--seeds", "--representations")  # options that take several values
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, rich_markup_mode=None, add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,6 +42,11 @@ def ablate(
     name: Annotated[str | None, typer.Argument(help="which one; without it they are listed")] = None,
     store: Annotated[Path | None, typer.Option(metavar="DIR", help="of the runs; default: runs/NAME")] = None,
     cards: Annotated[list[str] | None, typer.Option(metavar="CARD ...", help="by name or path")] = None,
+    root: Annotated[Path | None, typer.Option(metavar="DIR", help="of the images")] = None,
+    clip: Annotated[str, typer.Option(metavar="NAME", help="as for load_clip")] = "tiny",
+    representations: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE ...", help="LLM representations of the cards")
+    ] = None,
     num_shots: Annotated[
         list[str] | None, typer.Option(metavar="N ...", help="training images a class, or all")
     ] = None,
@@ -77,7 +83,8 @@ def ablate(
                 raise OSError(f"{out} is a folder; name a file for the table.")
             ablation, fields = ABLATIONS[name], dict(parse_setting(text, "-c") for text in config or [])
             numbers = [int(text) if text.isdecimal() else text for text in num_shots or []]
-            grids = ablation.on(cards, numbers, seeds or SEEDS)
+            states = read_representations(representations or [], cards or ablation.cards)
+            grids = ablation.on(cards, numbers, seeds or SEEDS, representations=states)
             if out:
                 check_writable(out.parent)
             if export:
@@ -87,6 +94,8 @@ def ablate(
             study = run_ablation(
                 [{key: grid[key] for key in grid if key not in fields} for grid in grids],
                 store=place,
+                root=root,
+                clip=clip,
                 config={**ablation.config, **fields},
                 tune=None if ablation.tune in fields else ablation.tune,
                 jobs=jobs,
@@ -122,6 +131,33 @@ def show(study: "Study", ablation: "Ablation", metric: str) -> "pd.DataFrame":
     for run, error in zip(failures["run"], failures["error"], strict=True):
         print(f"failed: {run}: {error}")
     return table
+
+
+def read_representations(paths: Sequence[Path], cards: Sequence[str | Path]) -> dict[str, "Representations"]:
+    """Files of LLM representations by the names of the cards whose classes they have.
+
+    Raises:
+        ValueError: a file of none of these cards, two of one, or one that cannot be read.
+    """
+    from medvlp.data.cards import load_card
+    from medvlp.knowledge.llm.representations import Representations
+
+    by_card: dict[str, Representations] = {}
+    loaded = [load_card(card) for card in cards] if paths else []
+    for path in paths:
+        states = Representations.load(path)
+        fitting = [card.name for card in loaded if set(card.classnames) <= set(states.states)]
+        made_for = states.provenance.get("card")  # others may have the same classes
+        names = [made_for] if made_for in fitting else fitting
+        if twice := [name for name in names if name in by_card]:
+            raise ValueError(f"{path}: card {twice[0]!r} has representations already; give one file a card.")
+        if not fitting:
+            raise ValueError(
+                f"{path} has the classes {', '.join(states.states)}, those of none of the cards "
+                f"{', '.join(card.name for card in loaded)}."
+            )
+        by_card |= dict.fromkeys(names, states)
+    return by_card
 
 
 def repeated(argv: Sequence[str], several: Sequence[str]) -> list[str]:

@@ -2,12 +2,17 @@
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from medvlp.__main__ import main, parse_setting, repeated
-from medvlp.data.cards import list_cards
+from medvlp.data.cards import list_cards, load_card
+from medvlp.knowledge.llm.representations import shipped_folder
 from medvlp.study.ablation.papers import ABLATIONS
+from medvlp.study.ablation.store import RunStore
 from medvlp.study.ablation.study import Study
 from medvlp.study.ablation.tables import to_markdown, wide
+
+STATES = shipped_folder() / "phantom-derm.safetensors"
 
 
 def medvlp(*arguments) -> int:
@@ -58,6 +63,11 @@ def test_without_a_name_the_ablations_are_listed_with_their_questions(capsys):
         (["vip_parts", "--cards", "nope/x.md"], "nope/x.md"),
         (["vip_parts", "--num-shots", "few"], "num_shots is 'few'; it should be a valid integer or 'all'"),
         (["vip_parts", "--cards", "phantom-dern"], "did you mean 'phantom-derm'"),
+        (["vip_parts", "--clip", "tinny"], "tinny"),
+        (["vip_parts", "--cards", "pneumonia", "--root", "no/where"], "/no/where"),
+        (["cilmp_rank", "--representations", "no.safetensors"], "no.safetensors"),
+        (["cilmp_rank", "--representations", STATES, STATES], "'phantom-derm' has representations already"),
+        (["cilmp_rank", "--cards", "phantom-cxr", "--representations", STATES], "classes melanoma, nevus"),
     ],
 )
 def test_wrong_arguments_end_with_a_sentence_before_any_run(arguments, message, capsys, tmp_path):
@@ -120,3 +130,32 @@ def test_a_rate_that_is_given_is_not_chosen(tmp_path):
     study = Study(tmp_path / "runs")
     assert len(study) == 6
     assert {record["inputs"]["config"]["lr"] for record in map(study.store.read, study.runs["run"])} == {0.01}
+
+
+def test_a_folder_of_ones_own_takes_root_clip_and_representations_and_without_these_no_run_starts(
+    tmp_path, capsys
+):
+    head, facts = load_card("phantom-derm").path.read_text().split("\nsource:\n")
+    (tmp_path / "own.md").write_text(
+        head.replace("name: phantom-derm", "name: own", 1) + "\nsource: {kind: folder}\n---\n"
+    )
+    for i, part in enumerate(("train", "val", "test")):
+        for j, name in enumerate(("melanoma", "nevus")):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for k in range(2):
+                Image.new("RGB", (32, 32), (80 * i, 200 * j, 90 * k)).save(folder / f"{k}.png")
+    options = ["--cards", tmp_path / "own.md", "--root", tmp_path / "images", "--clip", "tiny-cells"]
+    store = tmp_path / "runs"
+    assert ablate("base_to_new", store, *options, "--seeds", 1) == 2  # two classes alone
+    assert ablate("cilmp_averaging", store, *options, "--seeds", 1) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "CILMP on own: unknown card 'own' in the shipped LLM representations" in message
+    assert "llm_representations(card, ...) and give them as `representations`. No run was" in message
+    assert not list(store.glob("*.json"))
+    assert ablate("cilmp_averaging", store, *options, "--seeds", 1, "--representations", STATES) == 0
+    runs = Study(store).runs
+    assert runs["status"].tolist() == ["done"] * 2
+    records = [RunStore(store).read(run) for run in runs["run"]]
+    assert {record["settings"]["clip"] for record in records} == {"tiny-cells"}
+    assert {record["settings"]["method.representations"] for record in records} == {"given"}

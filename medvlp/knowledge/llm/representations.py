@@ -41,6 +41,7 @@ PROMPTS = {
 }
 PLACEHOLDERS = ("name", "modality", "symptoms")
 REMAKE = "Make them with llm_representations(card, ...)."
+GIVE = "Make them with llm_representations(card, ...) and give them as `representations`."
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,7 @@ def shipped_representations(card: DataCard | str) -> Representations:
     name = card if isinstance(card, str) else card.name
     there = sorted(path.stem for path in shipped_folder().glob("*.safetensors"))
     if name not in there:
-        raise ValueError(f"{unknown_name('card', name, there, 'the shipped LLM representations')} {REMAKE}")
+        raise ValueError(f"{unknown_name('card', name, there, 'the shipped LLM representations')} {GIVE}")
     representations = Representations.load(shipped_folder() / f"{name}.safetensors")
     if not isinstance(card, str) and not (
         _texts(card, representations.provenance["prompt"]).items()
@@ -276,7 +277,7 @@ def shipped_representations(card: DataCard | str) -> Representations:
     ):
         raise ValueError(
             f"card {brief(name)} is not the packaged one: its classes or phrases differ from what the LLM "
-            f"read for the shipped representations. {REMAKE}"
+            f"read for the shipped representations. {GIVE}"
         )
     return representations
 

@@ -31,8 +31,11 @@ from medvlp.data.cards import DataCard
 from medvlp.data.datasets import Data
 from medvlp.data.errors import check_choice, check_kinds
 from medvlp.data.html import Table
+from medvlp.knowledge.llm.representations import Representations
+from medvlp.methods.base import arguments_of
 from medvlp.methods.cilmp import INTERVENTIONS
-from medvlp.study.ablation.grid import Named, combinations
+from medvlp.methods.registry import METHODS
+from medvlp.study.ablation.grid import Named, combinations, plain
 from medvlp.study.ablation.sources import ALL
 from medvlp.study.ablation.study import Study
 from medvlp.study.ablation.variants import (
@@ -78,6 +81,7 @@ class Ablation:
         num_shots: Sequence[int | str] | None = None,
         seeds: Sequence[int] = SEEDS,
         changes: Mapping[str, Any] | None = None,
+        representations: Mapping[str, Representations] | None = None,
     ) -> list[dict[str, Any]]:
         """The grids for `run_ablation`.
 
@@ -86,6 +90,7 @@ class Ablation:
             num_shots: Training images a class, or "all".
             seeds: Of the runs.
             changes: Other values for keys of the grids, such as {"rank": [1, 2]} for "cilmp_rank".
+            representations: By card name, for methods that read any. They ship for packaged cards.
 
         Raises:
             ValueError: a change of a key that no grid has; a card that the ablation is not made for.
@@ -99,8 +104,20 @@ class Ablation:
             where = Where(given, card, n, seed)
             values = {key: changes.get(key, value) for key, value in grid.items()}
             values = {key: value(where) if callable(value) else value for key, value in values.items()}
-            grids.append({"method": values["method"], "data": given, "num_shots": n, "seed": seed} | values)
+            one = {"method": values["method"], "data": given, "num_shots": n, "seed": seed} | values
+            states = (representations or {}).get(card.name)
+            grids += [one] if states is None else _with_representations(one, states)
         return grids
+
+
+def _with_representations(grid: Mapping[str, Any], states: Representations) -> list[dict[str, Any]]:
+    """The grid apart for each method; those that read representations get these, unless they have some."""
+    methods = grid["method"] if isinstance(grid["method"], list | tuple) else [grid["method"]]
+    grids = [{**grid, "method": method} for method in methods]
+    for one in grids:
+        if "representations" in arguments_of(METHODS[plain(one["method"])]):
+            one.setdefault("representations", Named("given", states))
+    return grids
 
 
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {  # name in tables: method, arguments

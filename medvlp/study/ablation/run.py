@@ -1,8 +1,9 @@
 """One run of a study: build the method, train it, test it, and keep what came out."""
 
+import json
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from medvlp import __version__
 from medvlp.backbone.features import image_features
@@ -21,6 +23,7 @@ from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.data.files import sha256
 from medvlp.methods.base import Method, learned_parameters
+from medvlp.methods.registry import METHODS
 from medvlp.study.ablation.plan import Run
 from medvlp.study.ablation.store import DONE, FAILED, RunStore, pack, unpack
 from medvlp.study.evaluation import loss_and_metrics, predict_logits
@@ -108,14 +111,12 @@ def record_of(run: Run, status: str, seconds: float | None, results: dict[str, A
 
 
 def _results(run: Run, workshop: Workshop) -> dict[str, Any]:
-    clip, parts = run.clip.get(), run.data.get()
-    train, val = parts.cut(run.protocol.num_shots, run.protocol.seed)
+    clip = run.clip.get()
+    train, val = run.data.get().cut(run.protocol.num_shots, run.protocol.seed)
     test, new_test = tested_images(run)
     if run.protocol.base_to_new:
         train, val = train.of_classes(test.card), val.of_classes(test.card)
-    method = run.kind(clip, train.card, **_arguments_for(train.card, run))
-    if run.protocol.base_to_new:
-        _for_new(method, run, new_test)  # a method that cannot be transferred need not be trained
+    method = _untrained(run, train.card, new_test)
     history = _train(method, run, train, val, workshop)
     best = history[history["best"]] if history["best"].any() else history[-1:]
     kept = history[-1:] if run.config.keep == "last" else best
@@ -132,6 +133,38 @@ def _results(run: Run, workshop: Workshop) -> dict[str, Any]:
         results["metrics"] |= {"base accuracy": b, "new accuracy": n, "harmonic mean": both}
         results["new"] = of_new
     return results
+
+
+def check_methods(runs: Sequence[Run], store: RunStore, progress: bool) -> None:
+    """Build each of the package's methods that the store lacks a run of, so that no run finds it impossible.
+
+    A method of your own is built in its runs alone.
+
+    Raises:
+        ValueError: a method that cannot be built for its card and CLIP, or not be transferred.
+    """
+    differing: dict[str, Run] = {}
+    for run in runs:
+        if METHODS.get(run.method) is run.kind and (store.read(run.id) or {}).get("status") != DONE:
+            inputs = {key: run.inputs[key] for key in ("arguments", "base_to_new", "clip", "card")}
+            inputs["arguments"] = inputs["arguments"] | {"seed": None}
+            differing.setdefault(json.dumps([run.method, inputs], sort_keys=True), run)
+    for run in tqdm(differing.values(), "methods", leave=False, delay=2, disable=not progress):
+        test, new_test = tested_images(run)
+        card = test.card if run.protocol.base_to_new else run.data.get().data.card
+        try:
+            with random_turn():
+                _untrained(run, card, new_test)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{run.method} on {run.data.name}: {error} No run was started.") from error
+
+
+def _untrained(run: Run, card: DataCard, new_test: ImageSet | None) -> Method:
+    """The run's method before training; an error where it cannot be transferred and has to be."""
+    method = run.kind(run.clip.get(), card, **_arguments_for(card, run))
+    if run.protocol.base_to_new:
+        _for_new(method, run, new_test)
+    return method
 
 
 def tested_images(run: Run) -> tuple[ImageSet, ImageSet | None]:

@@ -39,7 +39,7 @@ from medvlp.methods.base import Method
 from medvlp.study.ablation.grid import setting_of
 from medvlp.study.ablation.make import make
 from medvlp.study.ablation.plan import keys_to_choose, plan
-from medvlp.study.ablation.run import Workshop, tested_images
+from medvlp.study.ablation.run import Workshop, check_methods, tested_images
 from medvlp.study.ablation.statistics import Predictions, compare, summary
 from medvlp.study.ablation.store import DONE, FAILED, RunStore, unpack
 from medvlp.study.metrics import METRICS
@@ -107,8 +107,9 @@ def run_ablation(
         progress: Show a bar with the runs done and failed, and the time left.
 
     Raises:
-        ValueError: a key that nothing takes, or that a method of the grid does not have; found before any
-            run. What goes wrong inside a run is in `Study.failures()` and stops no other.
+        ValueError: a key that nothing takes, or that a method of the grid does not have; one of the package's
+            methods that cannot be built, such as CILMP for a card without representations. That is found
+            before any run. What goes wrong inside a run is in `Study.failures()` and stops no other.
         OSError: a store that cannot be written; nothing was run.
 
     Example:
@@ -127,6 +128,7 @@ def run_ablation(
     over = keys_to_choose(runs, tune)
     place = RunStore(store)
     place.check_writable()
+    check_methods(runs, place, progress)
     given = list(dict.fromkeys(key for run in runs for key in run.given))
     features = Path(cache_dir or cache_folder()).expanduser().resolve()
     runs = make(runs, over, Workshop(place, features, progress), jobs)

@@ -381,10 +381,26 @@ def test_a_method_that_cannot_be_transferred_is_not_trained(folder, monkeypatch)
     assert "says nothing about others" in made.failures()["error"][0]
 
 
-def test_symptoms_of_no_class_are_an_error_of_the_run(folder):
-    symptoms = {name: ["round"] for name in [*CARD.classnames, "wart"]}
-    made = study(folder, {"method": "ZeroShot", "symptoms": Named("more", symptoms)})
-    assert "unknown class 'wart'" in made.failures()["error"][0]
+@pytest.mark.parametrize(
+    ("impossible", "message"),
+    [
+        (
+            {"method": "ZeroShot", "symptoms": Named("more", {"wart": ["round"]})},
+            "ZeroShot on lesions: unknown",
+        ),
+        ({"method": "CILMP"}, "CILMP on lesions: unknown card 'lesions'"),
+        ({"method": "VPT", "depth": [1, 99]}, "VPT on lesions: depth"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_any_run(folder, impossible, message):
+    with pytest.raises(ValueError, match=f"{message}.* No run was started"):
+        study(folder, [{"method": "Prototypes"}, impossible])
+    assert not RunStore(folder / "store").ids()
+
+
+def test_a_method_that_cannot_be_transferred_is_refused_before_any_run(folder):
+    with pytest.raises(ValueError, match="ViP on lesions.*says nothing about others"):
+        study(folder, {"method": "ViP", "base_to_new": True}, data=four_classes())
 
 
 def test_run_ablation_says_how_far_it_is(folder, capsys):
