@@ -51,6 +51,17 @@ SETTINGS = {
 }
 
 
+def test_representations_go_to_the_methods_that_read_them_and_change_no_other_run(clip):
+    states = Representations({name: torch.ones(9, 12) for name in load_card("phantom-fundus").classnames})
+    ablation = ABLATIONS["base_to_new"]
+    before, after = (
+        planned(ablation.on(seeds=[1], representations=given), clip)
+        for given in (None, {"phantom-fundus": states})
+    )
+    different = [one.method for one, other in zip(before, after, strict=True) if one.id != other.id]
+    assert different == ["CILMP"] == [run.method for run in after if "representations" in run.given]
+
+
 @pytest.mark.parametrize("name", ABLATIONS)
 class TestDefaults:
     def test_every_setting_is_a_run_of_its_own(self, name, clip):
