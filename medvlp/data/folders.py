@@ -84,12 +84,15 @@ def read_folder(
         needed, split_of = {"test": "test"}, SPLIT_WORDS | split_of
     words = {as_word(word) for info in card.classes for word in info.words}
 
+    def named(folder: Path) -> bool:
+        """Whether folders in it are named as classes or splits."""
+        return any(as_word(path.name) in words | split_of.keys() for path in _subfolders(folder))
+
     def fits(folder: Path) -> bool:
         if is_shipped(folder):  # a folder of that name in another's card holds other images
             return card.path is not None and card.path.parent == cards_folder()
-        inside = {as_word(path.name) for path in _subfolders(folder)}
         meant = root is not None if source.folder == "." else folder.name == Path(source.folder).name
-        return bool(inside & (words | split_of.keys())) or (bool(inside) and meant)
+        return named(folder) or (meant and bool(_subfolders(folder)))
 
     classes = " and ".join(map(brief, card.classnames[:2]))
     place = f"in {brief(source.folder)} or in its split folders"
@@ -98,6 +101,11 @@ def read_folder(
     if is_shipped(base):
         return _read_shipped(card, base, split_of), {}
     subfolders = _subfolders(base)
+    if not named(base) and (below := [folder for folder in subfolders if named(folder)]):
+        raise FileNotFoundError(
+            f"card {card.name!r}: no folder in {base} is a class or a split, but {below[0]} has some. If its "
+            f"images are meant, give root={str(below[0])!r}."
+        )
     folders_of: dict[str, list[Path]] = {}
     for path in subfolders:
         if split := split_of.get(as_word(path.name)):

@@ -262,3 +262,14 @@ def test_a_place_that_cannot_be_is_not_found(tmp_path, monkeypatch, where):
     (tmp_path / "labels.csv").write_text(f"path,label\n{where},dark\n")
     with pytest.raises((FileNotFoundError, ValueError), match=r"labels\.csv"):
         load_dataset(table, root=tmp_path)
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+def test_where_root_is_the_parent_of_the_class_folders_the_folder_that_has_them_is_named(tmp_path, split):
+    draw_classes(tmp_path / "mine" / split)
+    (tmp_path / "another" / "deep").mkdir(parents=True)
+    refused(
+        rf"no folder in {tmp_path} is a class or a split, but {tmp_path}/mine has.*give root='{tmp_path}/mine'",
+        FOLDER, tmp_path, FileNotFoundError,
+    )  # fmt: skip
+    assert total(tmp_path / "mine") == 60

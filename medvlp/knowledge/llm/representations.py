@@ -91,6 +91,16 @@ class Representations:
         kept = {n: s.detach().to("cpu", torch.float32).contiguous() for n, s in self.states.items()}
         object.__setattr__(self, "states", kept)
 
+    def __repr__(self) -> str:
+        """Whose they are and how large, without the numbers."""
+        llm, card = (self.provenance.get(fact, "unknown") for fact in ("llm", "card"))
+        rows = sorted(set(self.lengths.values()))
+        size = f"{rows[0]} to {rows[-1]}" if len(rows) > 1 else f"{rows[0]}"
+        return (
+            f"Representations(card {brief(card)}, llm {brief(llm)}: {len(self.states)} classes, {size} rows "
+            f"of {self.dim} each)"
+        )
+
     @property
     def dim(self) -> int:
         """Dimension d of the LLM's states."""

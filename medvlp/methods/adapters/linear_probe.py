@@ -43,7 +43,7 @@ class LinearProbe(Method):
             `TrainConfig.class_weight` has it for the prompts.
 
     `medvlp.fit(probe, train, val)` fits it, without steps. Then `chosen_C` is that C and `search` a DataFrame
-    of what was tried.
+    of what was tried; `print(probe)` says so where that C is the smallest or the largest of them.
 
     Example:
         >>> import medvlp
@@ -109,6 +109,16 @@ class LinearProbe(Method):
         best = self.search.sort_values(by, ascending=[False, True]).index[0]
         self.chosen_C = float(self.search["C"][best])
         self._copy_weights(models[best])
+
+    def extra_repr(self) -> str:
+        """With the chosen C, and whether one beyond those that were tried may be better."""
+        if self.chosen_C is None:
+            return super().extra_repr()
+        said = f"{super().extra_repr()}, C={self.chosen_C:g}"
+        for C, most, more in ((C_GRID[0], "smallest", "smaller"), (C_GRID[-1], "largest", "larger")):
+            if self.chosen_C == C:
+                said += f", the {most} that was tried: a {more} one may be better"
+        return said
 
     def logits_from_features(self, image_features: Tensor) -> Tensor:
         """Logits of normalised image features: (B, D) -> (B, n_cls)."""

@@ -8,6 +8,7 @@ Random states are not needed: all that is random in an epoch comes from the seed
 import glob
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from medvlp.data.errors import brief
 from medvlp.data.tensor_files import read_tensors, write_tensors
 from medvlp.methods.base import Method, load_own_tensors, own_tensors
 from medvlp.study.training.batches import FeatureBatches, ImageBatches
-from medvlp.study.training.callbacks import Callback
+from medvlp.study.training.callbacks import Callback, EpochAverage
 from medvlp.study.training.config import TrainConfig
 
 KIND = "medvlp checkpoint"
@@ -108,11 +109,25 @@ class Run:
             tensors, stored = read_tensors(path, KIND, "a checkpoint of a training run")
         except ValueError as error:
             raise ValueError(f"{error} Delete it to train from the start.") from error
-        different = _differences(stored["run"], json.loads(json.dumps(facts)))
+        there, here = stored["run"], json.loads(json.dumps(facts))
+        done, wanted = (run.get("config", {}).get("epochs", 0) for run in (there, here))
+        averages = any(isinstance(callback, EpochAverage) for callback in self.callbacks)  # over all epochs
+        longer = len(stored["history"]) == done < wanted and not averages
+        if longer:
+            there["config"]["epochs"] = wanted
+        different = _differences(there, here)
         if different:
             raise ValueError(
                 f"checkpoint {path} belongs to another run: {'; '.join(different)}. "
                 "Give another path, or delete it to train from the start."
+            )
+
+        if longer:
+            warnings.warn(
+                f"checkpoint {path} is of a finished run of {done} epochs, which now goes on to {wanted}. "
+                f"The learning rate follows the cosine of {wanted} epochs from there, so the result is not "
+                f"that of {wanted} epochs at one go.",
+                stacklevel=3,
             )
 
         def group(name: str) -> dict[str, Tensor]:

@@ -67,6 +67,7 @@ def fit(
         val: Validation images. None only with `keep="last"`.
         config: The recipe; by default the one that the method was published with, see `recipe`.
         checkpoint: A file that is replaced, whole, after each epoch. Where it exists the run goes on from it.
+            One that is finished goes on with more epochs, too, and says so; not where epochs are averaged.
         callbacks: Told of each epoch; see `Callback`. A method that was published with an average over epochs
             gets it without being told; see `TrainConfig.average`.
         cache_dir: Of the image features; by default the features' own.

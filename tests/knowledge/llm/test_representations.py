@@ -543,3 +543,11 @@ def test_a_second_small_llm_is_read_from_its_package(card, tmp_path):
     assert next_word(llm, "Roses are red, violets are") == " blue"
     layers = llm_representations(card, llm, layout="layers")
     assert layers.lengths["nevus"] == 18 and layers.dim == 640
+
+
+def test_printed_they_say_whose_they_are_and_not_what_is_in_them():
+    assert repr(shipped_representations("phantom-derm")) == (
+        "Representations(card 'phantom-derm', llm 'smollm2': 2 classes, 16 rows of 576 each)"
+    )
+    own = Representations({"a": torch.zeros(3, 8), "b": torch.ones(5, 8)})
+    assert repr(own) == "Representations(card 'unknown', llm 'unknown': 2 classes, 3 to 5 rows of 8 each)"

@@ -127,3 +127,18 @@ def test_without_validation_images_C_cannot_be_chosen(clip):
     card, train, _, _ = sets(2)
     with pytest.raises(ValueError, match="needs validation images to choose C; give val"):
         fit(LinearProbe(clip, card), train, None, TrainConfig(keep="last"))
+
+
+def test_it_says_where_the_best_C_is_an_end_of_the_grid(clip, tmp_path):
+    card, train, val, _ = sets(3)
+    probe = LinearProbe(clip, card)
+    assert "C=" not in repr(probe)
+    fit(probe, train, val, cache_dir=tmp_path)
+    for C, words in (
+        (C_GRID[0], "C=0.0001, the smallest that was tried: a smaller one may be better"),
+        (1.0, "C=1  (clip)"),
+        (C_GRID[-1], "C=100, the largest that was tried: a larger one may be better"),
+    ):
+        probe.chosen_C = C
+        assert words in repr(probe).replace("\n", "")
+    assert probe.search["C"].max() == C_GRID[-1]

@@ -171,3 +171,15 @@ def test_figures_go_to_the_checkouts_folder_from_the_notebooks_too(tmp_path, mon
 def test_errors_name_what_is_wrong(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_of_a_sorted_set_every_class_is_shown_and_with_titles_of_ones_own_the_first_images():
+    card = make_card()
+    images = make_set(card, [0] * 5 + [1] * 5 + [2])
+    a, b, c = card.classnames
+    for n, expected in ((3, [a, b, c]), (5, [a, a, b, b, c]), (99, [a] * 5 + [b] * 5 + [c])):
+        fig = show_images(images, n=n)
+        assert [ax.get_title() for ax in fig.axes if ax.images] == expected
+    fig = show_images(images, [str(row) for row in range(11)], n=3)
+    assert [ax.get_title() for ax in fig.axes] == ["0", "1", "2"]
+    assert (fig.axes[2].images[0].get_array() == np.asarray(images.image(2))).all()

@@ -84,6 +84,31 @@ def test_a_finished_run_is_not_run_again(clip, sets, tmp_path):
     assert torch.equal(first.weight, second.weight)
 
 
+def test_a_finished_run_goes_on_with_more_epochs_and_says_so(clip, sets, tmp_path):
+    file, seen, longer = tmp_path / "run.safetensors", Recorder(), replace(CONFIG, epochs=6)
+    first = fit(Prototypes(clip, CARD), *sets, CONFIG, checkpoint=file, callbacks=[seen], **QUIET)
+    with pytest.warns(UserWarning, match="finished run of 4 epochs, which now goes on to 6") as said:
+        history = fit(Prototypes(clip, CARD), *sets, longer, checkpoint=file, callbacks=[seen], **QUIET)
+    assert len(seen.weights) == 6 and said[0].filename == __file__
+    pd.testing.assert_frame_equal(history[:4].drop(columns="best"), first.drop(columns="best"))
+    assert history["lr"].tolist()[4:] == [longer.learning_rate(5), longer.learning_rate(6)]
+    again = fit(Prototypes(clip, CARD), *sets, longer, checkpoint=file, callbacks=[seen], **QUIET)
+    assert len(seen.weights) == 6  # it is finished now
+    pd.testing.assert_frame_equal(again, history)
+
+
+def test_more_epochs_are_refused_where_the_run_is_not_finished_or_epochs_are_averaged(
+    clip, sets, stopped, tmp_path
+):
+    file, longer = tmp_path / "average.safetensors", replace(CONFIG, epochs=6)
+    with pytest.raises(ValueError, match="another run: epochs is 4 there, 6 here"):
+        fit(Prototypes(clip, CARD), *sets, longer, checkpoint=stopped, callbacks=[PowerCut()], **QUIET)
+    average = replace(CONFIG, average=True)
+    fit(Prototypes(clip, CARD), *sets, average, checkpoint=file, **QUIET)
+    with pytest.raises(ValueError, match="another run: epochs is 4 there, 6 here"):
+        fit(Prototypes(clip, CARD), *sets, replace(average, epochs=6), checkpoint=file, **QUIET)
+
+
 def test_half_a_file_left_by_a_kill_is_cleared_away(clip, sets, stopped):
     half = stopped.with_name(f".{stopped.name}.abc.part")
     half.write_bytes(b"half")
