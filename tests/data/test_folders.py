@@ -268,8 +268,7 @@ def test_a_place_that_cannot_be_is_not_found(tmp_path, monkeypatch, where):
 def test_where_root_is_the_parent_of_the_class_folders_the_folder_that_has_them_is_named(tmp_path, split):
     draw_classes(tmp_path / "mine" / split)
     (tmp_path / "another" / "deep").mkdir(parents=True)
-    refused(
-        rf"no folder in {tmp_path} is a class or a split, but {tmp_path}/mine has.*give root='{tmp_path}/mine'",
-        FOLDER, tmp_path, FileNotFoundError,
-    )  # fmt: skip
+    mine = tmp_path / "mine"
+    message = rf"no folder in {tmp_path} is a class or a split, but {mine} has some.*give root='{mine}'"
+    refused(message, FOLDER, tmp_path, FileNotFoundError)
     assert total(tmp_path / "mine") == 60
