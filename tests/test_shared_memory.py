@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from medvlp.backbone.features import default_workers, image_features
+from medvlp.data.datasets import load_dataset
 from medvlp.methods.adapters.linear_probe import LinearProbe
 from medvlp.methods.adapters.text_probe import TextProbe
 from medvlp.methods.adapters.tip_adapter import TipAdapter
-from medvlp.study.evaluation import evaluate
+from medvlp.study.evaluation import evaluate, predict_logits
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 from tests.study.training.small_training import CARD, Prototypes, Tinted, small_sets
@@ -86,6 +87,16 @@ def test_fit_and_evaluate_are_told_how_many_processes_read(clip, counts, monkeyp
         for method in (Prototypes(clip, CARD), Tinted(clip, CARD)):
             evaluate(method, val, 5, num_workers=number)
         assert len(counts) == 6 and set(counts) == {number}
+
+
+def test_an_evaluation_that_keeps_no_features_reads_by_several_processes_but_for_phantoms(
+    clip, counts, monkeypatch
+):
+    monkeypatch.setattr("medvlp.backbone.features.default_workers", lambda n_images, batch_size: 2)
+    method, phantoms = Tinted(clip, CARD), load_dataset("phantom-derm", test_only=True).test.subset(range(2))
+    evaluate(method, small_sets()[1], 5)
+    predict_logits(method, phantoms)
+    assert counts == [2, 0]
 
 
 @pytest.mark.parametrize("number", [0, 1])

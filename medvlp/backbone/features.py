@@ -38,7 +38,7 @@ from medvlp.data.datasets import read_files
 from medvlp.data.errors import check_kinds
 from medvlp.data.files import atomic_write, cache_folder, check_writable, file_hashes, on_disk, sha256, short
 from medvlp.data.folders import Problems
-from medvlp.data.image_sets import FEATURES, SHIPPED_KIND, Shipped, shipped_path
+from medvlp.data.image_sets import FEATURES, SHIPPED_KIND, PhantomSet, Shipped, shipped_path
 from medvlp.data.tables import tables_of
 from medvlp.data.tensor_files import Blocks, write_tensors
 
@@ -332,6 +332,16 @@ def _encode(
                 with suppress(OSError, ValueError):
                     yield [i], next(encoded([[i]], 0))
             raise
+
+
+def readers(images: Any, batch_size: int, num_workers: int | None) -> int:
+    """Processes that read images whose features are not kept: as asked, else `default_workers`.
+
+    None for phantoms, which every process would draw again.
+    """
+    if num_workers is not None:
+        return num_workers
+    return 0 if isinstance(images, PhantomSet) else default_workers(len(images.ids), batch_size)
 
 
 def default_workers(n_images: int, batch_size: int) -> int:

@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from medvlp.backbone.features import ImageLoader, image_features
+from medvlp.backbone.features import ImageLoader, image_features, readers
 from medvlp.backbone.prompts.hooks import PROMPTED_AT_ONCE
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import check_kinds, visible
@@ -132,8 +132,8 @@ def evaluate(
         n_bootstrap: Number of resamples.
         seed: Of the resampling; the same seed gives the same intervals.
         cache_dir: Of the image features; by default the features' own.
-        num_workers: Processes that read images. None: as `image_features` has it; none where features are
-            not cached.
+        num_workers: Processes that read images. None: as `image_features` has it; where features are not
+            cached none for phantoms, which every process would draw again.
 
     Raises:
         ValueError: an empty data set, a label outside the card, other classes than the method's, logits that
@@ -243,7 +243,9 @@ def predict_logits(
             features = cached.features  # (N, D)
             batches, forward = features.split(min(_FEATURES, most)), method.logits_from_features
         else:
-            loader = ImageLoader.in_order(method.clip, images, min(_IMAGES, most), num_workers or 0)
+            size = min(_IMAGES, most)
+            workers = readers(images, size, num_workers)
+            loader = ImageLoader.in_order(method.clip, images, size, workers)
             batches, forward = loader, method.forward
         bar = tqdm(batches, desc="evaluate", unit="batch", leave=False, delay=2, disable=not progress)
         inputs = (b if isinstance(b, Tensor) else b[0] for b in bar)  # a loader also gives labels

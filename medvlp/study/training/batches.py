@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.features import ImageLoader, default_workers, training_features
-from medvlp.data.datasets import ImageSet, PhantomSet
+from medvlp.backbone.features import ImageLoader, readers, training_features
+from medvlp.data.datasets import ImageSet
 from medvlp.data.files import sha256
 from medvlp.study.training.config import TrainConfig
 
@@ -85,9 +85,7 @@ class ImageBatches:
         self.clip, self.config, self.n = clip, config, len(images)
         # this process's part of an epoch: for each batch the images' numbers and views
         self.part: list[list[tuple[int, int | None]]] = []
-        workers = config.num_workers
-        if workers is None:
-            workers = 0 if isinstance(images, PhantomSet) else default_workers(self.n, config.batch_size)
+        workers = readers(images, config.batch_size, config.num_workers)
         how = {"persistent": True, "crop": config.crop, "flip": config.flip}
         self.loader = ImageLoader(clip, images, self.part, workers, **how)
 
