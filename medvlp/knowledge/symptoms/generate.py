@@ -83,7 +83,8 @@ def generate_symptoms(
         prompts: the questions; `print(prompts)` shows them.
         max_asks: how often a class is asked at most, the first time included; where that was not enough, the
             same call made once more asks as often again.
-        on_too_few: after that, "raise" an error, or "skip" it and take what passed, at least one phrase.
+        on_too_few: after that, "raise" an error, or "skip" it and take what passed, at least one phrase. A
+            class without any is an error once all others were asked.
         temperature: of sampling; 0 is greedy.
         seed: of sampling (sent to the server, plus one for each further question) and of the images shown.
         max_tokens: the longest answer.
@@ -171,18 +172,25 @@ def generate_symptoms(
         disable=not progress,
     ) as bar:
         run = Run(card, record, server, checker, prompts, clip, path, bar)
+        without: list[SymptomError] = []  # of classes without any phrase: they stop no other
         for name in pending:
             sheet = contact_sheet(images, name, seed) if images is not None else None
             one = OneClass(run, name, sheet, record.classes[name])
             try:
                 record.classes[name] = one.generate()
-            except BaseException:  # KeyboardInterrupt, too: replies are paid for
+            except BaseException as error:  # KeyboardInterrupt, too: replies are paid for
                 if one.calls:
                     record.classes[name] = one.so_far()
-                raise
+                if on_too_few == "raise" or getattr(error, "kind", None) != "too few":
+                    raise
+                without.append(error)
             finally:
                 SymptomSet(record).save(path)
             bar.update()
+    if without:
+        first, *more = without
+        also = f"\n  No phrase passed for {listed(e.classname for e in more)} either." if more else ""
+        raise SymptomError(f"{first}{also}", first.kind, first.classname)
     return SymptomSet(record, new_calls=len(run.calls))
 
 

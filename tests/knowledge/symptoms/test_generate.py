@@ -131,6 +131,17 @@ def test_no_phrase_at_all_is_a_short_error(ask, reply, settings, said):
     assert len(str(caught.value)) < 1500
 
 
+def test_a_class_without_any_phrase_does_not_keep_the_others_from_being_asked(ask):
+    poor = {"melanoma": ["fever"], "nevus": LISTS["nevus"], "keratosis": ["cough"]}
+    with FakeServer(lambda body: bullets(*poor[classname(body)])) as server:
+        with pytest.raises(SymptomError, match="'melanoma': 0 of 4(.|\n)*passed for 'keratosis' either") as e:
+            ask(server, max_asks=1, on_too_few="skip")
+        assert (e.value.kind, e.value.classname, server.calls) == ("too few", "melanoma", 3)
+        poor.update(LISTS)
+        assert dict(ask(server, max_asks=1, on_too_few="skip")) == LISTS
+        assert server.calls == 5  # nevus is kept
+
+
 def test_keep_takes_what_passed_and_error_asks_such_a_class_again(ask):
     poor = {**LISTS, "nevus": LISTS["nevus"][:1]}
     with FakeServer(lambda body: bullets(*poor[classname(body)])) as server:
