@@ -462,7 +462,7 @@ def test_a_key_of_the_usual_make_is_hidden_wherever_it_comes_from(ask):
 
 
 def test_stand_ins_for_a_key_are_ordinary_words(ask):
-    lists = {name: [f"none {phrase}" for phrase in phrases] for name, phrases in LISTS.items()}
+    lists = {name: [f"empty {phrase}" for phrase in phrases] for name, phrases in LISTS.items()}
     with FakeServer(lambda body: bullets(*lists[classname(body)])) as server:
-        symptoms = ask(server, client=server.client(api_key="none"))
-    assert symptoms.candidates().phrase[0] == "none ragged dark border"
+        symptoms = ask(server, client=server.client(api_key="empty"))
+    assert symptoms.candidates().phrase[0] == "empty ragged dark border"
