@@ -162,6 +162,8 @@ def evaluate(
     if n_bootstrap < 1:
         raise ValueError(f"n_bootstrap is {n_bootstrap}; an interval needs resamples, such as 1000.")
     sets = images if isinstance(images, Mapping) else {"": images}
+    if not sets:
+        raise ValueError('there is no data set to evaluate; give some by name, such as {"test": data.test}.')
     for one in sets.values():
         one.check(method.card, type(method).__name__)
     reports = {

@@ -136,6 +136,8 @@ def test_several_sets_have_their_reports_side_by_side():
     assert "tex2jax_ignore" in html and "<b>" not in html and "$x$ &lt;b&gt;: Reader" in html
     with pytest.raises(TypeError, match="images is"):
         evaluate(Reader(), {"internal": "a folder"})
+    with pytest.raises(ValueError, match="there is no data set to evaluate; give some by name"):
+        evaluate(Reader(), {})
 
 
 def test_the_seed_decides_the_intervals():
