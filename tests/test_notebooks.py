@@ -9,7 +9,13 @@ from tour import run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-PAGES = ("README.md", "figures/README.md", "CONTRIBUTING.md", "notebooks/glossary.md")
+PAGES = (
+    "README.md",
+    "figures/README.md",
+    "CONTRIBUTING.md",
+    "notebooks/glossary.md",
+    "notebooks/researcher.md",
+)
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w.:/])/(?:home|root|work|tmp|Users|mnt|opt|usr|private|content)/|\b[A-Z]:\\\\?\w"
 )
@@ -94,11 +100,6 @@ def links(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
     found = re.findall(r"\]\(([^)\s]+)\)", text)
     return [link.split("#")[0] for link in found if not re.match(r"[a-z]+:|#", link)]
-
-
-PAGES = [
-    ROOT / name for name in ("README.md", "figures/README.md", "CONTRIBUTING.md", "notebooks/glossary.md")
-]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ import torchvision
 import yaml
 from packaging.requirements import Requirement
 
+import medvlp
+
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
@@ -95,6 +97,12 @@ def test_the_wheel_holds_cards_assets_and_types(tmp_path):
     assets = [path for path in (ROOT / "medvlp" / "assets").rglob("*.*") if path.is_file()]
     assert {str(path.relative_to(ROOT)) for path in assets} <= inside
     assert not [name for name in inside if not name.startswith(("medvlp/", "medvlp-"))]
+
+
+def test_the_version_is_one():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    changes = re.search(r"^## ([0-9.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE).group(1)
+    assert medvlp.__version__ == PROJECT["version"] == citation["version"] == changes
 
 
 def test_the_rooms_import_one_way():

@@ -56,8 +56,10 @@ def right(tmp_path_factory) -> dict[str, Any]:
     zero = medvlp.ZeroShot(clip, data.card)
     cilmp = medvlp.CILMP(clip, data.card)
     images = data.test.subset(range(4))
+    report = medvlp.evaluate(zero, images, n_bootstrap=1)
     values = {"clip": clip, "card": data.card, "train": images, "val": images, "images": images}
     values |= {"method": zero, "right": zero, "wrong": zero, "cilmp": cilmp, "methods": {"zero": zero}}
+    values |= {"report": report, "baseline": report, "make": lambda: zero}
     values |= {"image": images.image(0), "symptoms": zero.symptoms, "world": images.world}
     values |= {"latents": images.latents, "embeddings": medvlp.show.symptom_points(zero), "fig": plt.figure()}
     values |= dict.fromkeys(("table", "comparison", "runs", "maps", "hidden", "scores", "histories"), TABLE)

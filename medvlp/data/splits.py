@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
+from sklearn.model_selection import StratifiedGroupKFold
 
-from medvlp.data.errors import check_kinds
+from medvlp.data.errors import brief, check_kinds
 from medvlp.data.image_sets import ImageSet
 
 VAL_SHOTS = 4  # most validation images a class when training has few shots, as in CoOp
@@ -111,6 +113,27 @@ def cut_to_shots(train: ImageSet, val: ImageSet, num_shots: int, seed: int) -> t
     fewest = int(np.unique(val.labels, return_counts=True)[1].min())
     val_rows = few_shot(val.labels, min(num_shots, VAL_SHOTS, fewest), seed)
     return train.subset(rows), val.subset(val_rows)
+
+
+def group_folds(images: ImageSet, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each fold the images of the others and its own, sorted indices; no group is divided.
+
+    Each fold has the classes' shares as far as groups allow (scikit-learn's StratifiedGroupKFold).
+
+    Raises:
+        ValueError: a class with fewer groups than folds, fewer than 2 folds.
+    """
+    labels = images.labels.cpu().numpy()  # (N,)
+    n_groups = pd.Series(images.groups).groupby(labels).nunique()
+    for label, name in enumerate(images.card.classnames):
+        n = n_groups.get(label, 0)
+        if n < folds or folds < 2:
+            raise ValueError(
+                f"class {brief(name)} has {n} group(s) of images for {folds} folds; every class needs one a "
+                "fold, and there are at least 2 folds."
+            )
+    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return list(parts.split(labels, labels, images.groups))
 
 
 def _nearest(groups: np.ndarray, sizes: np.ndarray, target: float) -> list[int]:

@@ -1,15 +1,18 @@
 """How good a method is on a data set, with 95 % intervals."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -44,9 +47,10 @@ class Report:
     classnames: list[str]
     per_image: pd.DataFrame  # id, true, predicted, correct, confidence, and P(classname) for each class
     metrics: pd.DataFrame  # index metric; columns value, low, high
-    n_groups: int  # what is resampled: groups of images, or the images
+    groups: list[str]  # of each image: what is resampled
     n_bootstrap: int
     seed: int
+    temperature: float  # 1: the probabilities are the method's own
 
     def table(self) -> pd.DataFrame:
         """Each metric's value and the ends of its 95 % interval; index metric, columns value, low, high."""
@@ -54,7 +58,7 @@ class Report:
 
     def per_class(self) -> pd.DataFrame:
         """Precision, recall, F1, AUROC against the rest, and the number of images; index classname."""
-        labels, probabilities = self._arrays()
+        labels, probabilities = self.arrays()
         precision, recall, f1, support = precision_recall_fscore_support(
             labels, probabilities.argmax(1), labels=range(len(self.classnames)), zero_division=np.nan
         )
@@ -64,7 +68,7 @@ class Report:
 
     def confusion(self) -> pd.DataFrame:
         """Number of images by true class (rows) and predicted class (columns)."""
-        labels, probabilities = self._arrays()
+        labels, probabilities = self.arrays()
         counts = confusion_matrix(labels, probabilities.argmax(1), labels=range(len(self.classnames)))
         return Table(
             counts,
@@ -72,24 +76,26 @@ class Report:
             columns=pd.Index(self.classnames, name="predicted"),
         )
 
-    def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Labels (N,) and probabilities (N, n_cls)."""
         labels = self.per_image["true"].map(self.classnames.index).to_numpy()  # (N,)
         return labels, self.per_image[[f"P({c})" for c in self.classnames]].to_numpy()  # (N, n_cls)
 
     def _title(self) -> str:
-        n = len(self.per_image)
-        unit = "the images" if self.n_groups == n else f"their {self.n_groups} groups"
+        n, n_groups = len(self.per_image), len(set(self.groups))
+        unit = "the images" if n_groups == n else f"their {n_groups} groups"
+        at = "" if self.temperature == 1 else f" at temperature {self.temperature:.3g}"
         return (
-            f"{self.method} on {self.dataset}: {n} images; 95 % intervals from {self.n_bootstrap} bootstrap "
-            f"resamples of {unit}, seed {self.seed}"
+            f"{self.method}{at} on {self.dataset}: {n} images; 95 % intervals from {self.n_bootstrap} "
+            f"bootstrap resamples of {unit}, seed {self.seed}"
         )
 
     def __repr__(self) -> str:
         """The table under a line that says of what."""
-        return f"{self._title()}\n{self.metrics.round(3).to_string()}"
+        return f"{self._title()}\n{self.table().round(3).to_string()}"
 
     def _repr_html_(self) -> str:
-        return literal_block(f"<p>{escaped(self._title())}</p>{self.metrics.round(3).to_html()}")
+        return literal_block(f"<p>{escaped(self._title())}</p>{self.table().round(3).to_html()}")
 
 
 class Reports(dict[str, Report]):
@@ -118,6 +124,7 @@ def evaluate(
     seed: int = 1,
     cache_dir: str | Path | None = None,
     num_workers: int | None = None,
+    calibrate_on: ImageSet | None = None,
 ) -> Report | Reports:
     """Evaluate a method on a data set: `metrics.METRICS`, each with a 95 % percentile bootstrap interval.
 
@@ -134,10 +141,13 @@ def evaluate(
         cache_dir: Of the image features; by default the features' own.
         num_workers: Processes that read images. None: as `image_features` has it; where features are not
             cached none for phantoms, which every process would draw again.
+        calibrate_on: Validation images, never those to be tested on: the logits are divided by the one
+            temperature under which the negative log-likelihood of these images is least (Guo et al. 2017,
+            arXiv 1706.04599). Which class is the most probable, and the order of the others, stay.
 
     Raises:
         ValueError: an empty data set, a label outside the card, other classes than the method's, logits that
-            are not finite.
+            are not finite, an image to be tested on that `calibrate_on` has, too.
 
     Example:
         >>> import medvlp
@@ -164,32 +174,48 @@ def evaluate(
     sets = images if isinstance(images, Mapping) else {"": images}
     if not sets:
         raise ValueError('there is no data set to evaluate; give some by name, such as {"test": data.test}.')
-    for one in sets.values():
+    for one in [*sets.values()] + ([] if calibrate_on is None else [calibrate_on]):
         one.check(method.card, type(method).__name__)
-    reports = {
-        name: _evaluate(method, one, n_bootstrap, seed, cache_dir, num_workers) for name, one in sets.items()
-    }
+    temperature, how = 1.0, {"cache_dir": cache_dir, "num_workers": num_workers}
+    if calibrate_on is not None:
+        fitted_on = set(zip(calibrate_on.ids, calibrate_on.hashes, strict=True))
+        both = {i for one in sets.values() for i in zip(one.ids, one.hashes, strict=True)} & fitted_on
+        if both:
+            why = f"has {len(both)} image(s) that are to be tested on, such as '{short(min(both)[0])}'"
+            raise ValueError(f"calibrate_on {why}; a temperature is fitted on validation images.")
+        temperature = _temperature(finite_logits(method, calibrate_on, **how), calibrate_on.labels)
+    reports = {}
+    for name, one in sets.items():
+        logits = finite_logits(method, one, **how) / temperature  # (N, n_cls)
+        p, who = logits.softmax(dim=1).numpy(), type(method).__name__  # (N, n_cls)
+        reports[name] = report_of(who, one, p, n_bootstrap, seed, temperature)
     return Reports(reports) if isinstance(images, Mapping) else reports[""]
 
 
-def _evaluate(
-    method: Method,
-    images: ImageSet,
-    n_bootstrap: int,
-    seed: int,
-    cache_dir: str | Path | None,
-    num_workers: int | None,
-) -> Report:
-    """The report of one data set."""
-    labels, names = images.labels.cpu().numpy(), method.card.classnames  # (N,)
-    logits = predict_logits(method, images, cache_dir, num_workers=num_workers)  # (N, n_cls)
+def finite_logits(method: Method, images: ImageSet, *options: Any, **more: Any) -> Tensor:
+    """`predict_logits` in float64; ValueError where one is not finite."""
+    logits = predict_logits(method, images, *options, **more)
     bad = (~torch.isfinite(logits)).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
-            f"{type(method).__name__} gave logits that are not finite for {len(bad)} of {len(labels)} "
+            f"{type(method).__name__} gave logits that are not finite for {len(bad)} of {len(logits)} "
             f"images, first '{short(images.ids[bad[0]])}'; look for NaN in its weights."
         )
-    probabilities = logits.double().softmax(dim=1).numpy()  # (N, n_cls)
+    return logits.double()
+
+
+def _temperature(logits: Tensor, labels: Tensor) -> float:
+    """The T > 0 for which the cross-entropy of logits (N, n_cls) / T is least."""
+    ends = (-5, 5)  # of log T: where all is right, T would fall to 0
+    of_log = minimize_scalar(lambda t: F.cross_entropy(logits / math.exp(t), labels).item(), bounds=ends)
+    return math.exp(of_log.x)
+
+
+def report_of(
+    method: str, images: ImageSet, probabilities: np.ndarray, n_bootstrap: int, seed: int, temperature: float
+) -> Report:
+    """The report of a method's probabilities (N, n_cls) of images."""
+    labels, names = images.labels.cpu().numpy(), images.card.classnames  # (N,)
     predicted = probabilities.argmax(1)  # (N,)
     per_image = {
         "id": images.ids,
@@ -206,14 +232,15 @@ def _evaluate(
         "high": samples.quantile(0.975),
     }
     return Report(
-        method=type(method).__name__,
+        method=method,
         dataset=f"{images.card.name}, {images.split}",
         classnames=list(names),
         per_image=Table(per_image),
         metrics=pd.DataFrame(metrics).loc[list(METRICS)].rename_axis("metric"),
-        n_groups=len(set(images.groups)),
+        groups=images.groups,
         n_bootstrap=n_bootstrap,
         seed=seed,
+        temperature=temperature,
     )
 
 

@@ -3,17 +3,17 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
-from medvlp.data.errors import brief, check_kinds
+from medvlp.data.errors import check_kinds
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
+from medvlp.data.splits import group_folds
 from medvlp.show.gallery.failures import Failures, prediction_table, with_classnames
 from medvlp.show.gallery.reasons import SYMPTOMS, nearest_images, neighbour_table
 
@@ -65,9 +65,15 @@ def label_noise_suspects(
     check_kinds(label_noise_suspects, locals())
     images.check(images.card, "the probe")
     labels = images.labels.numpy()  # (N,)
-    _check_groups(images, folds, n_neighbours)
+    if not 1 <= n_neighbours < len(images):
+        raise ValueError(
+            f"n_neighbours is {n_neighbours}: {len(images)} images allow 1 to {len(images) - 1}."
+        )
+    parts = group_folds(images, folds, seed)
     features = image_features(clip, images, cache_dir=cache_dir).features  # (N, D)
-    p = _out_of_fold(features.double().numpy(), labels, images.groups, folds, seed)  # (N, n_cls)
+    x = features.double().numpy()
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000))
+    p = cross_val_predict(probe, x, labels, cv=parts, method="predict_proba")  # (N, n_cls), out of fold
     suggested = confident_label(p, labels)  # (N,)
 
     places, cosines = nearest_images(features, images.groups, features, images.groups, n_neighbours)
@@ -106,25 +112,3 @@ def confident_label(p: np.ndarray, labels: np.ndarray) -> np.ndarray:
     threshold = np.array([p_label[labels == c].mean() for c in range(p.shape[1])])  # (n_cls,)
     reaching = np.where(p >= threshold, p, -1.0)  # (N, n_cls)
     return np.where(reaching.max(axis=1) >= 0, reaching.argmax(axis=1), labels)
-
-
-def _out_of_fold(x: np.ndarray, labels: np.ndarray, groups: list[str], folds: int, seed: int) -> np.ndarray:
-    """Probabilities (N, n_cls) of a probe fitted on the other folds; x is (N, D)."""
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000))
-    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return cross_val_predict(probe, x, labels, groups=groups, cv=parts, method="predict_proba")
-
-
-def _check_groups(images: ImageSet, folds: int, n_neighbours: int) -> None:
-    if not 1 <= n_neighbours < len(images):
-        raise ValueError(
-            f"n_neighbours is {n_neighbours}: {len(images)} images allow 1 to {len(images) - 1}."
-        )
-    n_groups = pd.Series(images.groups).groupby(images.labels.numpy()).nunique()
-    for label, name in enumerate(images.card.classnames):
-        n = n_groups.get(label, 0)
-        if n < folds or folds < 2:
-            raise ValueError(
-                f"class {brief(name)} has {n} group(s) of images for {folds} folds; every class needs one a "
-                "fold, and there are at least 2 folds."
-            )

@@ -333,7 +333,7 @@ def shipped_study(name: str) -> Study:
     "vip_parts": by `python -m medvlp ablate vip_parts -c epochs=10 -c views=0 --export STORE`.
     "interventions": by `python -m medvlp ablate interventions`, on phantoms and, less of it, on pneumonia. Of
     each run there are two metrics on the test images, each with its 95 % interval, not the predictions.
-    "name_rate": by `python -m medvlp.study.ablation.name_rate STORE`, see there.
+    "name_rate": by `python notebooks/name_rate.py STORE`, see there.
 
     Raises:
         ValueError: no such study.

@@ -109,7 +109,8 @@ class _Tested:
     mean: Predictions  # of the seeds' probabilities
 
 
-def _percentiles(samples: np.ndarray) -> tuple[float, float]:
+def percentiles(samples: np.ndarray) -> tuple[float, float]:
+    """Ends of the 95 % interval of resampled values."""
     known = samples[np.isfinite(samples)]  # resamples without a value are left out, as in evaluate
     if len(known) == 0:
         return float("nan"), float("nan")
@@ -117,13 +118,15 @@ def _percentiles(samples: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _p_of_zero(samples: np.ndarray) -> float:
+def p_of_zero(samples: np.ndarray) -> float:
+    """Two-sided p of resampled differences: see `compare`."""
     known = samples[np.isfinite(samples)]
     fewer = min((known <= 0).sum(), (known >= 0).sum())
     return min(1.0, 2 * (fewer + 1) / (len(known) + 1))
 
 
-def _mcnemar(ours: Predictions, theirs: Predictions) -> dict[str, object]:
+def mcnemar_of(ours: Predictions, theirs: Predictions) -> dict[str, object]:
+    """The columns won, lost and p McNemar of `compare`."""
     we, they = (p.probabilities.argmax(1) == p.labels for p in (ours, theirs))  # (N,) each
     won, lost = int((we & ~they).sum()), int((they & ~we).sum())
     table = [[int((we & they).sum()), won], [lost, int((~we & ~they).sum())]]
@@ -183,10 +186,10 @@ def _paired(
     by_seed = group.values(metric) - base.values(metric)  # (S,)
     samples = (ours.samples - theirs.samples).mean(1)  # (n_bootstrap,)
     least, most = _range(metric)
-    row = {"images": len(ours.mean.labels), "difference": by_seed.mean(), "p": _p_of_zero(samples)}
-    row["images low"], row["images high"] = _percentiles(samples)
+    row = {"images": len(ours.mean.labels), "difference": by_seed.mean(), "p": p_of_zero(samples)}
+    row["images low"], row["images high"] = percentiles(samples)
     row["seeds low"], row["seeds high"] = t_interval(by_seed, least=least - most, most=most - least)
-    return row | _mcnemar(ours.mean, theirs.mean)
+    return row | mcnemar_of(ours.mean, theirs.mean)
 
 
 def _in_words(baseline: Mapping[str, object]) -> str:
@@ -244,7 +247,7 @@ def summary(
             row["seeds low"], row["seeds high"] = t_interval(values, least=least, most=most)
         if group in tested:
             row["images"] = len(tested[group].mean.labels)
-            row["images low"], row["images high"] = _percentiles(tested[group].samples.mean(1))
+            row["images low"], row["images high"] = percentiles(tested[group].samples.mean(1))
         rows.append(group.key | row)
     return _table(rows, [*by, *SUMMARY])
 

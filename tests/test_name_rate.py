@@ -2,9 +2,9 @@
 
 from itertools import product
 
+import name_rate
 import pytest
 
-from medvlp.study.ablation import name_rate
 from medvlp.study.ablation.papers import shipped_study
 
 

@@ -1,6 +1,6 @@
 """How often must captions name a disease before CLIP knows the name? A study on phantoms.
 
-`python -m medvlp.study.ablation.name_rate STORE` pre-trains the embedded CLIP from scratch, once for each
+`python notebooks/name_rate.py STORE` pre-trains the embedded CLIP from scratch, once for each
 rate and seed, and measures zero-shot accuracy by class name and by symptoms on the way. What is measured is
 kept in the store as runs are, so that the command, called again, goes on where it was. What was found ships
 with the package: `shipped_study("name_rate")`.
