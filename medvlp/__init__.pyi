@@ -9,11 +9,7 @@ from .data.phantoms.captions import captions
 from .data.phantoms.worlds import get_world
 from .data.splits import few_shot
 from .knowledge.llm.local_llm import local_llm
-from .knowledge.llm.representations import (
-    Representations,
-    llm_representations,
-    shipped_representations,
-)
+from .knowledge.llm.representations import Representations, llm_representations, shipped_representations
 from .knowledge.symptoms.generate import generate_symptoms
 from .knowledge.symptoms.sets import SymptomSet
 from .methods.adapters.clip_adapter import CLIPAdapter

@@ -9,13 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.hooks import (
-    encode_deep_text,
-    image_blocks,
-    image_width,
-    in_parts,
-    text_blocks,
-)
+from medvlp.backbone.prompts.hooks import encode_deep_text, image_blocks, image_width, in_parts, text_blocks
 from medvlp.backbone.prompts.slots import FIRST_CTX, SLOT, STD, find_slots, word_tokens
 from medvlp.backbone.prompts.text_walk import SlotVectors, TextWalk, can_walk_text
 from medvlp.data.card_parts import plain_name

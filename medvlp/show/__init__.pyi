@@ -16,14 +16,7 @@ from .figures.curves import name_rate_figure, shots_curve, training_curves
 from .gallery.failures import Failures, failures, right_and_wrong
 from .gallery.label_noise import label_noise_suspects
 from .gallery.stability import stability
-from .maps.embeddings import (
-    Embeddings,
-    class_points,
-    image_points,
-    llm_points,
-    modality_gap,
-    symptom_points,
-)
+from .maps.embeddings import Embeddings, class_points, image_points, llm_points, modality_gap, symptom_points
 from .maps.figure import map_figure
 from .maps.page import scatter_page
 from .maps.umap import map_points, what_a_map_hides

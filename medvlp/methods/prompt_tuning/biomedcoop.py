@@ -88,12 +88,7 @@ class BiomedCoOp(ContextPrompts):
 
     # HealthX-Lab/BiomedCoOp, configs/trainers/BiomedCoOp/few_shot (read in forks), and assets/RUN.md for
     # the batch size
-    recipe: ClassVar[dict[str, Any]] = TRAINER | {
-        "epochs": 100,
-        "batch_size": 4,
-        "lr": 0.0025,
-        "flip": False,
-    }
+    recipe: ClassVar[dict[str, Any]] = TRAINER | {"epochs": 100, "batch_size": 4, "lr": 0.0025, "flip": False}
 
     def __init__(
         self,

@@ -47,11 +47,7 @@ class ContextPrompts(Method):
     """
 
     def __init__(
-        self,
-        clip: Clip,
-        card: DataCard,
-        arguments: Mapping[str, Any],
-        random: torch.Generator | None = None,
+        self, clip: Clip, card: DataCard, arguments: Mapping[str, Any], random: torch.Generator | None = None
     ) -> None:
         """Tokenize the texts and start v; see the class."""
         super().__init__(clip, card, arguments)

@@ -136,11 +136,7 @@ def mcnemar_of(ours: Predictions, theirs: Predictions) -> dict[str, object]:
 
 
 def _test(
-    groups: Iterable[RunGroup],
-    predictions: Callable[[Hashable], Predictions],
-    metric: str,
-    n: int,
-    seed: int,
+    groups: Iterable[RunGroup], predictions: Callable[[Hashable], Predictions], metric: str, n: int, seed: int
 ) -> dict[RunGroup, _Tested]:
     """Groups with runs under resamples that the test set and the seed alone decide, drawn once a test set."""
     if n < 1:
