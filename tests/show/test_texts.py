@@ -107,6 +107,7 @@ def shown(clip, hostile) -> dict[str, object]:
         "counterfactual": moved,
         "counterfactual_summary": show.counterfactual_summary(moved, n_bootstrap=5),
         "what_is_seen": show.what_is_seen(clip, phantoms, phantoms, n_images=5),
+        "compare": medvlp.compare(report, report, n_bootstrap=5),
         "localisation": show.localisation(clip, phantoms, ["rollout"], n_images=2),
         "modality_gap": show.modality_gap(points),
         "what_a_map_hides": show.what_a_map_hides(points, maps),
