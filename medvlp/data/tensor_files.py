@@ -74,7 +74,7 @@ class Blocks:
     def _rows(self, path: Path, wanted: set[str] | None = None) -> dict[str, Tensor]:
         """The wanted rows of a file, by default all; none where it is gone or, with a warning, damaged."""
         try:
-            with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
+            with suppress(SafetensorError, OSError, RuntimeError), safe_open(path, framework="pt") as file:
                 if wanted is not None and wanted.isdisjoint(_keys(file.get_tensor("keys"))):
                     return {}
             tensors, facts = read_tensors(path, self.what, f"a {self.what}")
@@ -125,7 +125,8 @@ def read_tensors(path: str | Path, kind: str, what: str) -> tuple[dict[str, Tens
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:
+        check_readable(path, what)  # another process may have removed it meanwhile
         raise ValueError(f"{path} is damaged, or not {what}: {error}.") from error
     if "facts" not in metadata or "kind" not in metadata:
         raise ValueError(f"{path} is not {what}: it is a safetensors file of another program.")

@@ -328,3 +328,18 @@ def test_features_that_are_not_finite_name_the_image_and_are_not_kept(clip, tmp_
         image_features(clip, Pictures(4), cache_dir=tmp_path)
     monkeypatch.setattr(clip, "encode_images", encode_images)
     image_features(clip, Pictures(4, broken=[0, 2, 3]), cache_dir=tmp_path)  # the others were kept
+
+
+def test_a_file_that_another_process_removes_while_it_is_opened_is_one_that_is_not_there(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "block.safetensors"
+    tensor_files.write_tensors(path, {"x": torch.ones(2)}, "a block", {})
+
+    def gone(file, framework):
+        path.unlink()
+        raise RuntimeError(f"unable to open file <{path}>")
+
+    monkeypatch.setattr(tensor_files, "safe_open", gone)
+    with pytest.raises(FileNotFoundError, match="there is no file .*block"):
+        tensor_files.read_tensors(path, "a block", "a block of features")
