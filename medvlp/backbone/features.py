@@ -6,7 +6,7 @@ which they are drawn by. So a set with other images among them, another split or
 only, and what is stopped goes on where it was.
 
 Of images that are not here the features are those that the package ships: see
-`medvlp.data.image_sets.Shipped`. `python -m medvlp.backbone.features CARD CLIP ROOT` writes them where the
+`medvlp.data.tensor_files.Shipped`. `python -m medvlp.backbone.features CARD CLIP ROOT` writes them where the
 images are.
 """
 
@@ -38,9 +38,9 @@ from medvlp.data.datasets import read_files
 from medvlp.data.errors import check_kinds
 from medvlp.data.files import atomic_write, cache_folder, check_writable, file_hashes, on_disk, sha256, short
 from medvlp.data.folders import Problems
-from medvlp.data.image_sets import FEATURES, SHIPPED_KIND, PhantomSet, Shipped, shipped_path
+from medvlp.data.image_sets import PhantomSet
 from medvlp.data.tables import tables_of
-from medvlp.data.tensor_files import Blocks, write_tensors
+from medvlp.data.tensor_files import FEATURES, SHIPPED_KIND, Blocks, Shipped, shipped_path, write_tensors
 
 VERSION = "3"  # of the files' layout and of how views are drawn
 CROP = 0.08  # the smallest part of the image's area that a random view keeps, as in most papers' recipes

@@ -14,9 +14,9 @@ from medvlp.data.errors import brief, check_choice, check_kinds, check_same_clas
 from medvlp.data.files import in_threads, sha256, short
 from medvlp.data.folders import Problems, listed_files, read_folder
 from medvlp.data.html import Table
-from medvlp.data.image_sets import ImageSet, PhantomSet, Rendered, same_images
+from medvlp.data.image_sets import ImageSet, PhantomSet, same_images
 from medvlp.data.medmnist import read_medmnist
-from medvlp.data.phantoms.worlds import get_world
+from medvlp.data.phantoms.worlds import Rendered, get_world
 from medvlp.data.splits import cut_to_shots, split
 from medvlp.data.tables import read_csv
 

@@ -12,8 +12,9 @@ import torch
 from medvlp.data.cards import DataCard, cards_folder
 from medvlp.data.errors import brief, check_choice
 from medvlp.data.files import as_word, composed, on_disk, printable, short
-from medvlp.data.image_sets import Files, ImageSet, Shipped, is_shipped, shipped_path
+from medvlp.data.image_sets import Files, ImageSet
 from medvlp.data.images import image_suffixes
+from medvlp.data.tensor_files import Shipped, is_shipped, shipped_path
 
 SPLIT_WORDS = {"training": "train", "train": "train", "testing": "test", "test": "test"} | dict.fromkeys(
     ("dev", "valid", "validation", "val"), "val"

@@ -1,10 +1,10 @@
 """ImageSet: the images of one split, with their labels; PhantomSet also knows what its images show.
 
-The images themselves lie in a store: files, an array, phantoms that are rendered when looked at, or, where
-the images are not here, what the package ships of them. Every store has `image(i)`, `take(rows)` (the store
-of these rows only), `hashes`, one of each image's content, `content()`, a hash that changes when an image
-changes, and `looks`: functions of rows that give what is compared to know whether images are the same, the
-cheapest first. None is like nothing.
+The images themselves lie in a store: `Files`, an array (`Pixels`), phantoms that are drawn when looked at
+(`Rendered`), or, where the images are not here, what the package ships of them (`Shipped`). Every store has
+`image(i)`, `take(rows)` (the store of these rows only), `hashes`, one of each image's content, `content()`, a
+hash that changes when an image changes, and `looks`: functions of rows that give what is compared to know
+whether images are the same, the cheapest first. None is like nothing.
 """
 
 import copy
@@ -20,21 +20,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import brief, check_choice, check_same_classes, listed, visible
+from medvlp.data.errors import check_choice, check_same_classes, listed, visible
 from medvlp.data.files import file_hashes, in_threads, sha256, short
 from medvlp.data.images import ImageError, read_image
-from medvlp.data.phantoms.drawing import DRAWING
-from medvlp.data.phantoms.worlds import CHUNK, Latents, World
-from medvlp.data.tensor_files import read_tensors
+from medvlp.data.phantoms.worlds import Latents, Rendered, World
+from medvlp.data.tensor_files import Shipped
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets" / "features"  # of images that are not here
-FEATURES, SHIPPED_KIND = "features.safetensors", "medvlp shipped image features"
 PLACEHOLDER = 224  # pixels a side
 Looks = tuple[Callable[[Sequence[int]], list], ...]
 
@@ -135,129 +131,6 @@ class Pixels:
             lambda rows: [self.array[self.rows[i], middle].tobytes() for i in rows],
             lambda rows: self.take(np.asarray(rows, dtype=int)).hashes,
         )
-
-
-class Rendered:
-    """Phantoms, rendered a chunk at a time when first looked at and kept as uint8.
-
-    Data loader workers do not share what they render, so read phantoms with num_workers=0.
-    """
-
-    def __init__(self, world: World, latents: Latents, size: int) -> None:
-        self.world, self.latents, self.size = world, latents, size
-        self._chunks: dict[int, Tensor] = {}
-
-    def image(self, i: int) -> Image.Image:
-        """Image i, PIL RGB."""
-        number, place = divmod(i, CHUNK)
-        if number not in self._chunks:
-            part = self.latents[number * CHUNK : (number + 1) * CHUNK]
-            self._chunks[number] = self.world.render(part, size=self.size)  # (CHUNK, 3, size, size)
-        return Image.fromarray(self._chunks[number][place].permute(1, 2, 0).contiguous().numpy())
-
-    def take(self, rows: np.ndarray) -> "Rendered":
-        """These phantoms only, not rendered yet."""
-        return Rendered(self.world, self.latents[torch.from_numpy(rows)], self.size)
-
-    @property
-    def looks(self) -> Looks:
-        """The seeds, which no two phantoms share."""
-        return (lambda rows: [int(self.latents.seeds[i]) for i in rows],)
-
-    @property
-    def hashes(self) -> list[str]:
-        """Of what each image follows from: `content` of it alone."""
-        return [self.take(np.array([i])).content() for i in range(len(self.latents))]
-
-    def content(self) -> str:
-        """Hash of what the images follow from: the way of drawing, the world, the size and the latents.
-
-        Not of pixels: between processors a few of them differ by 1, and it is the same data set.
-        """
-        latents = (self.latents.labels, self.latents.attributes, self.latents.seeds)
-        return sha256(
-            str(DRAWING), self.world.name, str(self.size), *(tensor.numpy().tobytes() for tensor in latents)
-        )
-
-
-@dataclass
-class Shipped:
-    """Image files that are not here, of which the package ships the features that one CLIP computed.
-
-    `assets/features/wbcatt` is for the images of the data folder `wbcatt`, whichever card reads them. It has
-    that folder's tables, gzipped, which are read as ever, and features.safetensors: for each image its name,
-    the SHA-256 of its file, and its feature, in half precision. By the hashes these images have the
-    fingerprint that they have where their files are, so that studies and caches are found both ways.
-
-    `names` are paths within the data folder, `hashes` are of the files.
-    """
-
-    folder: Path
-    names: list[str]
-    hashes: list[str]
-    clip: str  # that computed their features
-    how_to_get: str
-
-    @classmethod
-    def read(cls, folder: Path, how_to_get: str = "") -> "Shipped":
-        """All images of a shipped folder; ValueError where its file is damaged."""
-        tensors, facts = _read(folder)
-        hashes = [row.tobytes().hex() for row in tensors["hashes"].numpy()]
-        return cls(folder, facts["names"], hashes, facts["clip"], how_to_get)
-
-    def image(self, i: int) -> None:
-        """There is none: FileNotFoundError that says how to get it."""
-        raise self.missing(f"there is no image {brief(self.names[i])}")
-
-    def take(self, rows: np.ndarray) -> "Shipped":
-        """These images only."""
-        return replace(self, names=[self.names[i] for i in rows], hashes=[self.hashes[i] for i in rows])
-
-    def called(self, names: Sequence[str]) -> "Shipped":
-        """The images of these names only."""
-        place = {name: i for i, name in enumerate(self.names)}
-        return self.take(np.array([place[name] for name in names], dtype=int))
-
-    def content(self) -> str:
-        """Hash of what is in the files, as of those that are here."""
-        return sha256(*self.hashes)
-
-    @property
-    def looks(self) -> Looks:
-        """The hashes of the files."""
-        return (lambda rows: [self.hashes[i] for i in rows],)
-
-    def features(self, clip: str, fingerprint: str) -> Tensor:
-        """Normalised features (N, D), float32; FileNotFoundError for a CLIP that did not compute them."""
-        tensors, facts = _read(self.folder)
-        if facts["fingerprint"] != fingerprint:
-            other = " with these weights in this precision" if clip == self.clip else ""
-            raise self.missing(f"there are no features of clip {brief(clip)}{other}")
-        place = {name: i for i, name in enumerate(facts["names"])}
-        rows = torch.tensor([place[name] for name in self.names], dtype=torch.long)  # (N,)
-        return F.normalize(tensors["features"][rows].float(), dim=-1)  # half precision leaves lengths near 1
-
-    def missing(self, what: str) -> FileNotFoundError:
-        """The error for something that needs pictures; `what` says what there is not."""
-        return FileNotFoundError(
-            f"{what}: the pictures are not here, only the features that clip {self.clip!r} computed of them. "
-            f"How to get the pictures: {self.how_to_get or 'the card does not say.'} "
-            "Then give load_dataset root=..., or set the environment variable MEDVLP_DATA."
-        )
-
-
-def _read(folder: Path) -> tuple[dict[str, Tensor], dict]:
-    return read_tensors(folder / FEATURES, SHIPPED_KIND, "the image features of this version of medvlp")
-
-
-def shipped_path(folder: str) -> Path:
-    """Where the package has what it ships for the data folder that a card calls so, if it does."""
-    return ASSETS / Path(folder).name
-
-
-def is_shipped(folder: Path) -> bool:
-    """Whether a folder is one of the package's, which has features in place of images."""
-    return folder.parent == ASSETS and (folder / FEATURES).is_file()
 
 
 @dataclass(repr=False, eq=False)

@@ -13,7 +13,8 @@ from medvlp.data.cards import DataCard
 from medvlp.data.errors import brief, check_choice, unknown_name
 from medvlp.data.files import as_word, composed, on_disk, read_table, short, table_is_there
 from medvlp.data.folders import SPLIT_WORDS, TEST_ONLY, Problems, find_folder, image_set
-from medvlp.data.image_sets import ImageSet, Shipped, is_shipped
+from medvlp.data.image_sets import ImageSet
+from medvlp.data.tensor_files import Shipped, is_shipped
 
 Row = dict[str, str | None]  # a row's values by role: "path", "label", ..., "attribute granule colour", ...
 Noted = dict[str, str | None]  # what an expert noted of one image, by attribute; None where nobody looked

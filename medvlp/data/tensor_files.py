@@ -4,24 +4,30 @@ Saved methods, checkpoints, cached image features and LLM representations are su
 text beside its tensors: here the file's kind, one JSON object, `facts`, and a checksum over facts and
 tensors, because safetensors itself notices a file cut short, but not a changed byte.
 
-`Blocks` are many such files in a folder, to which rows are added as they are computed.
+`Blocks` are many such files in a folder, to which rows are added as they are computed. `Shipped` is the file
+of image features that comes with the package, in place of images that do not.
 """
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from medvlp.data.errors import brief
 from medvlp.data.files import atomic_write, check_readable, sha256
 
+ASSETS = Path(__file__).resolve().parents[1] / "assets" / "features"  # of images that are not here
+FEATURES, SHIPPED_KIND = "features.safetensors", "medvlp shipped image features"
 FULL = 2**20  # bytes of a file that is not merged with others
 KEY = 32  # bytes of a key, a SHA-256
 
@@ -143,3 +149,83 @@ def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
         raw = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
         parts += [name, str(tensor.dtype), str(tuple(tensor.shape)), raw]
     return sha256(*parts)
+
+
+@dataclass
+class Shipped:
+    """Image files that are not here, of which the package ships the features that one CLIP computed.
+
+    `assets/features/wbcatt` is for the images of the data folder `wbcatt`, whichever card reads them. It has
+    that folder's tables, gzipped, which are read as ever, and features.safetensors: for each image its name,
+    the SHA-256 of its file, and its feature, in half precision. By the hashes these images have the
+    fingerprint that they have where their files are, so that studies and caches are found both ways.
+
+    `names` are paths within the data folder, `hashes` are of the files.
+    """
+
+    folder: Path
+    names: list[str]
+    hashes: list[str]
+    clip: str  # that computed their features
+    how_to_get: str
+
+    @classmethod
+    def read(cls, folder: Path, how_to_get: str = "") -> "Shipped":
+        """All images of a shipped folder; ValueError where its file is damaged."""
+        tensors, facts = _read_shipped(folder)
+        hashes = [row.tobytes().hex() for row in tensors["hashes"].numpy()]
+        return cls(folder, facts["names"], hashes, facts["clip"], how_to_get)
+
+    def image(self, i: int) -> None:
+        """There is none: FileNotFoundError that says how to get it."""
+        raise self.missing(f"there is no image {brief(self.names[i])}")
+
+    def take(self, rows: np.ndarray) -> "Shipped":
+        """These images only."""
+        return replace(self, names=[self.names[i] for i in rows], hashes=[self.hashes[i] for i in rows])
+
+    def called(self, names: Sequence[str]) -> "Shipped":
+        """The images of these names only."""
+        place = {name: i for i, name in enumerate(self.names)}
+        return self.take(np.array([place[name] for name in names], dtype=int))
+
+    def content(self) -> str:
+        """Hash of what is in the files, as of those that are here."""
+        return sha256(*self.hashes)
+
+    @property
+    def looks(self) -> tuple[Callable[[Sequence[int]], list], ...]:
+        """The hashes of the files."""
+        return (lambda rows: [self.hashes[i] for i in rows],)
+
+    def features(self, clip: str, fingerprint: str) -> Tensor:
+        """Normalised features (N, D), float32; FileNotFoundError for a CLIP that did not compute them."""
+        tensors, facts = _read_shipped(self.folder)
+        if facts["fingerprint"] != fingerprint:
+            other = " with these weights in this precision" if clip == self.clip else ""
+            raise self.missing(f"there are no features of clip {brief(clip)}{other}")
+        place = {name: i for i, name in enumerate(facts["names"])}
+        rows = torch.tensor([place[name] for name in self.names], dtype=torch.long)  # (N,)
+        return F.normalize(tensors["features"][rows].float(), dim=-1)  # half precision leaves lengths near 1
+
+    def missing(self, what: str) -> FileNotFoundError:
+        """The error for something that needs pictures; `what` says what there is not."""
+        return FileNotFoundError(
+            f"{what}: the pictures are not here, only the features that clip {self.clip!r} computed of them. "
+            f"How to get the pictures: {self.how_to_get or 'the card does not say.'} "
+            "Then give load_dataset root=..., or set the environment variable MEDVLP_DATA."
+        )
+
+
+def _read_shipped(folder: Path) -> tuple[dict[str, Tensor], dict]:
+    return read_tensors(folder / FEATURES, SHIPPED_KIND, "the image features of this version of medvlp")
+
+
+def shipped_path(folder: str) -> Path:
+    """Where the package has what it ships for the data folder that a card calls so, if it does."""
+    return ASSETS / Path(folder).name
+
+
+def is_shipped(folder: Path) -> bool:
+    """Whether a folder is one of the package's, which has features in place of images."""
+    return folder.parent == ASSETS and (folder / FEATURES).is_file()

@@ -9,7 +9,7 @@ from PIL import Image
 
 import medvlp
 from medvlp.backbone import features
-from medvlp.data import folders, image_sets
+from medvlp.data import folders, tensor_files
 from medvlp.show import SymptomExplorer, failures, image_points, show_images, symptom_scores_table
 
 CARD = """---
@@ -74,7 +74,7 @@ def card(tmp_path_factory) -> Path:
 def ships(card, clip, root, tmp_path_factory):
     """The package ships what `clip` makes of the images."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_sets, "ASSETS", tmp_path_factory.mktemp("assets"))
+        patch.setattr(tensor_files, "ASSETS", tmp_path_factory.mktemp("assets"))
         features.main(str(card), clip.name, root)
         yield
 
@@ -95,7 +95,7 @@ def data(card, ships) -> medvlp.Data:
 def test_the_same_set_without_a_picture(card, clip, data, root):
     here = medvlp.load_dataset(card, root)
     assert same(here, data) and data.test.annotations[1].notna().any(axis=None)
-    assert len(list(image_sets.ASSETS.rglob("*.png"))) == 0
+    assert len(list(tensor_files.ASSETS.rglob("*.png"))) == 0
     assert "the pictures are not here: these are features that clip" in repr(data)
     assert "8 images, whose pictures are not here;" in repr(data.test)
     for one, other in zip(here.splits.values(), data.splits.values(), strict=True):
@@ -190,7 +190,7 @@ def test_people_see_a_square_and_what_the_expert_noted(clip, data, tmp_path):
 
 
 def test_a_damaged_file_is_named(card, data):
-    path = image_sets.ASSETS / "beads" / image_sets.FEATURES
+    path = tensor_files.ASSETS / "beads" / tensor_files.FEATURES
     whole = path.read_bytes()
     try:
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -203,20 +203,22 @@ def test_a_damaged_file_is_named(card, data):
 # --- what the package ships ---
 
 SHIPPED = sorted(
-    path.parent for path in image_sets.ASSETS.glob(f"*/{image_sets.FEATURES}")
+    path.parent for path in tensor_files.ASSETS.glob(f"*/{tensor_files.FEATURES}")
 )  # before tests change it
 
 
 @pytest.fixture
 def package(monkeypatch):
     """What is shipped by the package itself."""
-    monkeypatch.setattr(image_sets, "ASSETS", Path(image_sets.__file__).parents[1] / "assets" / "features")
+    monkeypatch.setattr(
+        tensor_files, "ASSETS", Path(tensor_files.__file__).parents[1] / "assets" / "features"
+    )
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
 class TestPackage:
     def test_it_is_small_and_of_a_clip_that_is_here(self, folder, package):
-        store = image_sets.Shipped.read(folder)
+        store = tensor_files.Shipped.read(folder)
         made_by = medvlp.load_clip(store.clip, device="cpu")
         some = store.take(np.arange(3))
         assert some.features(made_by.name, made_by.fingerprint).shape == (3, made_by.embed_dim)

@@ -8,7 +8,8 @@ from PIL import Image
 from medvlp.data.cards import load_card
 from medvlp.data.datasets import load_dataset
 from medvlp.data.files import sha256
-from medvlp.data.image_sets import Files, ImageSet, Pixels, Shipped
+from medvlp.data.image_sets import Files, ImageSet, Pixels
+from medvlp.data.tensor_files import Shipped
 
 TWO = ["severe retinopathy", "mild retinopathy"]  # labels 3 and 1 of the whole card
 

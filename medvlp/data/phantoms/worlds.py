@@ -15,12 +15,15 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib import resources
 
+import numpy as np
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor
 
 from medvlp.data.errors import check_choice
-from medvlp.data.phantoms.drawing import Draws, draw_cxr, draw_derm, draw_fundus
+from medvlp.data.files import sha256
+from medvlp.data.phantoms.drawing import DRAWING, Draws, draw_cxr, draw_derm, draw_fundus
 
 CHUNK = 64  # images drawn at a time: small enough to stay in the processor's cache
 
@@ -183,6 +186,49 @@ class World:
                 weights[k, c] += (1 if present else -1) / len(symptoms[name])
                 bias[c] += (0 if present else 1) / len(symptoms[name])
         return self.rule_accuracy(weights, bias)
+
+
+class Rendered:
+    """Phantoms, rendered a chunk at a time when first looked at and kept as uint8.
+
+    Data loader workers do not share what they render, so read phantoms with num_workers=0.
+    """
+
+    def __init__(self, world: World, latents: Latents, size: int) -> None:
+        self.world, self.latents, self.size = world, latents, size
+        self._chunks: dict[int, Tensor] = {}
+
+    def image(self, i: int) -> Image.Image:
+        """Image i, PIL RGB."""
+        number, place = divmod(i, CHUNK)
+        if number not in self._chunks:
+            part = self.latents[number * CHUNK : (number + 1) * CHUNK]
+            self._chunks[number] = self.world.render(part, size=self.size)  # (CHUNK, 3, size, size)
+        return Image.fromarray(self._chunks[number][place].permute(1, 2, 0).contiguous().numpy())
+
+    def take(self, rows: np.ndarray) -> "Rendered":
+        """These phantoms only, not rendered yet."""
+        return Rendered(self.world, self.latents[torch.from_numpy(rows)], self.size)
+
+    @property
+    def looks(self) -> tuple[Callable[[Sequence[int]], list], ...]:
+        """The seeds, which no two phantoms share."""
+        return (lambda rows: [int(self.latents.seeds[i]) for i in rows],)
+
+    @property
+    def hashes(self) -> list[str]:
+        """Of what each image follows from: `content` of it alone."""
+        return [self.take(np.array([i])).content() for i in range(len(self.latents))]
+
+    def content(self) -> str:
+        """Hash of what the images follow from: the way of drawing, the world, the size and the latents.
+
+        Not of pixels: between processors a few of them differ by 1, and it is the same data set.
+        """
+        latents = (self.latents.labels, self.latents.attributes, self.latents.seeds)
+        return sha256(
+            str(DRAWING), self.world.name, str(self.size), *(tensor.numpy().tobytes() for tensor in latents)
+        )
 
 
 DRAWINGS = {"derm": draw_derm, "cxr": draw_cxr, "fundus": draw_fundus}

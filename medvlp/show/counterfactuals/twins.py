@@ -19,8 +19,8 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.data.errors import check_kinds
 from medvlp.data.html import Table
-from medvlp.data.image_sets import ImageSet, PhantomSet, Rendered
-from medvlp.data.phantoms.worlds import Latents, World
+from medvlp.data.image_sets import ImageSet, PhantomSet
+from medvlp.data.phantoms.worlds import Latents, Rendered, World
 from medvlp.methods.base import Method, check_symptoms, load_own_tensors, own_tensors
 from medvlp.study.evaluation import evaluating, predict_logits
 
