@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -192,9 +191,15 @@ def evaluate(
     return Reports(reports) if isinstance(images, Mapping) else reports[""]
 
 
-def finite_logits(method: Method, images: ImageSet, *options: Any, **more: Any) -> Tensor:
-    """`predict_logits` in float64; ValueError where one is not finite."""
-    logits = predict_logits(method, images, *options, **more)
+def finite_logits(
+    method: Method,
+    images: ImageSet,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    num_workers: int | None = None,
+) -> Tensor:
+    """`predict_logits` (N, n_cls) in float64; ValueError where one is not finite."""
+    logits = predict_logits(method, images, cache_dir, progress, num_workers)
     bad = (~torch.isfinite(logits)).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
