@@ -1,0 +1,294 @@
+"""Grades submissions: takes the functions out, has them called elsewhere, compares what comes back."""
+
+import ast
+import difflib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import nbformat
+import numpy as np
+import pandas as pd
+from tasks import HERE, Assignment, Task, same
+from tqdm import tqdm
+
+from medvlp.data.files import atomic_write
+
+MAX_BYTES = 5_000_000  # of a submission
+MEMORY = 1_000_000_000  # bytes above what the imports take
+LOUD = 10_000  # printed characters that feedback mentions
+# In namespaces of its own the child has no network, and empty folders in place of these.
+HIDE = """
+while [ "$1" != -- ]; do mkdir -p "$1" && mount -t tmpfs none "$1" || exit 1; shift; done
+shift; cd /; exec "$@"
+"""
+PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{{ assignment }}: {{ name }}</title>
+<style>body {font: 1rem/1.5 sans-serif; max-width: 45rem; margin: 2rem auto; padding: 0 1rem}</style>
+<h1>{{ assignment }}: {{ points }} of {{ of }} points</h1>
+<p>{{ name }}</p>
+{% for note in notes %}<p>{{ note }}</p>{% endfor %}
+{% for task in tasks %}<h2>{{ task.name }}: {{ task.points }} of {{ task.of }}</h2>
+<ul>{% for line in task.lines %}<li>{{ line }}</li>{% endfor %}</ul>
+{% endfor %}</html>
+""")
+
+
+def functions_of(path: Path) -> tuple[list[str], list[str]]:
+    """Return a notebook's imports, constants and functions as source, and remarks on what was left out.
+
+    Nothing else of it is ever run, so what a submission does beside its functions has no effect.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        return [], [f"The file is larger than {MAX_BYTES:,} bytes and was not read. Clear the outputs."]
+    try:
+        text = path.read_text(encoding="utf-8")
+        cells = nbformat.reads(text, as_version=4).cells
+        sources = [str(cell.source) for cell in cells if cell.cell_type == "code"]
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        return [], [f"This is no notebook that can be read: {type(error).__name__}."]
+    code, notes = [], []
+    for number, source in enumerate(sources, start=1):
+        lines = ["" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()]
+        try:
+            body = ast.parse("\n".join(lines)).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            notes.append(f"Code cell {number} is not Python and was left out: {error}"[:300])
+            continue
+        kept = [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Import)]
+        kept += [node for node in body if isinstance(node, ast.ImportFrom) or is_constant(node)]
+        code += [ast.unparse(node) for node in body if node in kept]
+    return code, notes
+
+
+def is_constant(node: ast.stmt) -> bool:
+    """Whether a statement gives a name to a literal."""
+    return isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+
+
+def defined(code: list[str]) -> set[str]:
+    """Return the names of the functions in this code."""
+    return {found[1] for source in code if (found := re.search(r"^def (\w+)", source, re.MULTILINE))}
+
+
+class Sandbox:
+    """The process that runs students' functions. It gets inputs; expected values stay here."""
+
+    def __init__(self, assignment: Assignment, hidden: list[Path]):
+        self.modules = ["numpy", *(["torch"] if assignment.kind == "torch" else []), "scipy.stats"]
+        self.folder = tempfile.mkdtemp(prefix="medvlp-grading-")
+        python = [sys.executable, "-I", "-c", (HERE / "child.py").read_text(encoding="utf-8"), *self.modules]
+        folders = [str(path.resolve()) for path in hidden if path.exists()]
+        apart = ["unshare", "--user", "--map-root-user", "--net", "--mount"]
+        apart += ["sh", "-c", HIDE, "sh", *folders, "--"]
+        self.apart = apart if works(apart) else []
+        self.command = [*self.apart, *python]
+        self.process = None
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send one task; return what the fork wrote and how it ended."""
+        keep = {key: os.environ[key] for key in ("PATH", "LANG", "SYSTEMROOT") if key in os.environ}
+        if self.process is None:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd=self.folder,
+                env=keep | {"HOME": self.folder, "OMP_NUM_THREADS": "1"},
+                text=True,
+            )
+        reply = ""
+        with suppress(OSError):
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            reply = self.process.stdout.readline()
+        if not reply:
+            self.stop()
+            return {"text": "", "why": "brought its process down", "status": 1}
+        return json.loads(reply)
+
+
+def works(command: list[str]) -> bool:
+    """Whether this machine lets a user make such namespaces."""
+    if not sys.platform.startswith("linux") or not shutil.which("unshare"):
+        return False
+    return subprocess.run([*command, "true"], capture_output=True, timeout=60).returncode == 0
+
+
+def rows_of(text: str) -> tuple[dict[int, dict], dict]:
+    """Read the lines of a fork, which a submission may have tampered with: results by call, and the rest."""
+    results, rest = {}, {"notes": [], "whole": False, "printed": 0, "tried": []}
+    for line in text.splitlines():
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                continue
+            if isinstance(row.get("call"), int):
+                results.setdefault(row["call"], row)
+            elif "note" in row:
+                rest["notes"].append(str(row["note"]))
+            elif row.get("whole"):
+                rest |= {"whole": True, "printed": int(row.get("printed") or 0)}
+                rest["tried"] = [str(name) for name in row.get("tried") or []]
+    return results, rest
+
+
+def expected(task: Task, calls: list[list]) -> list[Any]:
+    """Compute the right values, on copies of the inputs."""
+    return [task.reference(*(np.array(a) if isinstance(a, list) else a for a in args)) for args in calls]
+
+
+def grade_task(
+    assignment: Assignment, task: Task, code: list[str], sandbox: Sandbox, seed: int
+) -> dict[str, Any]:
+    """Return a task's points and what to tell the student."""
+    graded = {"name": task.name, "points": 0, "of": task.points}
+    names = defined(code)
+    if task.name not in names:
+        near = difflib.get_close_matches(
+            task.name, names - {t.name for t in assignment.tasks}, n=1, cutoff=0.5
+        )
+        hint = f" There is {near[0]}: was it renamed?" if near else " Was its cell deleted?"
+        return graded | {"lines": [f"Missing: there is no function {task.name}.{hint}"]}
+    given = {ast.unparse(node) for node in ast.parse(assignment.given()).body}
+    rng = np.random.default_rng([seed, sum(task.name.encode())])
+    gate = task.calls(rng)
+    blocks = [prop.calls(rng) for prop in task.properties]
+    reply = sandbox.ask(
+        {
+            "given": assignment.given(),
+            "code": [source for source in code if source not in given],
+            "others": "\n\n".join(assignment.solution(t.name) for t in assignment.tasks if t is not task),
+            "function": task.name,
+            "calls": gate + [args for block in blocks for args in block],
+            "kind": assignment.kind,
+            "gradient": task.gradient,
+            "allowed": assignment.allowed,
+            "seconds": assignment.seconds,
+            "memory": MEMORY,
+        }
+    )
+    results, rest = rows_of(reply["text"])
+    errors = [row["error"] for row in results.values() if "error" in row]
+    if errors and all(str(error).startswith("NotImplementedError") for error in errors):
+        return graded | {"lines": ["Missing: not written yet."]}
+    right = all(
+        "value" in results.get(n, {}) and same(results[n]["value"], value)
+        for n, value in enumerate(expected(task, gate))
+    )
+    lines = [f"{'Right' if right else 'Wrong'}: the value on numbers that were drawn for the grading."]
+    first = len(gate)
+    for prop, block in zip(task.properties, blocks, strict=True):
+        rows = [results.get(n, {}) for n in range(first, first + len(block))]
+        first += len(block)
+        holds = False
+        if all("value" in row for row in rows):
+            with suppress(Exception):  # a result of another shape, which the property does not expect
+                holds = bool(prop.holds([row["value"] for row in rows]))
+        lines.append(f"{'Holds' if holds else 'Does not hold'}: {prop.says}")
+    if errors:
+        lines.append(f"It raised {str(errors[0])[:400]}")
+    if reply["why"]:
+        lines.append(f"It {reply['why']} and was stopped.")
+    elif not rest["whole"]:
+        lines.append("It ended its process: no result came after that.")
+    if rest["printed"] > LOUD:
+        lines.append(f"It printed {rest['printed']:,} characters, which were thrown away.")
+    if rest["tried"]:
+        lines.append(f"It tried what a submission may not do: {', '.join(sorted(set(rest['tried'])))}"[:200])
+    if not right:
+        lines += [f"While its code was read: {note}" for note in rest["notes"][:3]]
+    return graded | {"points": task.points if right else 0, "lines": lines}
+
+
+def grade_file(assignment: Assignment, path: Path, sandbox: Sandbox, seed: int) -> dict[str, Any]:
+    """Grade one notebook."""
+    code, notes = functions_of(path)
+    tasks = [grade_task(assignment, task, code, sandbox, seed) for task in assignment.tasks]
+    points, of = sum(t["points"] for t in tasks), sum(t["of"] for t in tasks)
+    return {"assignment": assignment.name, "points": points, "of": of, "notes": notes, "tasks": tasks}
+
+
+def fingerprint(assignment: Assignment, path: Path, seed: int) -> str:
+    """Change when the submission, the checks, the grader or the seed does."""
+    parts = [path, assignment.master, HERE / "checks" / f"{assignment.name.lower()}.py"]
+    parts += [HERE / "child.py", HERE / "grading.py", HERE / "tasks.py"]
+    digests = [hashlib.sha256(part.read_bytes()).hexdigest() for part in parts]
+    return hashlib.sha256("\n".join([*digests, str(seed)]).encode()).hexdigest()
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with atomic_write(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a file says; nothing if it is not there or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def for_spreadsheet(name: str) -> str:
+    """Keep a file's name from being read as a formula."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
+
+
+def grade_folder(
+    assignment: Assignment, submissions: Path, out: Path, seed: int | None = None
+) -> pd.DataFrame:
+    """Grade every notebook below a folder that is not graded yet; write pages and `grades.csv`.
+
+    All get the same hidden numbers: those of `seed`, or of a seed drawn once and kept in `out`.
+    """
+    paths = sorted(path for path in submissions.rglob("*.ipynb") if path.is_file() and not path.is_symlink())
+    paths = [path for path in paths if ".ipynb_checkpoints" not in path.parts]
+    if not paths:
+        raise ValueError(f"no notebooks (*.ipynb) in {submissions}")
+    kept = read_json(out / "seed.json").get("seed")
+    seed = seed if seed is not None else kept if isinstance(kept, int) else secrets.randbelow(2**31)
+    write(out / "seed.json", json.dumps({"seed": seed}))
+    rows = []
+    with Sandbox(assignment, [HERE, submissions, out]) as sandbox:
+        if not sandbox.apart:
+            print("No namespaces on this machine: files and network are kept by an audit hook alone.")
+        for path in tqdm(paths, desc=assignment.name, unit="submission"):
+            name = path.relative_to(submissions).with_suffix("").as_posix()
+            record = out / "results" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+            graded, mark = read_json(record), fingerprint(assignment, path, seed)
+            if graded.get("fingerprint") != mark:
+                graded = grade_file(assignment, path, sandbox, seed) | {"name": name, "fingerprint": mark}
+                write(record, json.dumps(graded))
+            page = out / "feedback" / f"{name}.html"
+            write(page, PAGE.render(graded))
+            by_task = {task["name"]: task["points"] for task in graded["tasks"]}
+            rows.append({"submission": for_spreadsheet(name), "points": graded["points"], **by_task})
+    table = pd.DataFrame(rows)
+    write(out / "grades.csv", table.to_csv(index=False))
+    return table

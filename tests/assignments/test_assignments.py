@@ -1,0 +1,272 @@
+"""Assignments: what students get holds no solution, and grading takes points where it should."""
+
+import builtins
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from assign import student_version
+from grading import Sandbox, functions_of, grade_file, grade_folder
+from tasks import BEGIN, END, HERE, load_assignment
+
+NAMES = sorted(path.stem for path in HERE.glob("A*.ipynb"))
+SEED = 20_26
+each = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(scope="module")
+def sandboxes(tmp_path_factory):
+    """One child an assignment for all tests."""
+    started = {}
+
+    def get(name):
+        if name not in started:
+            started[name] = Sandbox(load_assignment(name), [HERE])
+        return started[name]
+
+    yield get
+    for sandbox in started.values():
+        sandbox.__exit__()
+
+
+def save(path: Path, sources: list[str]) -> Path:
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(nbformat.writes(nbformat.v4.new_notebook(cells=cells)), encoding="utf-8")
+    return path
+
+
+def solved(name: str, **instead: str) -> list[str]:
+    """The instructor's code cells, with these functions in place of some."""
+    sources = [cell.source for cell in load_assignment(name).cells() if cell.cell_type == "code"]
+    for task, source in instead.items():
+        sources = [source if f"def {task}(" in old else old for old in sources]
+    return sources
+
+
+def with_body(name: str, task: str, body: str) -> str:
+    signature = next(x for x in load_assignment(name).solution(task).splitlines() if x.startswith("def "))
+    return "\n".join([signature, *(f"    {line}" for line in body.splitlines())])
+
+
+def points(graded: dict) -> dict[str, int]:
+    return {task["name"]: task["points"] for task in graded["tasks"]}
+
+
+def said(graded: dict, task: str) -> str:
+    return " ".join(next(t["lines"] for t in graded["tasks"] if t["name"] == task))
+
+
+@each
+def test_the_instructors_version_has_full_points_and_every_property(name, sandboxes):
+    assignment = load_assignment(name)
+    for seed in (1, 2, 3):
+        graded = grade_file(assignment, assignment.master, sandboxes(name), seed)
+        lines = [line for task in graded["tasks"] for line in task["lines"]]
+        assert graded["points"] == graded["of"] == 12, lines
+        assert all(line.startswith(("Right:", "Holds:")) for line in lines), lines
+
+
+@each
+def test_a_master_is_tidy_and_a_students_version_has_no_line_of_a_solution(name):
+    assignment = load_assignment(name)
+    for cell in assignment.cells():
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None
+    notebook = student_version(name, seed=1)
+    nbformat.validate(notebook)
+    lines = {line.strip() for cell in notebook.cells for line in cell.source.splitlines()}
+    secret = set()
+    for task in assignment.tasks:
+        solution = assignment.solution(task.name)
+        secret |= {line.strip() for line in solution.split(BEGIN)[1].split(END)[0].splitlines()} - {""}
+    for cell in assignment.cells():
+        if "instructor" in cell.metadata.get("tags", []):
+            secret |= {line.strip() for line in cell.source.splitlines()}
+    assert len(secret) > 10 and not secret & lines
+    assert not [line for line in lines if "SOLUTION" in line]
+
+
+@each
+def test_a_students_version_checks_itself_and_another_seed_is_another_variant(name):
+    one, two = student_version(name, seed=1), student_version(name, seed=2)
+    tests = [[c.source for c in nb.cells if c.source.startswith("# Check ")] for nb in (one, two)]
+    assert len(tests[0]) == len(load_assignment(name).tasks)
+    assert not set(tests[0]) & set(tests[1])
+    solution = "\n\n".join(solved(name))
+    for test in tests[0] + tests[1]:
+        exec(solution + "\n" + test, {"__name__": "notebook"})
+    stubs = "\n\n".join(
+        c.source for c in one.cells if c.cell_type == "code" and not c.source.startswith("# Check")
+    )
+    with pytest.raises(NotImplementedError, match="^write "):
+        exec(stubs + "\n" + tests[0][0], {"__name__": "notebook"})
+
+
+@each
+def test_handed_in_empty_it_has_no_points_and_says_what_is_missing(name, tmp_path, sandboxes):
+    path = tmp_path / "empty.ipynb"
+    path.write_text(nbformat.writes(student_version(name, seed=1)), encoding="utf-8")
+    graded = grade_file(load_assignment(name), path, sandboxes(name), SEED)
+    assert graded["points"] == 0
+    assert {line for task in graded["tasks"] for line in task["lines"]} == {"Missing: not written yet."}
+
+
+@each
+def test_the_visible_values_as_constants_have_no_points(name, tmp_path, sandboxes):
+    instead = {}
+    for cell in student_version(name, seed=1).cells:
+        if cell.source.startswith("# Check "):
+            task = cell.source.split()[2].rstrip(".")
+            value = cell.source.partition("check(got, ")[2].rstrip(")") + ")" * cell.source.endswith("))")
+            kind = "torch.tensor" if name == "A1" and task == "contrastive_loss" else ""
+            instead[task] = with_body(name, task, f"return {kind}({value})")
+    graded = grade_file(
+        load_assignment(name), save(tmp_path / "a.ipynb", solved(name, **instead)), sandboxes(name), SEED
+    )
+    assert len(instead) == len(graded["tasks"]) and graded["points"] == 0
+
+
+@each
+def test_ten_wrong_answers_a_task_lose_its_points_and_no_others(name, tmp_path, sandboxes):
+    wrong = yaml.safe_load((Path(__file__).parent / f"wrong_{name.lower()}.yaml").read_text())
+    assignment = load_assignment(name)
+    full = {task.name: task.points for task in assignment.tasks}
+    assert {task: len(bodies) for task, bodies in wrong.items()} == dict.fromkeys(full, 10)
+    for task, bodies in wrong.items():
+        for why, body in bodies.items():
+            path = save(tmp_path / "wrong.ipynb", solved(name, **{task: with_body(name, task, body)}))
+            graded = grade_file(assignment, path, sandboxes(name), SEED)
+            assert points(graded) == full | {task: 0}, f"{task}: {why}"
+            assert "Wrong: the value" in said(graded, task)
+
+
+OS = "os = np.__builtins__['__import__']('os')\n    "  # past the guard of imports; the audit hook is next
+HOSTILE = {  # the body of holm_p, and what the feedback says
+    "import os\n    os._exit(0)": "os may not be used here",
+    "().__class__.__base__.__subclasses__()\n    return 1 / 0": "ZeroDivisionError",
+    "while True:\n        pass": "did not end within",
+    "print('x' * 1_000_000)\n    return p": "printed",
+    "return open('/etc/passwd').read()": "open: a submission may use no files",
+    "return [0.0] * 10**12": "MemoryError",
+    "return 'x' * 9_000_000": "sent more than",
+    "return holm_p(p)": "RecursionError",
+    "raise SystemExit(0)": "SystemExit",
+    "np.__builtins__['__import__']('socket').create_connection(('127.0.0.1', 9))": "socket.",
+    OS + "return os.listdir(os.sep)": "os.listdir",
+    OS + "os.system('true')": "os.system",
+    OS + "os.kill(os.getpid(), 9)": "os.kill",
+    OS + "os._exit(3)": "It ended its process",
+    "return np.array(['<script>alert(1)</script>'])": "Wrong",
+    "raise ValueError('<script>alert(1)</script>')": "<script>",
+}
+
+
+def test_hostile_submissions_are_graded_and_the_feedback_says_what_they_did(tmp_path, sandboxes):
+    assignment = dataclasses.replace(load_assignment("A6"), seconds=2.0)
+    for body, says in HOSTILE.items():
+        path = save(tmp_path / "hostile.ipynb", solved("A6", holm_p="def holm_p(p):\n    " + body))
+        graded = grade_file(assignment, path, sandboxes("A6"), SEED)
+        assert points(graded) == {"t_interval": 3, "paired_bootstrap": 3, "mcnemar_p": 3, "holm_p": 0}, body
+        assert says in said(graded, "holm_p"), (body, said(graded, "holm_p"))
+
+
+def test_where_namespaces_exist_the_child_has_no_network_and_no_view_of_the_checks(sandboxes):
+    apart = sandboxes("A6").apart
+    if not apart:
+        pytest.skip("this machine gives a user no namespaces")
+    assert subprocess.run([*apart, "ls", str(HERE)], capture_output=True, check=True).stdout == b""
+    links = subprocess.run(
+        [*apart, "cat", "/proc/net/dev"], capture_output=True, check=True, text=True
+    ).stdout
+    assert [line.split(":")[0].strip() for line in links.splitlines()[2:]] == ["lo"]
+
+
+def test_patching_builtins_or_numpy_earns_nothing(tmp_path, sandboxes):
+    patch = "import builtins\nbuiltins.abs = lambda x: 0\nimport numpy\nnumpy.allclose = lambda *a, **k: True"
+    inside = "np.allclose = np.isclose = lambda *a, **k: True\nreturn p"
+    path = save(tmp_path / "p.ipynb", [patch, *solved("A6", holm_p=with_body("A6", "holm_p", inside))])
+    before = builtins.abs
+    graded = grade_file(load_assignment("A6"), path, sandboxes("A6"), SEED)
+    assert points(graded)["holm_p"] == 0 and graded["points"] == 9
+    assert builtins.abs is before
+
+
+def test_deleted_cells_renamed_functions_and_damaged_files_are_said(tmp_path, sandboxes):
+    assignment, sandbox = load_assignment("A6"), sandboxes("A6")
+    renamed = solved("A6", holm_p=assignment.solution("holm_p").replace("def holm_p(", "def holms_p("))
+    graded = grade_file(assignment, save(tmp_path / "r.ipynb", renamed), sandbox, SEED)
+    assert graded["points"] == 9 and "There is holms_p: was it renamed?" in said(graded, "holm_p")
+    without = [source for source in solved("A6") if "def mcnemar_p(" not in source]
+    graded = grade_file(assignment, save(tmp_path / "d.ipynb", without), sandbox, SEED)
+    assert graded["points"] == 9 and "Was its cell deleted?" in said(graded, "mcnemar_p")
+    broken = [*solved("A6"), "def oops(:"]
+    graded = grade_file(assignment, save(tmp_path / "b.ipynb", broken), sandbox, SEED)
+    assert graded["points"] == 12 and "is not Python" in graded["notes"][0]
+    for text in ("", "{", "[]", json.dumps({"cells": 3}), "\0" * 50, "[" * 100_000):
+        path = tmp_path / "x.ipynb"
+        path.write_text(text)
+        graded = grade_file(assignment, path, sandbox, SEED)
+        assert graded["points"] == 0 and "no notebook that can be read" in graded["notes"][0], text[:20]
+
+
+def test_of_a_notebook_only_functions_imports_and_constants_are_taken(tmp_path):
+    sources = [
+        "%matplotlib inline\nimport math\nEPS = 1e-8",
+        "def f(x):\n    return x",
+        "f(1 / 0)\nx = [f(2)]",
+    ]
+    code, notes = functions_of(save(tmp_path / "a.ipynb", sources))
+    assert code == ["import math", "EPS = 1e-08", "def f(x):\n    return x"] and notes == []
+
+
+def test_thirty_submissions_are_one_command_that_goes_on_after_a_kill(tmp_path):
+    for number in range(30):
+        sources = solved("A6") if number % 2 else solved("A6", holm_p="def holm_p(p):\n    return p")
+        save(tmp_path / "in" / f"s{number:02}" / "A6.ipynb", sources)
+    script = Path(HERE) / "assign.py"
+    command = [sys.executable, str(script), "grade", "A6", str(tmp_path / "in"), str(tmp_path / "out")]
+    results = tmp_path / "out" / "results"
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    end = time.monotonic() + 120
+    while len(list(results.glob("*.json"))) < 3 and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    first = {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
+    assert 3 <= len(first) <= 30
+    table = grade_folder(load_assignment("A6"), tmp_path / "in", tmp_path / "out")
+    assert all(path.stat().st_mtime_ns == when for path, when in first.items()), "graded twice"
+    assert table["points"].tolist() == [9, 12] * 15
+    assert pd.read_csv(tmp_path / "out" / "grades.csv").equals(table)
+    assert len(list((tmp_path / "out" / "feedback").rglob("*.html"))) == 30
+    save(tmp_path / "in" / "s00" / "A6.ipynb", solved("A6"))  # handed in again
+    again = grade_folder(load_assignment("A6"), tmp_path / "in", tmp_path / "out")
+    assert again["points"].tolist() == [12, 12] + [9, 12] * 14
+
+
+def test_feedback_escapes_what_a_student_wrote(tmp_path):
+    body = "def holm_p(p):\n    raise ValueError('<script>alert(1)</script>')"
+    save(tmp_path / "in" / "=cmd.ipynb", solved("A6", holm_p=body))
+    table = grade_folder(load_assignment("A6"), tmp_path / "in", tmp_path / "out", seed=1)
+    page = (tmp_path / "out" / "feedback" / "=cmd.html").read_text()
+    assert "&lt;script&gt;" in page and "<script>" not in page
+    assert table["submission"].tolist() == ["'=cmd"]
+
+
+def test_unknown_assignments_and_empty_folders_are_said(tmp_path):
+    with pytest.raises(ValueError, match="no assignment 'A99'; there are a1, "):
+        load_assignment("A99")
+    with pytest.raises(ValueError, match="no notebooks"):
+        grade_folder(load_assignment("A6"), tmp_path, tmp_path / "out")
