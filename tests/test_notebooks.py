@@ -15,6 +15,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "notebooks/glossary.md",
     "notebooks/researcher.md",
+    "notebooks/assignments/README.md",
 )
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w.:/])/(?:home|root|work|tmp|Users|mnt|opt|usr|private|content)/|\b[A-Z]:\\\\?\w"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,18 @@ def defined(code: list[str]) -> set[str]:
     return {found[1] for source in code if (found := re.search(r"^def (\w+)", source, re.MULTILINE))}
 
 
+def modules_of(code: str) -> set[str]:
+    """Return the modules that this code imports."""
+    nodes = ast.parse(code).body
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+
+
 class Sandbox:
     """The process that runs students' functions. It gets inputs; expected values stay here."""
 
     def __init__(self, assignment: Assignment, hidden: list[Path]):
-        self.modules = ["numpy", *(["torch"] if assignment.kind == "torch" else []), "scipy.stats"]
+        self.modules = sorted({assignment.kind} | modules_of(assignment.given()))
         self.folder = tempfile.mkdtemp(prefix="medvlp-grading-")
         python = [sys.executable, "-I", "-c", (HERE / "child.py").read_text(encoding="utf-8"), *self.modules]
         folders = [str(path.resolve()) for path in hidden if path.exists()]
@@ -162,6 +170,14 @@ def expected(task: Task, calls: list[list]) -> list[Any]:
     return [task.reference(*(np.array(a) if isinstance(a, list) else a for a in args)) for args in calls]
 
 
+@cache
+def questions(task: Task, seed: int) -> tuple[list[list], list[Any], list[list[list]]]:
+    """Draw a task's hidden calls, compute their right values, draw each property's calls: once for all."""
+    rng = np.random.default_rng([seed, sum(task.name.encode())])
+    gate = task.calls(rng)
+    return gate, expected(task, gate), [prop.calls(rng) for prop in task.properties]
+
+
 def grade_task(
     assignment: Assignment, task: Task, code: list[str], sandbox: Sandbox, seed: int
 ) -> dict[str, Any]:
@@ -175,9 +191,7 @@ def grade_task(
         hint = f" There is {near[0]}: was it renamed?" if near else " Was its cell deleted?"
         return graded | {"lines": [f"Missing: there is no function {task.name}.{hint}"]}
     given = {ast.unparse(node) for node in ast.parse(assignment.given()).body}
-    rng = np.random.default_rng([seed, sum(task.name.encode())])
-    gate = task.calls(rng)
-    blocks = [prop.calls(rng) for prop in task.properties]
+    gate, values, blocks = questions(task, seed)
     reply = sandbox.ask(
         {
             "given": assignment.given(),
@@ -197,8 +211,7 @@ def grade_task(
     if errors and all(str(error).startswith("NotImplementedError") for error in errors):
         return graded | {"lines": ["Missing: not written yet."]}
     right = all(
-        "value" in results.get(n, {}) and same(results[n]["value"], value)
-        for n, value in enumerate(expected(task, gate))
+        "value" in results.get(n, {}) and same(results[n]["value"], value) for n, value in enumerate(values)
     )
     lines = [f"{'Right' if right else 'Wrong'}: the value on numbers that were drawn for the grading."]
     first = len(gate)

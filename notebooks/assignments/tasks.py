@@ -24,7 +24,7 @@ class Property:
     holds: Callable[[list[Any]], bool]  # of the results, call by call
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """One function to write. All its points go to whoever computes `reference` on numbers never seen."""
 
@@ -68,6 +68,7 @@ def cells_of(master: Path) -> list:
     return nbformat.read(master, as_version=4).cells
 
 
+@cache
 def load_assignment(name: str) -> Assignment:
     """Return an assignment by its name; raise a ValueError that lists the names if there is none."""
     known = sorted(path.stem for path in (HERE / "checks").glob("a*.py"))

@@ -1,6 +1,7 @@
 """Assignments: what students get holds no solution, and grading takes points where it should."""
 
 import builtins
+import contextlib
 import dataclasses
 import json
 import os
@@ -8,19 +9,22 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+import torch
 import yaml
 from assign import student_version
-from grading import Sandbox, functions_of, grade_file, grade_folder
+from grading import Sandbox, functions_of, grade_file, grade_folder, grade_task
 from tasks import BEGIN, END, HERE, load_assignment
 
 NAMES = sorted(path.stem for path in HERE.glob("A*.ipynb"))
 SEED = 20_26
 each = pytest.mark.parametrize("name", NAMES)
+students = cache(student_version)  # tests read it and leave it as it is
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,15 @@ def with_body(name: str, task: str, body: str) -> str:
     return "\n".join([signature, *(f"    {line}" for line in body.splitlines())])
 
 
+def grade_body(name: str, task: str, body: str, path: Path, sandbox: Sandbox, seconds: float = 60.0) -> dict:
+    """Grade one task of the instructor's version in which this task's function has another body."""
+    assignment = dataclasses.replace(load_assignment(name), seconds=seconds)
+    code, notes = functions_of(save(path, solved(name, **{task: with_body(name, task, body)})))
+    assert notes == []
+    one = next(t for t in assignment.tasks if t.name == task)
+    return grade_task(assignment, one, code, sandbox, SEED)
+
+
 def points(graded: dict) -> dict[str, int]:
     return {task["name"]: task["points"] for task in graded["tasks"]}
 
@@ -82,7 +95,7 @@ def test_a_master_is_tidy_and_a_students_version_has_no_line_of_a_solution(name)
     for cell in assignment.cells():
         if cell.cell_type == "code":
             assert cell.outputs == [] and cell.execution_count is None
-    notebook = student_version(name, seed=1)
+    notebook = students(name, 1)
     nbformat.validate(notebook)
     lines = {line.strip() for cell in notebook.cells for line in cell.source.splitlines()}
     secret = set()
@@ -98,7 +111,7 @@ def test_a_master_is_tidy_and_a_students_version_has_no_line_of_a_solution(name)
 
 @each
 def test_a_students_version_checks_itself_and_another_seed_is_another_variant(name):
-    one, two = student_version(name, seed=1), student_version(name, seed=2)
+    one, two = students(name, 1), students(name, 2)
     tests = [[c.source for c in nb.cells if c.source.startswith("# Check ")] for nb in (one, two)]
     assert len(tests[0]) == len(load_assignment(name).tasks)
     assert not set(tests[0]) & set(tests[1])
@@ -115,7 +128,7 @@ def test_a_students_version_checks_itself_and_another_seed_is_another_variant(na
 @each
 def test_handed_in_empty_it_has_no_points_and_says_what_is_missing(name, tmp_path, sandboxes):
     path = tmp_path / "empty.ipynb"
-    path.write_text(nbformat.writes(student_version(name, seed=1)), encoding="utf-8")
+    path.write_text(nbformat.writes(students(name, 1)), encoding="utf-8")
     graded = grade_file(load_assignment(name), path, sandboxes(name), SEED)
     assert graded["points"] == 0
     assert {line for task in graded["tasks"] for line in task["lines"]} == {"Missing: not written yet."}
@@ -124,7 +137,7 @@ def test_handed_in_empty_it_has_no_points_and_says_what_is_missing(name, tmp_pat
 @each
 def test_the_visible_values_as_constants_have_no_points(name, tmp_path, sandboxes):
     instead = {}
-    for cell in student_version(name, seed=1).cells:
+    for cell in students(name, 1).cells:
         if cell.source.startswith("# Check "):
             task = cell.source.split()[2].rstrip(".")
             value = cell.source.partition("check(got, ")[2].rstrip(")") + ")" * cell.source.endswith("))")
@@ -136,26 +149,50 @@ def test_the_visible_values_as_constants_have_no_points(name, tmp_path, sandboxe
     assert len(instead) == len(graded["tasks"]) and graded["points"] == 0
 
 
+def wrong_answers(name: str) -> dict[str, dict[str, str]]:
+    """Return the bodies of wrong functions by task and by what is wrong about them."""
+    return yaml.safe_load((Path(__file__).parent / f"wrong_{name.lower()}.yaml").read_text(encoding="utf-8"))
+
+
 @each
-def test_ten_wrong_answers_a_task_lose_its_points_and_no_others(name, tmp_path, sandboxes):
-    wrong = yaml.safe_load((Path(__file__).parent / f"wrong_{name.lower()}.yaml").read_text())
-    assignment = load_assignment(name)
-    full = {task.name: task.points for task in assignment.tasks}
-    assert {task: len(bodies) for task, bodies in wrong.items()} == dict.fromkeys(full, 10)
+def test_ten_wrong_answers_a_task_lose_its_points(name, tmp_path, sandboxes):
+    wrong = wrong_answers(name)
+    assert {task: len(bodies) for task, bodies in wrong.items()} == {
+        task.name: 10 for task in load_assignment(name).tasks
+    }
     for task, bodies in wrong.items():
         for why, body in bodies.items():
-            path = save(tmp_path / "wrong.ipynb", solved(name, **{task: with_body(name, task, body)}))
-            graded = grade_file(assignment, path, sandboxes(name), SEED)
-            assert points(graded) == full | {task: 0}, f"{task}: {why}"
-            assert "Wrong: the value" in said(graded, task)
+            graded = grade_body(name, task, body, tmp_path / "wrong.ipynb", sandboxes(name))
+            assert graded["points"] == 0, f"{task}: {why}"
+            assert "Wrong: the value" in graded["lines"][0], f"{task}: {why}: {graded['lines']}"
 
 
-OS = "os = np.__builtins__['__import__']('os')\n    "  # past the guard of imports; the audit hook is next
+@each
+def test_a_wrong_answer_takes_no_points_from_the_other_tasks(name, tmp_path, sandboxes):
+    """A task's outcome comes from its function alone, so one wrong answer a task stands for its ten."""
+    assignment = load_assignment(name)
+    full = {task.name: task.points for task in assignment.tasks}
+    for task, bodies in wrong_answers(name).items():
+        body = next(iter(bodies.values()))
+        path = save(tmp_path / "wrong.ipynb", solved(name, **{task: with_body(name, task, body)}))
+        assert points(grade_file(assignment, path, sandboxes(name), SEED)) == full | {task: 0}
+
+
+def test_the_reference_of_the_loss_is_the_library_s():
+    from open_clip.loss import ClipLoss
+
+    reference = load_assignment("A1").tasks[0].reference
+    images, texts = torch.randn(2, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    lengths = [x.norm(dim=-1, keepdim=True) for x in (images, texts)]
+    right = ClipLoss()(images / lengths[0], texts / lengths[1], 9.0)
+    assert reference(images.numpy(), texts.numpy(), 9.0)[0] == pytest.approx(right.item(), abs=1e-12)
+
+
+OS = "os = np.__builtins__['__import__']('os')\n"  # past the guard of imports; the audit hook is next
 HOSTILE = {  # the body of holm_p, and what the feedback says
-    "import os\n    os._exit(0)": "os may not be used here",
-    "().__class__.__base__.__subclasses__()\n    return 1 / 0": "ZeroDivisionError",
-    "while True:\n        pass": "did not end within",
-    "print('x' * 1_000_000)\n    return p": "printed",
+    "import os\nos._exit(0)": "os may not be used here",
+    "().__class__.__base__.__subclasses__()\nreturn 1 / 0": "ZeroDivisionError",
+    "print('x' * 1_000_000)\nreturn p": "printed",
     "return open('/etc/passwd').read()": "open: a submission may use no files",
     "return [0.0] * 10**12": "MemoryError",
     "return 'x' * 9_000_000": "sent more than",
@@ -168,16 +205,20 @@ HOSTILE = {  # the body of holm_p, and what the feedback says
     OS + "os._exit(3)": "It ended its process",
     "return np.array(['<script>alert(1)</script>'])": "Wrong",
     "raise ValueError('<script>alert(1)</script>')": "<script>",
+    "while True:\n    pass": "did not end within",
 }
 
 
 def test_hostile_submissions_are_graded_and_the_feedback_says_what_they_did(tmp_path, sandboxes):
-    assignment = dataclasses.replace(load_assignment("A6"), seconds=2.0)
+    sandbox, path = sandboxes("A6"), tmp_path / "hostile.ipynb"
     for body, says in HOSTILE.items():
-        path = save(tmp_path / "hostile.ipynb", solved("A6", holm_p="def holm_p(p):\n    " + body))
-        graded = grade_file(assignment, path, sandboxes("A6"), SEED)
-        assert points(graded) == {"t_interval": 3, "paired_bootstrap": 3, "mcnemar_p": 3, "holm_p": 0}, body
-        assert says in said(graded, "holm_p"), (body, said(graded, "holm_p"))
+        seconds = 0.5 if body.startswith("while") else 60.0
+        graded = grade_body("A6", "holm_p", body, path, sandbox, seconds)
+        assert graded["points"] == 0 and says in " ".join(graded["lines"]), (body, graded["lines"])
+    exits = OS + "os._exit(3)"
+    path = save(path, solved("A6", holm_p=with_body("A6", "holm_p", exits)))
+    graded = grade_file(load_assignment("A6"), path, sandbox, SEED)
+    assert points(graded) == {"t_interval": 3, "paired_bootstrap": 3, "mcnemar_p": 3, "holm_p": 0}
 
 
 def test_where_namespaces_exist_the_child_has_no_network_and_no_view_of_the_checks(sandboxes):
@@ -229,40 +270,47 @@ def test_of_a_notebook_only_functions_imports_and_constants_are_taken(tmp_path):
     assert code == ["import math", "EPS = 1e-08", "def f(x):\n    return x"] and notes == []
 
 
-def test_thirty_submissions_are_one_command_that_goes_on_after_a_kill(tmp_path):
+@pytest.fixture(scope="module")
+def graded_class(tmp_path_factory):
+    """Thirty submissions, of which the grading was killed, one was handed in again, and it went on."""
+    folder = tmp_path_factory.mktemp("class")
+    bad = with_body("A6", "holm_p", "raise ValueError('<script>alert(1)</script>')")
     for number in range(30):
-        sources = solved("A6") if number % 2 else solved("A6", holm_p="def holm_p(p):\n    return p")
-        save(tmp_path / "in" / f"s{number:02}" / "A6.ipynb", sources)
-    script = Path(HERE) / "assign.py"
-    command = [sys.executable, str(script), "grade", "A6", str(tmp_path / "in"), str(tmp_path / "out")]
-    results = tmp_path / "out" / "results"
+        sources = solved("A6") if number % 2 else solved("A6", holm_p=bad)
+        save(folder / "in" / f"={number:02}" / "A6.ipynb", sources)
+    paths = [str(folder / "in"), str(folder / "out")]
+    command = [sys.executable, str(HERE / "assign.py"), "grade", "A6", *paths]
+    results = folder / "out" / "results"
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     )
-    end = time.monotonic() + 120
-    while len(list(results.glob("*.json"))) < 3 and time.monotonic() < end:
+    end = time.monotonic() + 300
+    while len(list(results.glob("*.json"))) < 3 and time.monotonic() < end and process.poll() is None:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    said = process.communicate()[1]
     first = {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
-    assert 3 <= len(first) <= 30
-    table = grade_folder(load_assignment("A6"), tmp_path / "in", tmp_path / "out")
-    assert all(path.stat().st_mtime_ns == when for path, when in first.items()), "graded twice"
-    assert table["points"].tolist() == [9, 12] * 15
-    assert pd.read_csv(tmp_path / "out" / "grades.csv").equals(table)
-    assert len(list((tmp_path / "out" / "feedback").rglob("*.html"))) == 30
-    save(tmp_path / "in" / "s00" / "A6.ipynb", solved("A6"))  # handed in again
-    again = grade_folder(load_assignment("A6"), tmp_path / "in", tmp_path / "out")
-    assert again["points"].tolist() == [12, 12] + [9, 12] * 14
+    assert 3 <= len(first) <= 30, said
+    save(folder / "in" / "=00" / "A6.ipynb", solved("A6"))
+    return folder, first, grade_folder(load_assignment("A6"), folder / "in", folder / "out")
 
 
-def test_feedback_escapes_what_a_student_wrote(tmp_path):
-    body = "def holm_p(p):\n    raise ValueError('<script>alert(1)</script>')"
-    save(tmp_path / "in" / "=cmd.ipynb", solved("A6", holm_p=body))
-    table = grade_folder(load_assignment("A6"), tmp_path / "in", tmp_path / "out", seed=1)
-    page = (tmp_path / "out" / "feedback" / "=cmd.html").read_text()
+def test_thirty_submissions_are_one_command_that_goes_on_after_a_kill(graded_class):
+    folder, first, table = graded_class
+    assert table["points"].tolist() == [12, 12] + [9, 12] * 14
+    again = [path for path, when in first.items() if path.stat().st_mtime_ns != when]
+    assert len(again) == 1, "only the one that was handed in again is graded again"
+    assert json.loads(again[0].read_text())["name"] == "=00/A6"
+    assert pd.read_csv(folder / "out" / "grades.csv").equals(table)
+    assert len(list((folder / "out" / "feedback").rglob("*.html"))) == 30
+
+
+def test_feedback_escapes_what_a_student_wrote(graded_class):
+    folder, _, table = graded_class
+    page = (folder / "out" / "feedback" / "=02" / "A6.html").read_text()
     assert "&lt;script&gt;" in page and "<script>" not in page
-    assert table["submission"].tolist() == ["'=cmd"]
+    assert table["submission"].tolist()[2] == "'=02/A6"
 
 
 def test_unknown_assignments_and_empty_folders_are_said(tmp_path):
