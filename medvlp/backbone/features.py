@@ -244,20 +244,11 @@ class ImageLoader(DataLoader):
         )
 
     @classmethod
-    def in_order(
-        cls,
-        clip: Clip,
-        images: Any,
-        batch_size: int,
-        num_workers: int,
-        view: int | None = None,
-        crop: float = CROP,
-        flip: bool = True,
-    ) -> "ImageLoader":
-        """All images in the data set's order, each in the same view."""
-        items = [(i, view) for i in range(len(images.ids))]
+    def in_order(cls, clip: Clip, images: Any, batch_size: int, num_workers: int) -> "ImageLoader":
+        """All images in the data set's order, as evaluation sees them."""
+        items = [(i, None) for i in range(len(images.ids))]
         batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-        return cls(clip, images, batches, num_workers, crop=crop, flip=flip)
+        return cls(clip, images, batches, num_workers)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over the batches."""

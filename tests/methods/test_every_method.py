@@ -14,11 +14,10 @@ from medvlp.methods.registry import METHODS
 from medvlp.study.ablation.study import run_ablation
 from medvlp.study.evaluation import evaluate
 from medvlp.study.prediction import predict
-from medvlp.study.saving import load, save
+from medvlp.study.saving import load, save, transfer
 from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig, recipe
 from medvlp.study.training.fit import fit
-from medvlp.study.transfer import transfer
 from tests.methods.small import SYMPTOMS, make_card, make_set
 
 CARD = make_card()

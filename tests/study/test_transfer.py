@@ -11,7 +11,7 @@ from medvlp.methods.base import own_tensors
 from medvlp.methods.cilmp import CILMP
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.study.transfer import base_and_new, transfer
+from medvlp.study.saving import base_and_new, transfer
 from tests.study.training.small_training import Prototypes
 
 NAMES = ["melanoma", "nevus", "keratosis", "wart", "cyst"]

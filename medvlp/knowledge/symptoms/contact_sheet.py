@@ -4,7 +4,6 @@ Only pixels go into it: the images are pasted onto a new picture, so nothing of 
 comments) is in the JPEG. What is burnt into the pixels of an image, such as a name, stays visible.
 """
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from PIL import Image, ImageOps
 
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import brief
+from medvlp.data.html import jpeg
 
 ROWS = 4  # a sheet is ROWS x ROWS images
 TILE = 112  # pixels a side of one image
@@ -36,11 +36,6 @@ class ContactSheet:
         return Image.open(io.BytesIO(self.jpeg)).convert("RGB")
 
     @property
-    def url(self) -> str:
-        """The JPEG as a data URL, as OpenAI-compatible servers take images."""
-        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
-
-    @property
     def facts(self) -> dict[str, str | int]:
         """What stands for the image in a record: hash, bytes and pixels a side, never the image."""
         side = ROWS * TILE
@@ -50,11 +45,9 @@ class ContactSheet:
             "pixels": f"{side} x {side}",
         }
 
-    def _repr_png_(self) -> bytes:
+    def _repr_jpeg_(self) -> bytes:
         """Show the sheet in a notebook."""
-        file = io.BytesIO()
-        self.picture.save(file, "PNG")
-        return file.getvalue()
+        return self.jpeg
 
     def __repr__(self) -> str:
         return f"ContactSheet({brief(self.classname)}: {self.shown} images, {len(self.jpeg)} bytes)"
@@ -78,9 +71,8 @@ def contact_sheet(images: ImageSet, classname: str, seed: int = 1) -> ContactShe
     for place, row in enumerate(chosen):
         tile = ImageOps.pad(images.image(int(row)).convert("RGB"), (TILE, TILE), Image.Resampling.LANCZOS)
         sheet.paste(tile, (place % ROWS * TILE, place // ROWS * TILE))
-    file = io.BytesIO()
-    sheet.save(file, "JPEG", quality=QUALITY)
-    return ContactSheet(file.getvalue(), classname, len(chosen), tuple(images.ids[row] for row in chosen))
+    ids = tuple(images.ids[row] for row in chosen)
+    return ContactSheet(jpeg(sheet, QUALITY), classname, len(chosen), ids)
 
 
 def check_shown(images: ImageSet, classnames: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.data.card_parts import plain_name
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import brief
+from medvlp.data.html import data_uri
 from medvlp.knowledge.symptoms.contact_sheet import ContactSheet
 from medvlp.knowledge.symptoms.phrases import PhraseChecker, phrase_features, words_of
 from medvlp.knowledge.symptoms.questions import JSON_KEY, SymptomPrompts
@@ -206,7 +207,7 @@ class OneClass:
     def _user(self, stage: str, text: str) -> dict:
         if stage != "images":
             return {"role": "user", "content": text}
-        image = {"type": "image_url", "image_url": {"url": self.sheet.url}}
+        image = {"type": "image_url", "image_url": {"url": data_uri("image/jpeg", self.sheet.jpeg)}}
         return {"role": "user", "content": [{"type": "text", "text": text}, image]}
 
     def _agreed(self, attempt: int) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.methods.base import Method
+from medvlp.methods.prompt_tuning.context import TRAINER
 from medvlp.methods.zero_shot import ZeroShot
 
 
@@ -66,16 +67,7 @@ class CLIPAdapter(Method):
 
     # The authors' code (github.com/gaopengcuhk/CLIP-Adapter) has no configuration: it asks for CoOp's command
     # for ImageNet, whose rn50_ep50.yaml this is, with Dassl's momentum and weight decay and the last epoch.
-    recipe: ClassVar[dict[str, Any]] = {
-        "epochs": 50,
-        "batch_size": 32,
-        "lr": 0.002,
-        "optimizer": "sgd",
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "warmup_lr": 1e-5,
-        "keep": "last",
-    }
+    recipe: ClassVar[dict[str, Any]] = TRAINER | {"epochs": 50, "batch_size": 32, "lr": 0.002}
 
     text_features: Tensor  # (n_cls, D), t_c
 

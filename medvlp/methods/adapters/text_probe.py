@@ -13,6 +13,7 @@ from medvlp.backbone.prompts.slots import in_templates
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.methods.base import Method, check_at_least
+from medvlp.methods.prompt_tuning.context import TRAINER
 from medvlp.methods.zero_shot import ZeroShot
 
 
@@ -68,16 +69,12 @@ class TextProbe(Method):
 
     # SGD_lr1e-1_B256_ep300.yaml of github.com/jusiro/CLAP, with Dassl's momentum. The authors too train on 20
     # cached random views, and take the last epoch.
-    recipe: ClassVar[dict[str, Any]] = {
+    recipe: ClassVar[dict[str, Any]] = TRAINER | {
         "epochs": 300,
         "batch_size": 256,
         "lr": 0.1,
-        "optimizer": "sgd",
-        "momentum": 0.9,
         "weight_decay": 0.0,
-        "warmup_lr": 1e-5,
         "views": 20,
-        "keep": "last",
     }
 
     modality: ClassVar[str] = "weights"

@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -84,17 +83,13 @@ def pixels_of(clip: Clip, images: list[Image.Image]) -> Tensor:
 
 
 class Controls:
-    """A box of labelled controls. Each acts, and then the box shows what is now and what there is to say."""
+    """A box of labelled controls. Each acts, and then the box shows what is now and what there is to say.
+
+    A subclass makes the controls, from top to bottom, in `_make_box`, and brings them in line with what is now
+    in `_show`.
+    """
 
     HELP = ""  # what the controls do, above them
-
-    def _make_box(self) -> list[Any]:
-        """Make the controls, from top to bottom."""
-        raise NotImplementedError
-
-    def _show(self) -> None:
-        """Bring the controls in line with what is now."""
-        raise NotImplementedError
 
     @cached_property
     def box(self) -> Any:
@@ -147,13 +142,9 @@ class Controls:
 class Explorer(Controls):
     """A widget over methods that can be called without it, with a picture for a notebook that is only read.
 
-    At the end of a cell it shows its box of controls. The output keeps the picture of `static()` as well:
-    that is what is seen where no kernel runs.
+    At the end of a cell it shows its box of controls. The output keeps the picture of `static()` as well, the
+    figure that a subclass draws of what is shown now: that is what is seen where no kernel runs.
     """
-
-    def static(self) -> Figure:
-        """What the widget shows now, as a figure."""
-        raise NotImplementedError
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         picture = base64.b64encode(jpeg(self.static())).decode()
@@ -167,6 +158,8 @@ class Explorer(Controls):
 
 class ImageExplorer(Explorer):
     """An explorer of the images of a set, one at a time, by a method of the same card.
+
+    A subclass looks at another image in `choose(index)`, where it begins with `_take(index)`.
 
     Attributes:
         images: The set.
@@ -203,10 +196,6 @@ class ImageExplorer(Explorer):
         if decided != was:
             words += f" {else_it_is} {was}."
         return f"{words} True class: {self.true}."
-
-    def choose(self, index: int) -> None:
-        """Look at another image."""
-        raise NotImplementedError
 
     def _make_image(self) -> None:
         """The slider that chooses the image, and the place of its picture."""

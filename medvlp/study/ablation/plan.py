@@ -33,8 +33,8 @@ from medvlp.study.ablation.grid import (
     sort_keys,
 )
 from medvlp.study.ablation.sources import ALL, Source, clip_source, data_source
+from medvlp.study.saving import base_and_new
 from medvlp.study.training.config import TrainConfig
-from medvlp.study.transfer import base_and_new
 
 NOT_CHOSEN = ("method", "data", "test", "seed", "num_shots")  # what a comparison compares, or repeats
 LATER = {"drop_last": True, "eps": 1e-8, "schedule": "epoch", "crop": CROP, "flip": True}

@@ -27,9 +27,9 @@ from medvlp.study.ablation.plan import Run
 from medvlp.study.ablation.store import DONE, FAILED, RunStore, pack, unpack
 from medvlp.study.evaluation import finite_logits, loss_and_metrics
 from medvlp.study.metrics import metric_values
+from medvlp.study.saving import base_and_new, transfer
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
-from medvlp.study.transfer import base_and_new, transfer
 
 BUSY = "busy"  # another process works on the run
 

@@ -89,5 +89,5 @@ def test_nothing_of_the_files_is_in_the_jpeg(tmp_path):
 def test_a_sheet_stands_as_its_hash_in_a_record_and_as_a_picture_in_a_notebook():
     sheet = contact_sheet(make_set(CARD, [0] * 5), "melanoma")
     assert sheet.facts["bytes"] == len(sheet.jpeg) and len(sheet.facts["sha256"]) == 64
-    assert Image.open(io.BytesIO(sheet._repr_png_())).size == (448, 448)
+    assert Image.open(io.BytesIO(sheet._repr_jpeg_())).size == (448, 448)
     assert len(repr(sheet)) < 100

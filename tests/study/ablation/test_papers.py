@@ -15,8 +15,8 @@ from medvlp.study.ablation import papers, variants
 from medvlp.study.ablation.grid import Named, combinations, label
 from medvlp.study.ablation.papers import ABLATIONS
 from medvlp.study.ablation.plan import plan
+from medvlp.study.saving import transfer
 from medvlp.study.training.config import TrainConfig, recipe
-from medvlp.study.transfer import transfer
 
 MANY = 210  # runs that a default grid may have at most
 
