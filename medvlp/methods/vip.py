@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_prompts, in_parts
-from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, slotted
+from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, slotted, symptom_text
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import brief, check_choice
 from medvlp.data.html import Table
 from medvlp.methods.base import Method
-from medvlp.methods.zero_shot import checked_symptoms, symptom_text
+from medvlp.methods.zero_shot import checked_symptoms
 
 AGGREGATIONS = ("merge", "mean", "max")
 

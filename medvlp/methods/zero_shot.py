@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.slots import in_templates
+from medvlp.backbone.prompts.slots import in_templates, symptom_text
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import brief, check_choice
 from medvlp.data.html import Table
@@ -23,11 +23,6 @@ def template_features(clip: Clip, card: DataCard, templates: Sequence[str] | Non
     by_template = in_templates(card.templates[:1] if templates is None else templates, card.classnames)
     features = torch.stack([clip.encode_texts(texts) for texts in by_template])  # (m, n_cls, D)
     return features[0] if len(features) == 1 else F.normalize(features.mean(dim=0), dim=-1)
-
-
-def symptom_text(symptom: str) -> str:
-    """The text that the tower reads for a symptom: `{symptom}.`, as in ViP."""
-    return f"{symptom.strip().rstrip('.')}."
 
 
 def score_table(scores: Mapping[str, Tensor], symptoms: Mapping[str, Sequence[str]]) -> pd.DataFrame:

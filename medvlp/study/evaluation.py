@@ -273,8 +273,7 @@ def predict_logits(
     with evaluating(method):
         if method.keeps_image_tower:
             options = {"cache_dir": cache_dir, "progress": progress, "num_workers": num_workers}
-            cached = image_features(method.clip, images, **options)
-            features = cached.features  # (N, D)
+            features = image_features(method.clip, images, **options).features  # (N, D)
             batches, forward = features.split(min(_FEATURES, most)), method.logits_from_features
         else:
             size = min(_IMAGES, most)

@@ -26,6 +26,11 @@ def slotted(words: str, n_ctx: int, position: str) -> str:
     return " ".join([*[SLOT] * before, words, *[SLOT] * (n_ctx - before)]) + "."
 
 
+def symptom_text(symptom: str) -> str:
+    """The text that a tower reads for a symptom, in zero-shot CLIP as in ViP: `{symptom}.`."""
+    return f"{symptom.strip().rstrip('.')}."
+
+
 def in_templates(templates: Sequence[str], classnames: Sequence[str]) -> list[list[str]]:
     """The texts of all classes in each template, a list a template; ValueError for none or one without `{}`.
 

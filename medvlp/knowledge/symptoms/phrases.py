@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.slots import SLOT, find_slots
+from medvlp.backbone.prompts.slots import SLOT, find_slots, symptom_text
 from medvlp.data.card_parts import is_word
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import brief, check_choice
@@ -181,7 +181,7 @@ class PhraseChecker:
         if self.clip is None:
             return None
         try:
-            find_slots(self.clip, [f"{f'{SLOT} ' * N_CTX}{_text(phrase)}"])
+            find_slots(self.clip, [f"{f'{SLOT} ' * N_CTX}{symptom_text(phrase)}"])
         except ValueError as error:
             return f"does not fit the text tower behind {N_CTX} context vectors: {error}"
         return None
@@ -257,9 +257,4 @@ def _singular(word: str) -> str:
 def phrase_features(clip: Clip, phrases: Sequence[str]) -> Tensor:
     """Text features of phrases, (N, D), without gradients."""
     with torch.no_grad():
-        return clip.encode_texts([_text(phrase) for phrase in phrases])  # (N, D)
-
-
-def _text(phrase: str) -> str:
-    """The text that a tower reads for a phrase, as zero-shot CLIP and ViP write it."""
-    return f"{phrase.strip().rstrip('.')}."
+        return clip.encode_texts([symptom_text(phrase) for phrase in phrases])  # (N, D)

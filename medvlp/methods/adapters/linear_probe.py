@@ -86,7 +86,10 @@ class LinearProbe(Method):
         """
         if val is None:
             raise ValueError("a linear probe needs validation images to choose C; give val.")
-        _check_every_class(train.labels, self.card.classnames)
+        if missing := [repr(name) for name, n in train.counts.items() if not n]:
+            raise ValueError(
+                f"no training image of {', '.join(missing)}; a linear probe needs one of each class."
+            )
         options = {"cache_dir": cache_dir, "progress": progress, "num_workers": num_workers}
         x, y = _arrays(image_features(self.clip, train, **options))  # (N, D), (N,)
         x_val, y_val = _arrays(image_features(self.clip, val, **options))
@@ -149,12 +152,3 @@ class LinearProbe(Method):
 
 def _arrays(features: Features) -> tuple[np.ndarray, np.ndarray]:
     return features.features.cpu().double().numpy(), features.labels.cpu().numpy()
-
-
-def _check_every_class(labels: Tensor, classnames: list[str]) -> None:
-    present = set(labels.tolist())
-    missing = [repr(name) for label, name in enumerate(classnames) if label not in present]
-    if missing:
-        raise ValueError(
-            f"no training image of {', '.join(missing)}; a linear probe needs one of each class."
-        )

@@ -176,8 +176,7 @@ class TipAdapter(Method):
         if val is None or not self.config["tune"]:
             return
         options = {"cache_dir": cache_dir, "progress": progress, "num_workers": num_workers}
-        cached = image_features(self.clip, val, **options)
-        f = cached.features.to(self.keys)  # (N_val, D)
+        f = image_features(self.clip, val, **options).features.to(self.keys)  # (N_val, D)
         labels = val.labels.to(f.device)  # (N_val,)
         alphas, betas = _steps(self.config["alpha_max"], N_ALPHA), _steps(self.config["beta_max"], N_BETA)
         weights = torch.tensor(alphas, device=f.device)[:, None, None]  # (N_ALPHA, 1, 1)

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.slots import FIRST_CTX
+from medvlp.backbone.prompts.slots import FIRST_CTX, symptom_text
 from medvlp.data.cards import DataCard
 from medvlp.methods.base import check_at_least
 from medvlp.methods.prompt_tuning.context import TRAINER, ContextPrompts
-from medvlp.methods.zero_shot import checked_symptoms, symptom_text
+from medvlp.methods.zero_shot import checked_symptoms
 
 
 class BiomedCoOp(ContextPrompts):

@@ -22,6 +22,7 @@ TRAINER: dict[str, Any] = {  # what the authors' recipes share, but for new crop
     "warmup_lr": 1e-5,
     "keep": "last",
 }
+DEEP_TRAINER = TRAINER | {"batch_size": 4, "views": "fresh"}  # the same of prompts in the towers' blocks
 
 
 class ContextPrompts(Method):
@@ -58,7 +59,8 @@ class ContextPrompts(Method):
             raise ValueError(f"n_ctx must be at least 1, got {n_ctx}.")
         n_cls = len(card.classnames)
         if ctx_init:
-            words = word_embeddings(clip, ctx_init)  # (m, w), one a token
+            _, ids = word_tokens(clip, ctx_init)  # (m,)
+            words = clip.token_embedding(ids).detach().float()  # (m, w)
             M = min(len(ctx_init.split()), len(words)) if n_ctx is None else n_ctx
             M = len(words) if n_ctx is None and position != "end" else M
             if len(words) < M or (len(words) > M and position != "end"):
@@ -85,9 +87,3 @@ class ContextPrompts(Method):
     def class_features(self, f: Tensor | None = None) -> Tensor:
         """t: the classes' text features, (n_cls, D), L2-normalised."""
         return F.normalize(encode_prompts(self.clip, self.tokens, self.slots, self.ctx), dim=-1)
-
-
-def word_embeddings(clip: Clip, words: str) -> Tensor:
-    """The token embeddings of words at the beginning of a text, (M, w), float32."""
-    _, ids = word_tokens(clip, words)  # (M,)
-    return clip.token_embedding(ids).detach().float()

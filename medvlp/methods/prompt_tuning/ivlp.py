@@ -9,7 +9,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import image_blocks, image_width, text_blocks
 from medvlp.backbone.prompts.slots import FIRST_CTX
 from medvlp.data.cards import DataCard
-from medvlp.methods.prompt_tuning.context import TRAINER
+from medvlp.methods.prompt_tuning.context import DEEP_TRAINER
 from medvlp.methods.prompt_tuning.deep_prompts import DEPTH, ClassTexts, PromptedTower, depth_in, drawn
 
 
@@ -60,12 +60,7 @@ class IVLP(PromptedTower):
     """
 
     # configs/trainers/IVLP/vit_b16_c2_ep20_batch4_4+4ctx.yaml of muzairkhattak/PromptSRC
-    recipe: ClassVar[dict[str, Any]] = TRAINER | {
-        "epochs": 20,
-        "batch_size": 4,
-        "lr": 0.0025,
-        "views": "fresh",
-    }
+    recipe: ClassVar[dict[str, Any]] = DEEP_TRAINER | {"epochs": 20, "lr": 0.0025}
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import image_blocks, image_width, text_blocks
 from medvlp.backbone.prompts.slots import FIRST_CTX
 from medvlp.data.cards import DataCard
-from medvlp.methods.prompt_tuning.context import TRAINER
+from medvlp.methods.prompt_tuning.context import DEEP_TRAINER
 from medvlp.methods.prompt_tuning.deep_prompts import DEPTH, ClassTexts, PromptedTower, depth_in, drawn
 
 
@@ -57,12 +57,7 @@ class MaPLe(PromptedTower):
     """
 
     # configs/trainers/MaPLe/vit_b16_c2_ep5_batch4_2ctx.yaml of muzairkhattak/multimodal-prompt-learning
-    recipe: ClassVar[dict[str, Any]] = TRAINER | {
-        "epochs": 5,
-        "batch_size": 4,
-        "lr": 0.0035,
-        "views": "fresh",
-    }
+    recipe: ClassVar[dict[str, Any]] = DEEP_TRAINER | {"epochs": 5, "lr": 0.0035}
 
     def __init__(
         self,

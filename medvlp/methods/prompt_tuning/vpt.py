@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import image_blocks, image_width
 from medvlp.data.cards import DataCard
-from medvlp.methods.prompt_tuning.context import TRAINER
+from medvlp.methods.prompt_tuning.context import DEEP_TRAINER
 from medvlp.methods.prompt_tuning.deep_prompts import PromptedTower, depth_in, drawn
 from medvlp.methods.zero_shot import template_features
 
@@ -55,12 +55,7 @@ class VPT(PromptedTower):
     """
 
     # configs/trainers/VPT/vit_b16_c2_ep5_batch4_4.yaml of muzairkhattak/multimodal-prompt-learning
-    recipe: ClassVar[dict[str, Any]] = TRAINER | {
-        "epochs": 5,
-        "batch_size": 4,
-        "lr": 0.0025,
-        "views": "fresh",
-    }
+    recipe: ClassVar[dict[str, Any]] = DEEP_TRAINER | {"epochs": 5, "lr": 0.0025}
     text_features: Tensor  # (n_cls, D)
 
     def __init__(

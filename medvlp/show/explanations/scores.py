@@ -221,6 +221,4 @@ def _features(method: Method, image: Image.Image | Tensor) -> Tensor:
     if isinstance(image, Tensor):
         return image.reshape(1, -1).to(method.clip.device)
     pixels = method.clip.preprocess(read_image(image))[None].to(method.clip.device)  # (1, 3, S, S)
-    if isinstance(method, CILMP):
-        return method.image_features(pixels)
-    return method.clip.encode_images(pixels)
+    return method.image_features(pixels)

@@ -21,6 +21,7 @@ from medvlp.data.files import atomic_write
 
 PALETTE = sns.color_palette("colorblind")
 GREY = "0.45"
+DPI = 110  # of the files that `save_figure` writes
 _ANNOTATED = 12  # largest matrix whose cells carry their numbers
 
 
@@ -261,9 +262,7 @@ def three_decimals(value: float) -> str:
     return f"{np.round(value, 3):.3f}"
 
 
-def save_figure(
-    fig: Figure, name: str, made_by: str, folder: str | Path | None = None, dpi: int = 110
-) -> Figure:
+def save_figure(fig: Figure, name: str, made_by: str, folder: str | Path | None = None) -> Figure:
     """Write `folder`/`name`.png whole or not at all, and return the figure.
 
     The file names its maker, such as "notebooks/01_zero_shot_clip.ipynb", under the PNG key "Source", and
@@ -295,7 +294,7 @@ def save_figure(
     try:
         with atomic_write(Path(folder or figures_folder()) / f"{name}.png") as part:
             metadata = {"Source": made_by, "Software": None}
-            fig.savefig(part, format="png", dpi=dpi, bbox_inches="tight", metadata=metadata)
+            fig.savefig(part, format="png", dpi=DPI, bbox_inches="tight", metadata=metadata)
     except OSError as error:
         if folder is not None:
             raise

@@ -85,8 +85,8 @@ def pixels_of(clip: Clip, images: list[Image.Image]) -> Tensor:
 class Controls:
     """A box of labelled controls. Each acts, and then the box shows what is now and what there is to say.
 
-    A subclass makes the controls, from top to bottom, in `_make_box`, and brings them in line with what is now
-    in `_show`.
+    A subclass makes the controls, from top to bottom, in `_make_box`, and brings them in line with what is
+    now in `_show`.
     """
 
     HELP = ""  # what the controls do, above them

@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
+from medvlp.backbone.prompts.slots import symptom_text
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import brief, check_choice, check_kinds, listed
@@ -24,7 +25,6 @@ from medvlp.data.files import composed
 from medvlp.data.html import Table
 from medvlp.knowledge.symptoms.phrases import PhraseChecker
 from medvlp.knowledge.symptoms.sets import SymptomSet
-from medvlp.methods.zero_shot import symptom_text
 
 COLUMNS = ["classname", "phrase", "reason", "own", "others", "difference", "auroc"]
 UNKNOWN = (np.nan, np.nan, np.nan)  # own, others, AUROC where nothing can be measured

@@ -103,17 +103,15 @@ def wide(table: pd.DataFrame, rows: str, columns: str) -> pd.DataFrame:
     return cells.rename_axis(columns=None)
 
 
-def to_latex(
-    table: pd.DataFrame, caption: str | None = None, label: str | None = None, digits: int = 3
-) -> str:
+def to_latex(table: pd.DataFrame, caption: str | None = None, label: str | None = None) -> str:
     """A LaTeX table for the package booktabs; everything but `label` is plain text, and is escaped."""
-    words = in_words(table, digits).map(lambda text: text.translate(_LATEX))
+    words = in_words(table).map(lambda text: text.translate(_LATEX))
     words.columns = [column.translate(_LATEX) for column in words.columns]
     caption = None if caption is None else caption.translate(_LATEX)
     return words.to_latex(index=False, escape=False, caption=caption, label=label)
 
 
-def to_markdown(table: pd.DataFrame, digits: int = 3) -> str:
+def to_markdown(table: pd.DataFrame) -> str:
     """A Markdown table as GitHub and notebooks show it.
 
     Example:
@@ -124,6 +122,6 @@ def to_markdown(table: pd.DataFrame, digits: int = 3) -> str:
         | ViP      | 0.500  |
     """
     check_kinds(to_markdown, locals())
-    words = in_words(table, digits).map(lambda text: text.translate(_MARKDOWN))
+    words = in_words(table).map(lambda text: text.translate(_MARKDOWN))
     words.columns = [column.translate(_MARKDOWN) for column in words.columns]
     return words.to_markdown(index=False, disable_numparse=True)
