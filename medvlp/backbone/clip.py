@@ -105,11 +105,9 @@ class Clip(nn.Module):
     def token_embedding(self) -> nn.Embedding:
         """The text tower's token embedding, (vocabulary, w)."""
         text = self.model.text
-        return (
-            text.transformer.get_input_embeddings()
-            if isinstance(text, HFTextEncoder)
-            else text.token_embedding
-        )
+        if isinstance(text, HFTextEncoder):
+            return text.transformer.get_input_embeddings()
+        return text.token_embedding
 
     @property
     def text_width(self) -> int:

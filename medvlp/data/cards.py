@@ -139,14 +139,14 @@ class DataCard(Strict):
 
     def symptoms(self, kind: str = "symptoms") -> dict[str, list[str]]:
         """Phrases of one kind of knowledge by class name, in label order; ValueError where there are none."""
-        if not self._some_kinds():
+        if not self.some_kinds():
             where = f" in {self.path}" if self.path else ""
             raise ValueError(
                 f"card {self.name!r} has no symptoms nor other knowledge: write some under knowledge of each "
                 f"class{where}, as data_cards/phantom-derm.md does, or give your own, as symptoms="
                 f"{{{brief(self.classnames[0])}: [...], ...}}; medvlp.generate_symptoms asks an LLM for them."
             )
-        check_choice("kind of knowledge", kind, self._some_kinds(), f"card {self.name!r}")
+        check_choice("kind of knowledge", kind, self.some_kinds(), f"card {self.name!r}")
         for info in self.classes:
             if not info.knowledge.get(kind):
                 theirs = [kind for kind, phrases in info.knowledge.items() if phrases]
@@ -156,7 +156,7 @@ class DataCard(Strict):
                 )
         return {info.name: [phrase.text for phrase in info.knowledge[kind]] for info in self.classes}
 
-    def _some_kinds(self) -> list[str]:
+    def some_kinds(self) -> list[str]:
         """Kinds of knowledge that some class has."""
         return list(dict.fromkeys(kind for info in self.classes for kind in info.knowledge))
 
@@ -171,9 +171,9 @@ class DataCard(Strict):
         """
         where = f"card {self.name!r}"
         phrases = {composed(name): of_class for name, of_class in phrases.items()}
-        if kind in self._some_kinds():
+        if kind in self.some_kinds():
             raise ValueError(
-                f"{where} has phrases of kind {brief(kind)} already; its kinds: {listed(self._some_kinds())}."
+                f"{where} has phrases of kind {brief(kind)} already; its kinds: {listed(self.some_kinds())}."
             )
         for name in phrases:
             check_choice("class", name, self.classnames, where)

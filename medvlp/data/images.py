@@ -149,10 +149,8 @@ def _name(source: ImageSource) -> str:
     if isinstance(source, bytes | bytearray | memoryview):
         return f"of {len(source):,} bytes"
     if not isinstance(source, str | os.PathLike):
-        return (
-            str(getattr(source, "filename", "") or getattr(source, "name", ""))
-            or f"in a {type(source).__name__}"
-        )
+        name = getattr(source, "filename", "") or getattr(source, "name", "")
+        return str(name) or f"in a {type(source).__name__}"
     return short(source)
 
 

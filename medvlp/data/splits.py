@@ -44,9 +44,8 @@ def split(
     labels = np.asarray(labels)  # (N,)
     if not 0 < fraction < 1:
         raise ValueError(f"the fraction to hold out must lie between 0 and 1, got {fraction}.")
-    _, group = np.unique(
-        np.arange(len(labels)) if groups is None else np.asarray(groups), return_inverse=True
-    )  # (N,)
+    names = np.arange(len(labels)) if groups is None else np.asarray(groups)  # (N,)
+    _, group = np.unique(names, return_inverse=True)  # (N,)
     counts = np.zeros((group.max(initial=-1) + 1, labels.max(initial=-1) + 1), dtype=int)  # (n_groups, n_cls)
     np.add.at(counts, (group, labels), 1)
     sizes, home = counts.sum(axis=1), counts.argmax(axis=1)  # (n_groups,), (n_groups,)

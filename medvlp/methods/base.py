@@ -281,6 +281,5 @@ def trainable_parameters(method: Method) -> pd.DataFrame:
 
 
 def _kind(tensor: Tensor) -> str:
-    return (
-        f"{' x '.join(map(str, tensor.shape)) or 'one number'} ({str(tensor.dtype).removeprefix('torch.')})"
-    )
+    size = " x ".join(map(str, tensor.shape)) or "one number"
+    return f"{size} ({str(tensor.dtype).removeprefix('torch.')})"

@@ -96,9 +96,8 @@ class ZeroShot(Method):
                 raise ValueError(
                     f"knowledge={brief(knowledge)} reads no templates; give knowledge='templates'."
                 )
-            kinds = dict.fromkeys(kind for info in card.classes for kind in info.knowledge)
             if symptoms is None:
-                check_choice("knowledge", knowledge, [*NAME_KINDS, *kinds], f"card {card.name!r}")
+                check_choice("knowledge", knowledge, [*NAME_KINDS, *card.some_kinds()], f"card {card.name!r}")
             self.symptoms = checked_symptoms(card, knowledge, symptoms)
             texts = {c: [symptom_text(s) for s in phrases] for c, phrases in self.symptoms.items()}
 

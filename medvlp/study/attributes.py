@@ -62,10 +62,9 @@ def attribute_accuracy(
         values = list(texts)
         seen = shown[name].notna().to_numpy()  # (N,)
         codes = _codes(shown[name][seen], values)  # (n,)
-        t = torch.stack(
-            [clip.encode_texts(list(phrases)).mean(dim=0) for phrases in texts.values()]
-        )  # (V, D)
-        cosines = torch.from_numpy(features[seen]) @ F.normalize(t, dim=-1).cpu().T  # (n, V)
+        by_value = [clip.encode_texts(list(phrases)).mean(dim=0) for phrases in texts.values()]  # (D,) each
+        t = F.normalize(torch.stack(by_value), dim=-1).cpu()  # (V, D)
+        cosines = torch.from_numpy(features[seen]) @ t.T  # (n, V)
         probabilities = (100 * cosines).softmax(dim=1).numpy()
         groups = np.asarray(images.groups)[seen]
         samples = bootstrap(codes, probabilities, groups, n_bootstrap, seed, [BALANCED])[BALANCED]

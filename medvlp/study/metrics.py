@@ -75,10 +75,8 @@ def bootstrap_all(
     return [pd.DataFrame({name: samples[name][:, m] for name in metrics}) for m in range(len(probabilities))]
 
 
-def weighted_metrics(
-    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, metrics: Sequence[str] = METRICS
-) -> pd.DataFrame:
-    """Metrics under each row of weights: (N,), (N, n_cls), (R, N) -> (R, len(metrics)), columns `metrics`.
+def weighted_metrics(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
+    """Metrics under each row of weights: (N,), (N, n_cls), (R, N) -> (R, 6), columns METRICS.
 
     accuracy: share of images whose most probable class is right.
     balanced accuracy: mean recall of the classes that have images.
@@ -92,7 +90,7 @@ def weighted_metrics(
 
         It is never below zero, so small samples, and resamples of them, overstate it.
     """
-    values = _Answers(labels, [probabilities]).metrics(weights, metrics)
+    values = _Answers(labels, [probabilities]).metrics(weights, METRICS)
     return pd.DataFrame({name: of_name[:, 0] for name, of_name in values.items()})
 
 
@@ -114,9 +112,8 @@ class _Answers:
         """The `metrics` of `weighted_metrics` under weights (R, N): (R, M) each."""
         of_class = [weights[:, images] for images in self.of_class]  # (R, N_c) each
         n_true = np.stack([w.sum(1) for w in of_class], axis=1)[:, None]  # (R, 1, n_cls)
-        hits = np.stack(
-            [w @ right for w, right in zip(of_class, self._right, strict=True)], 2
-        )  # (R, M, n_cls)
+        pairs = zip(of_class, self._right, strict=True)
+        hits = np.stack([w @ right for w, right in pairs], axis=2)  # (R, M, n_cls)
         total = n_true.sum(2)  # (R, 1)
 
         by_image = np.ascontiguousarray(weights.T)  # (N, R), many times faster to sum

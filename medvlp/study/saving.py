@@ -225,7 +225,8 @@ def transfer(method: Method, card: DataCard, changes: Mapping[str, Any] | None =
     built = kind(method.clip, card, **config)
     if old != new:
         other = built if len(old) != len(new) else _for_all_classes(method, card, changes or {})
-        bound = _differ(method, other)
+        ours, theirs = ({n: t.shape for n, t in own_tensors(m).items()} for m in (method, other))
+        bound = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
         if bound:
             raise ValueError(
                 f"{kind.__name__} as configured has learned {listed(bound)} for its "
@@ -251,9 +252,3 @@ def _for_all_classes(method: Method, card: DataCard, changes: Mapping[str, Any])
             f"whether the tensors of {type(method).__name__} belong to classes shows only when it is built "
             f"for the old and the new ones together, which fails: {error} Let the changes cover them all."
         ) from error
-
-
-def _differ(method: Method, other: Method) -> list[str]:
-    """Names of the tensors that only one of both has, or that have another shape."""
-    ours, theirs = ({n: t.shape for n, t in own_tensors(m).items()} for m in (method, other))
-    return [name for name in ours | theirs if ours.get(name) != theirs.get(name)]

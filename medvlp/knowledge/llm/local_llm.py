@@ -300,7 +300,12 @@ class _Handler(BaseHTTPRequestHandler):
             status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
             message = f"{type(error).__name__}: {error}"
             body = {"error": {"message": message, "type": "medvlp", "code": None}}
-        self._send(status, body)
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
     def _check_sender(self) -> None:
         """PermissionError for a web page, whatever address it found the server by."""
@@ -317,14 +322,6 @@ class _Handler(BaseHTTPRequestHandler):
         if not 0 <= length <= MAX_REQUEST:
             raise ValueError(f"a request has at most {MAX_REQUEST:,} bytes, not {length:,}.")
         return self.rfile.read(length)
-
-    def _send(self, status: int, body: dict[str, Any]) -> None:
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

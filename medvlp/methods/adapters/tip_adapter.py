@@ -13,7 +13,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features, training_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
-from medvlp.methods.base import Method
+from medvlp.methods.base import Method, check_at_least
 from medvlp.methods.zero_shot import ZeroShot
 
 N_BETA, N_ALPHA = 200, 20  # steps of the search, as the authors' configurations have them
@@ -125,13 +125,9 @@ class TipAdapter(Method):
     ) -> None:
         """Encode the texts; the cache is empty yet. See the class."""
         super().__init__(clip, card, locals())
-        if alpha < 0 or beta < 0 or not min(alpha_max, beta_max) > LEAST:
-            raise ValueError(
-                f"alpha and beta must be 0 or more and alpha_max and beta_max above {LEAST}, "
-                f"got {alpha}, {beta}, {alpha_max} and {beta_max}."
-            )
-        if cache_views < 0 or n_cache < 0:
-            raise ValueError(f"cache_views and n_cache are 0 or more, got {cache_views} and {n_cache}.")
+        check_at_least(0, {"alpha": alpha, "beta": beta, "cache_views": cache_views, "n_cache": n_cache})
+        if not min(alpha_max, beta_max) > LEAST:
+            raise ValueError(f"alpha_max and beta_max must be above {LEAST}, got {alpha_max} and {beta_max}.")
         if not 0 < cache_crop <= 1:
             raise ValueError(f"cache_crop is a part of the image above 0 and up to 1, got {cache_crop}.")
         self.search: pd.DataFrame | None = None

@@ -11,7 +11,7 @@ from medvlp.backbone.prompts.hooks import encode_deep_text
 from medvlp.backbone.prompts.image_walk import encode_image_prompts
 from medvlp.backbone.prompts.slots import FIRST_CTX, STD, find_slots, slots_in_words, slotted, word_tokens
 from medvlp.data.card_parts import plain_name
-from medvlp.methods.base import Method
+from medvlp.methods.base import Method, check_at_least
 
 DEPTH = 9  # of the prompts of MaPLe and PromptSRC, in towers of 12 blocks
 
@@ -34,9 +34,8 @@ class PromptedTower(Method):
         """f: features of preprocessed images as the prompted tower sees them, (B, D), L2-normalised."""
         if self.image_prompts is None:
             return super().image_features(images)
-        return F.normalize(
-            encode_image_prompts(self.clip, images, self.image_prompts).to(self.image_prompts), dim=-1
-        )
+        f = encode_image_prompts(self.clip, images, self.image_prompts)  # (B, D)
+        return F.normalize(f.to(self.image_prompts), dim=-1)
 
 
 class ClassTexts(nn.Module):
@@ -62,8 +61,7 @@ class ClassTexts(nn.Module):
     def __init__(self, clip: Clip, classnames: Sequence[str], n_ctx: int, words: str = FIRST_CTX) -> None:
         """Tokenize the texts; see the class."""
         super().__init__()
-        if n_ctx < 1:
-            raise ValueError(f"n_ctx must be at least 1, got {n_ctx}.")
+        check_at_least(1, {"n_ctx": n_ctx})
         names = [plain_name(name) for name in classnames]
         _, known = word_tokens(clip, words)  # (m,)
         self.first: Tensor | None = None

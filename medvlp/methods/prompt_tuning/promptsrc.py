@@ -97,7 +97,10 @@ class PromptSRC(IVLP):
         self.text_weight, self.image_weight, self.logits_weight = weights.values()
         templates = None if templates is None else list(templates)
         self.config |= {"templates": templates, **weights}
-        self.constant("frozen_text_features", _mean_features(clip, card, templates))
+        by_template = in_templates(card.templates if templates is None else templates, card.classnames)
+        features = [clip.encode_texts(texts, normalize=False) for texts in by_template]  # (n_cls, D) each
+        t0 = F.normalize(torch.stack(features).mean(dim=0), dim=-1)  # (n_cls, D)
+        self.constant("frozen_text_features", t0)
 
     def training_logits(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, n_cls), and what the three constraints add to each image's loss, (B,).
@@ -117,10 +120,3 @@ class PromptSRC(IVLP):
             penalty = penalty + self.image_weight * (f - f0).abs().mean(dim=1)
             penalty = penalty + self.logits_weight * kl.mean(dim=1)  # the mean over classes divides by n_cls
         return logits, penalty
-
-
-def _mean_features(clip: Clip, card: DataCard, templates: list[str] | None) -> Tensor:
-    """t0: the normalised mean, over templates, of each class's features, (n_cls, D)."""
-    by_template = in_templates(card.templates if templates is None else templates, card.classnames)
-    features = [clip.encode_texts(texts, normalize=False) for texts in by_template]  # (n_cls, D) each
-    return F.normalize(torch.stack(features).mean(dim=0), dim=-1)

@@ -21,7 +21,6 @@ from medvlp.data.files import atomic_write
 
 PALETTE = sns.color_palette("colorblind")
 GREY = "0.45"
-DPI = 110  # of the files that `save_figure` writes
 _ANNOTATED = 12  # largest matrix whose cells carry their numbers
 
 
@@ -294,7 +293,7 @@ def save_figure(fig: Figure, name: str, made_by: str, folder: str | Path | None 
     try:
         with atomic_write(Path(folder or figures_folder()) / f"{name}.png") as part:
             metadata = {"Source": made_by, "Software": None}
-            fig.savefig(part, format="png", dpi=DPI, bbox_inches="tight", metadata=metadata)
+            fig.savefig(part, format="png", dpi=110, bbox_inches="tight", metadata=metadata)
     except OSError as error:
         if folder is not None:
             raise

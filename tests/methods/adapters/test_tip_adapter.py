@@ -124,10 +124,10 @@ def test_an_empty_cache_says_so(clip):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": -1.0}, "alpha and beta must be 0 or more"),
-        ({"beta_max": 0.1}, "alpha_max and beta_max above 0.1"),
+        ({"alpha": -1.0}, "alpha must be at least 0, got -1"),
+        ({"beta_max": 0.1}, "alpha_max and beta_max must be above 0.1, got 3.0 and 0.1"),
         ({"cache_crop": 0}, "cache_crop is a part of the image above 0 and up to 1, got 0"),
-        ({"cache_views": -1}, "cache_views and n_cache are 0 or more, got -1 and 0"),
+        ({"cache_views": -1}, "cache_views must be at least 0, got -1"),
         ({"knowledge": "symptom"}, "unknown knowledge 'symptom'"),
     ],
 )
