@@ -9,19 +9,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 from assign import student_version
 from grading import Sandbox, functions_of, grade_file, grade_folder, grade_task
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from tasks import BEGIN, END, HERE, load_assignment
 
+from medvlp.study import metrics
+
 NAMES = sorted(path.stem for path in HERE.glob("A*.ipynb"))
+POINTS = {"A1": 12, "A2": 14, "A6": 12}
 SEED = 20_26
 each = pytest.mark.parametrize("name", NAMES)
 students = cache(student_version)  # tests read it and leave it as it is
@@ -85,7 +92,7 @@ def test_the_instructors_version_has_full_points_and_every_property(name, sandbo
     for seed in (1, 2, 3):
         graded = grade_file(assignment, assignment.master, sandboxes(name), seed)
         lines = [line for task in graded["tasks"] for line in task["lines"]]
-        assert graded["points"] == graded["of"] == 12, lines
+        assert graded["points"] == graded["of"] == POINTS[name], lines
         assert all(line.startswith(("Right:", "Holds:")) for line in lines), lines
 
 
@@ -178,14 +185,36 @@ def test_a_wrong_answer_takes_no_points_from_the_other_tasks(name, tmp_path, san
         assert points(grade_file(assignment, path, sandboxes(name), SEED)) == full | {task: 0}
 
 
+def reference_of(name: str, task: str) -> Callable:
+    return next(t.reference for t in load_assignment(name).tasks if t.name == task)
+
+
 def test_the_reference_of_the_loss_is_the_library_s():
     from open_clip.loss import ClipLoss
 
-    reference = load_assignment("A1").tasks[0].reference
+    reference = reference_of("A1", "contrastive_loss")
     images, texts = torch.randn(2, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     lengths = [x.norm(dim=-1, keepdim=True) for x in (images, texts)]
     right = ClipLoss()(images / lengths[0], texts / lengths[1], 9.0)
     assert reference(images.numpy(), texts.numpy(), 9.0)[0] == pytest.approx(right.item(), abs=1e-12)
+
+
+def test_the_reference_of_the_calibration_error_is_the_package_s():
+    rng = np.random.default_rng(0)
+    probabilities, labels = rng.dirichlet([1, 1, 1], size=200), rng.integers(3, size=200)
+    right = metrics.metric_values(labels, probabilities)["ECE"]
+    reference = reference_of("A2", "calibration_error")
+    assert reference(probabilities, labels, metrics.ECE_BINS) == pytest.approx(right, abs=1e-12)
+
+
+def test_the_references_of_mcnemar_and_holm_are_the_library_s():
+    rng = np.random.default_rng(0)
+    for n in (5, 40, 300):
+        a, b = rng.integers(2, size=(2, n))
+        table = [[0, int((a > b).sum())], [int((a < b).sum()), 0]]
+        assert reference_of("A6", "mcnemar_p")(a, b) == pytest.approx(mcnemar(table).pvalue, abs=1e-12)
+    p = rng.random(12).round(1) / 9  # some are equal
+    assert reference_of("A6", "holm_p")(p) == pytest.approx(multipletests(p, method="holm")[1], abs=1e-12)
 
 
 OS = "os = np.__builtins__['__import__']('os')\n"  # past the guard of imports; the audit hook is next
