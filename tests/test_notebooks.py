@@ -15,6 +15,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "notebooks/glossary.md",
     "notebooks/researcher.md",
+    "notebooks/teacher.md",
     "notebooks/assignments/README.md",
 )
 ABSOLUTE_PATH = re.compile(

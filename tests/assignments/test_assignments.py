@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,6 +115,24 @@ def test_a_master_is_tidy_and_a_students_version_has_no_line_of_a_solution(name)
             secret |= {line.strip() for line in cell.source.splitlines()}
     assert len(secret) > 10 and not secret & lines
     assert not [line for line in lines if "SOLUTION" in line]
+
+
+@each
+def test_pages_and_master_agree_on_minutes_and_points(name):
+    assignment = load_assignment(name)
+    text = "\n".join(cell.source for cell in assignment.cells() if cell.cell_type == "markdown")
+    parts = re.findall(r"^## \d\. .+ \((\d+) points, (\d+) minutes\)$", text, re.MULTILINE)
+    points, minutes = zip(*(map(int, part) for part in parts), strict=True)
+    assert list(points) == [task.points for task in assignment.tasks]
+    hours = re.search(r"\*\*Time:\*\* (\d+) hours\. \*\*Points:\*\* (\d+)\b", text)
+    assert sum(minutes) == 60 * int(hours[1]) and sum(points) == int(hours[2])
+    teacher, pages = (HERE.parent / "teacher.md").read_text("utf-8"), (HERE / "README.md").read_text("utf-8")
+    sums = [f"{sum(numbers)}: {' + '.join(map(str, numbers))}" for numbers in (minutes, points)]
+    assert f"| {name} | {sums[0]} | {sums[1]} |" in teacher
+    row = next(line for line in pages.splitlines() if line.startswith(f"| [{name}]"))
+    assert row.endswith(f" | {sum(minutes)} | {sum(points)} |")
+    for weeks in teacher.split("## Minutes")[0].split("**12 weeks**")[1:]:
+        assert f"| {name} |" in weeks, "the long plan uses every assignment"
 
 
 @each
