@@ -26,10 +26,11 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from tasks import BEGIN, END, HERE, load_assignment
 
+from medvlp.methods.interventions import ConditionalLoReFT, LoReFT
 from medvlp.study import metrics
 
 NAMES = sorted(path.stem for path in HERE.glob("A*.ipynb"))
-POINTS = {"A1": 12, "A2": 14, "A6": 12}
+POINTS = {"A1": 12, "A2": 14, "A5": 14, "A6": 12}
 SEED = 20_26
 each = pytest.mark.parametrize("name", NAMES)
 students = cache(student_version)  # tests read it and leave it as it is
@@ -224,6 +225,18 @@ def test_the_reference_of_the_calibration_error_is_the_package_s():
     right = metrics.metric_values(labels, probabilities)["ECE"]
     reference = reference_of("A2", "calibration_error")
     assert reference(probabilities, labels, metrics.ECE_BINS) == pytest.approx(right, abs=1e-12)
+
+
+def test_the_references_of_the_edits_are_the_package_s():
+    random = torch.Generator().manual_seed(0)
+    h, f = (torch.randn(n, 6, generator=random, dtype=torch.float64) for n in (4, 3))
+    plain, conditional = LoReFT(6, 2, generator=random), ConditionalLoReFT(6, 2, 6, generator=random)
+    for edit, task, given in ((plain, "loreft", [h]), (conditional, "conditional_edit", [h, f])):
+        values = [parameter.detach().numpy() for parameter in edit.double().parameters()]
+        right = edit(*given).detach().numpy()
+        assert reference_of("A5", task)(*(x.numpy() for x in given), *values) == pytest.approx(
+            right, abs=1e-12
+        )
 
 
 def test_the_references_of_mcnemar_and_holm_are_the_library_s():
