@@ -232,11 +232,8 @@ def test_the_references_of_the_edits_are_the_package_s():
     h, f = (torch.randn(n, 6, generator=random, dtype=torch.float64) for n in (4, 3))
     plain, conditional = LoReFT(6, 2, generator=random), ConditionalLoReFT(6, 2, 6, generator=random)
     for edit, task, given in ((plain, "loreft", [h]), (conditional, "conditional_edit", [h, f])):
-        values = [parameter.detach().numpy() for parameter in edit.double().parameters()]
-        right = edit(*given).detach().numpy()
-        assert reference_of("A5", task)(*(x.numpy() for x in given), *values) == pytest.approx(
-            right, abs=1e-12
-        )
+        args = [x.detach().numpy() for x in (*given, *edit.double().parameters())]
+        assert reference_of("A5", task)(*args) == pytest.approx(edit(*given).detach().numpy(), abs=1e-12)
 
 
 def test_the_references_of_mcnemar_and_holm_are_the_library_s():

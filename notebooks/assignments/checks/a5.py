@@ -119,11 +119,6 @@ def swap(rng, images: int, classes: int, D: int, strength: float, looks: int = 2
     return [f.round(DIGITS).tolist(), prompts.round(DIGITS).tolist(), labels.tolist(), other.tolist()]
 
 
-def swaps(rng) -> list[list]:
-    """Draw a small experiment and two that are large enough for wrong answers to show."""
-    return [swap(rng, 8, 2, 3, 1.0), swap(rng, 150, 4, 6, 1.0), swap(rng, 200, 3, 5, 0.3, looks=1)]
-
-
 def share_right(f, prompts, labels) -> float:
     return float(np.mean((prompts / length(prompts) @ f[..., None])[..., 0].argmax(axis=1) == labels))
 
@@ -132,6 +127,15 @@ def swap_reference(f, prompts, labels, other):
     everyone = (prompts / length(prompts)).sum(axis=0, keepdims=True).repeat(len(f), axis=0)
     exchanged = np.stack([prompts[which] for which in other])
     return tuple(share_right(f, given, labels) for given in (prompts, exchanged, everyone))
+
+
+def swaps(rng) -> list[list]:
+    """Draw a small experiment with a live condition, and two that are large enough for wrong answers to show."""
+    own, other, mean = 0, 0, 0
+    while not own > other != mean < own:  # eight images can have equal shares by chance
+        small = swap(rng, 8, 2, 3, 1.0)
+        own, other, mean = swap_reference(*(np.array(part) for part in small))
+    return [small, swap(rng, 150, 4, 6, 1.0), swap(rng, 200, 3, 5, 0.3, looks=1)]
 
 
 def dead(rng) -> list[list]:
