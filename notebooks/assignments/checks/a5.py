@@ -130,7 +130,7 @@ def swap_reference(f, prompts, labels, other):
 
 
 def swaps(rng) -> list[list]:
-    """Draw a small experiment with a live condition, and two that are large enough for wrong answers to show."""
+    """Draw a small experiment with a live condition, and two large enough for wrong answers to show."""
     own, other, mean = 0, 0, 0
     while not own > other != mean < own:  # eight images can have equal shares by chance
         small = swap(rng, 8, 2, 3, 1.0)
