@@ -8,7 +8,7 @@ import nbformat
 import numpy as np
 import typer
 from grading import expected, grade_folder, write
-from tasks import BEGIN, END, Task, load_assignment
+from tasks import BEGIN, END, Task, is_text, load_assignment
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 METADATA = {
@@ -25,7 +25,7 @@ def without_solution(source: str, task: str) -> str:
 
 def as_code(value: object, kind: str) -> str:
     """Write an argument of a visible test as Python."""
-    if not isinstance(value, list):
+    if is_text(value) or not isinstance(value, list):
         return repr(value)
     if kind == "numpy":
         return f"np.array({value})"
@@ -34,6 +34,8 @@ def as_code(value: object, kind: str) -> str:
 
 def shown(value: object) -> object:
     """Write an expected result with as many places as a reader needs."""
+    if is_text(value):
+        return value
     if isinstance(value, tuple):
         return tuple(shown(part) for part in value)
     return np.asarray(value, dtype=float).round(6).tolist()
@@ -47,7 +49,7 @@ def visible_test(task: Task, kind: str, seed: int) -> str:
         value = value[0]
     lines = [f"# Check {task.name}. The grading draws other numbers."]
     lines += [f"got = {task.name}(", *(f"    {as_code(arg, kind)}," for arg in args), ")"]
-    lines += [f"check(got, {shown(value)})"]
+    lines += [f"check(got, {shown(value)!r})"]
     return "\n".join(lines)
 
 

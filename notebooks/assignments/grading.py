@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import jinja2
 import nbformat
 import numpy as np
 import pandas as pd
-from tasks import HERE, Assignment, Task, same
+from tasks import HERE, REFUSED, Assignment, Task, is_text, same
 from tqdm import tqdm
 
 from medvlp.data.files import atomic_write
@@ -167,7 +168,11 @@ def rows_of(text: str) -> tuple[dict[int, dict], dict]:
 
 def expected(task: Task, calls: list[list]) -> list[Any]:
     """Compute the right values, on copies of the inputs."""
-    return [task.reference(*(np.array(a) if isinstance(a, list) else a for a in args)) for args in calls]
+
+    def argument(value):
+        return np.array(value) if isinstance(value, list) and not is_text(value) else deepcopy(value)
+
+    return [task.reference(*map(argument, args)) for args in calls]
 
 
 @cache
@@ -176,6 +181,11 @@ def questions(task: Task, seed: int) -> tuple[list[list], list[Any], list[list[l
     rng = np.random.default_rng([seed, sum(task.name.encode())])
     gate = task.calls(rng)
     return gate, expected(task, gate), [prop.calls(rng) for prop in task.properties]
+
+
+def is_right(row: dict, value: Any) -> bool:
+    """Whether a call gave this value, or refused where it should."""
+    return bool(row.get("refused")) if value is REFUSED else "value" in row and same(row["value"], value)
 
 
 def grade_task(
@@ -207,24 +217,26 @@ def grade_task(
         }
     )
     results, rest = rows_of(reply["text"])
-    errors = [row["error"] for row in results.values() if "error" in row]
-    if errors and all(str(error).startswith("NotImplementedError") for error in errors):
+    errors = {n: str(row["error"]) for n, row in results.items() if "error" in row}
+    if errors and all(error.startswith("NotImplementedError") for error in errors.values()):
         return graded | {"lines": ["Missing: not written yet."]}
-    right = all(
-        "value" in results.get(n, {}) and same(results[n]["value"], value) for n, value in enumerate(values)
-    )
+    right = all(is_right(results.get(n, {}), value) for n, value in enumerate(values))
     lines = [f"{'Right' if right else 'Wrong'}: the value on numbers that were drawn for the grading."]
-    first = len(gate)
+    first, due = len(gate), {n for n, value in enumerate(values) if value is REFUSED}
     for prop, block in zip(task.properties, blocks, strict=True):
         rows = [results.get(n, {}) for n in range(first, first + len(block))]
         first += len(block)
         holds = False
-        if all("value" in row for row in rows):
+        if prop.holds is None:
+            due |= set(range(first - len(block), first))
+            holds = all(row.get("refused") for row in rows)
+        elif all("value" in row for row in rows):
             with suppress(Exception):  # a result of another shape, which the property does not expect
                 holds = bool(prop.holds([row["value"] for row in rows]))
         lines.append(f"{'Holds' if holds else 'Does not hold'}: {prop.says}")
-    if errors:
-        lines.append(f"It raised {str(errors[0])[:400]}")
+    accidents = [error for n, error in errors.items() if not (n in due and results[n].get("refused"))]
+    if accidents:
+        lines.append(f"It raised {accidents[0][:400]}")
     if reply["why"]:
         lines.append(f"It {reply['why']} and was stopped.")
     elif not rest["whole"]:

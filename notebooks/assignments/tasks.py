@@ -13,6 +13,7 @@ import numpy as np
 HERE = Path(__file__).parent
 BEGIN, END = "# BEGIN SOLUTION", "# END SOLUTION"
 TOLERANCE = 1e-6
+REFUSED = "refused: a ValueError"  # what a reference returns where a right answer raises a ValueError
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Property:
 
     says: str
     calls: Callable[[np.random.Generator], list[list]]  # the arguments, call by call
-    holds: Callable[[list[Any]], bool]  # of the results, call by call
+    holds: Callable[[list[Any]], bool] | None = None  # of the results; None: each call raises a ValueError
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Assignment:
 
     name: str
     tasks: list[Task]
-    kind: str  # of the arguments: "numpy" or "torch"
+    kind: str  # of the arguments: "numpy", "torch", or "json" for text and lists of text
     allowed: list[str]  # modules that a submission may import
     seconds: float = 20.0  # for one task
 
@@ -82,8 +83,15 @@ def load_assignment(name: str) -> Assignment:
     return module.ASSIGNMENT
 
 
+def is_text(value: Any) -> bool:
+    """Whether this is a text or a list of texts, which stays as it is; lists of numbers become arrays."""
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(x, str) for x in value))
+
+
 def same(value: Any, expected: Any) -> bool:
-    """Whether a result has the shape and, up to rounding, the numbers of what is expected."""
+    """Whether a result is the expected text, or has its shape and, up to rounding, its numbers."""
+    if is_text(expected):
+        return value == expected
     if isinstance(expected, tuple):
         return (
             isinstance(value, list)

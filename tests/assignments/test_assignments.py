@@ -24,13 +24,17 @@ from assign import student_version
 from grading import Sandbox, functions_of, grade_file, grade_folder, grade_task
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
-from tasks import BEGIN, END, HERE, load_assignment
+from tasks import BEGIN, END, HERE, REFUSED, load_assignment
 
+from medvlp.data.cards import DataCard
+from medvlp.knowledge.symptoms.phrases import PhraseChecker
+from medvlp.knowledge.symptoms.replies import ReplyError, parse_reply
 from medvlp.methods.interventions import ConditionalLoReFT, LoReFT
 from medvlp.study import metrics
 
 NAMES = sorted(path.stem for path in HERE.glob("A*.ipynb"))
-POINTS = {"A1": 12, "A2": 14, "A5": 14, "A6": 12}
+POINTS = {"A1": 12, "A2": 14, "A3": 8, "A5": 14, "A6": 12}
+CARD = {"name": "made-up", "title": "Made up", "modality": "a photo", "source": {"kind": "folder"}}
 SEED = 20_26
 each = pytest.mark.parametrize("name", NAMES)
 students = cache(student_version)  # tests read it and leave it as it is
@@ -132,8 +136,8 @@ def test_pages_and_master_agree_on_minutes_and_points(name):
     assert f"| {name} | {sums[0]} | {sums[1]} |" in teacher
     row = next(line for line in pages.splitlines() if line.startswith(f"| [{name}]"))
     assert row.endswith(f" | {sum(minutes)} | {sum(points)} |")
-    for weeks in teacher.split("## Minutes")[0].split("**12 weeks**")[1:]:
-        assert f"| {name} |" in weeks, "the long plan uses every assignment"
+    weeks = teacher.partition("**12 weeks**")[2].partition("## Minutes")[0]
+    assert re.search(rf"\| {name}\b", weeks), "the long plan uses every assignment"
 
 
 @each
@@ -244,6 +248,36 @@ def test_the_references_of_mcnemar_and_holm_are_the_library_s():
         assert reference_of("A6", "mcnemar_p")(a, b) == pytest.approx(mcnemar(table).pvalue, abs=1e-12)
     p = rng.random(12).round(1) / 9  # some are equal
     assert reference_of("A6", "holm_p")(p) == pytest.approx(multipletests(p, method="holm")[1], abs=1e-12)
+
+
+def test_what_a3_reads_and_refuses_is_what_the_package_does():
+    rng = np.random.default_rng(0)
+    read = reference_of("A3", "read_reply")
+    for (reply,) in load_assignment("A3").tasks[0].calls(rng):
+        if read(reply) is not REFUSED:
+            assert read(reply) == parse_reply(reply)
+        elif not reply.startswith(("- ", "<think>")):  # the package reads lists, too, and leaves out thoughts
+            with pytest.raises(ReplyError):
+                parse_reply(reply)
+    for phrase, names in load_assignment("A3").tasks[1].calls(rng):
+        said = reference_of("A3", "fault")(phrase, names)
+        if said != "number" and "-" not in phrase:  # the package lets numbers pass, and counts a-b as a word
+            card = DataCard.model_validate(CARD | {"classes": [{"name": name} for name in names]})
+            reason = PhraseChecker(card).check(names[0], [phrase])[0].reason or ""
+            assert reason.startswith(said.replace("a class", "")) and bool(said) == bool(reason), phrase
+
+
+def test_a_refusal_is_a_value_error_and_no_other(tmp_path, sandboxes):
+    for error, of in (("ValueError", 3), ("json.JSONDecodeError", 3), ("TypeError", 0), ("SystemExit", 0)):
+        args = '"", "", 0' if "JSON" in error else '"wrong"'
+        body = f"try:\n    return right(reply)\nexcept ValueError:\n    raise {error}({args}) from None"
+        right = load_assignment("A3").solution("read_reply").replace("def read_reply(", "def right(")
+        sources = [*solved("A3", read_reply=with_body("A3", "read_reply", body)), right]
+        path = save(tmp_path / "a.ipynb", sources)
+        graded = grade_file(load_assignment("A3"), path, sandboxes("A3"), SEED)
+        assert points(graded) == {"read_reply": of, "fault": 3, "keep": 2}, error
+        lines = said(graded, "read_reply")
+        assert (f"It raised {error}" in lines) == (of == 0) and ("Does not hold" in lines) == (of == 0), lines
 
 
 OS = "os = np.__builtins__['__import__']('os')\n"  # past the guard of imports; the audit hook is next
