@@ -5,34 +5,8 @@ import re
 
 from tasks import REFUSED, Assignment, Property, Task
 
-LOOKS = ["pale", "dark", "round", "ragged", "fine", "wide", "mottled", "notched", "glossy", "bent", "faint", "dim"]
-    "pale",
-    "dark",
-    "round",
-    "ragged",
-    "fine",
-    "wide",
-    "mottled",
-    "notched",
-    "glossy",
-    "curved",
-    "faint",
-    "dense",
-]
-THINGS = ["spot", "rim", "streak", "patch", "disc", "veil", "ring", "nodule", "stripe", "fleck", "arc", "rosette"]
-    "spot",
-    "rim",
-    "streak",
-    "patch",
-    "disc",
-    "veil",
-    "ring",
-    "nodule",
-    "stripe",
-    "fleck",
-    "crescent",
-    "rosette",
-]
+LOOKS = ["pale", "dark", "round", "red", "fine", "wide", "wavy", "notched", "glossy", "bent", "faint", "dim"]
+THINGS = ["spot", "rim", "line", "patch", "disc", "veil", "ring", "nodule", "stripe", "fleck", "arc", "dot"]
 ENDS = ("oid", "ized", "aceous")  # of words that begin like a class and are none
 LOOK_ALIKES = ("nodule", "notched", "painted", "moustache", "another", "feverfew", "knot")
 APOLOGIES = ("I'm sorry, but I cannot help with that.", "As an AI language model, I cannot see images.")
@@ -211,9 +185,7 @@ def lists(rng) -> list[list]:
         ]
         out.append([[*good, *rng.permutation(more).tolist()], names])
     names = [word(rng), word(rng)]
-    out.append(
-        [[f"The wide {names[1]}", "Wide Streaks!", "a wide streak", "no streak", "wide streaks"], names]
-    )
+    out.append([[f"The wide {names[1]}", "Wide Lines!", "a wide line", "no streak", "wide lines"], names])
     out.append([[f"a {names[0]} spot", "fever", f"a {names[0]}s spot"], names])
     return out
 
