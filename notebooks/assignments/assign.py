@@ -47,7 +47,7 @@ def visible_test(task: Task, kind: str, seed: int) -> str:
     value = expected(task, [args])[0]
     if task.gradient:
         value = value[0]
-    lines = [f"# Check {task.name}. The grading draws other numbers."]
+    lines = [f"# Check {task.name}. The grading draws other examples."]
     lines += [f"got = {task.name}(", *(f"    {as_code(arg, kind)}," for arg in args), ")"]
     lines += [f"check(got, {shown(value)!r})"]
     return "\n".join(lines)

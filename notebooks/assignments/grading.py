@@ -221,7 +221,7 @@ def grade_task(
     if errors and all(error.startswith("NotImplementedError") for error in errors.values()):
         return graded | {"lines": ["Missing: not written yet."]}
     right = all(is_right(results.get(n, {}), value) for n, value in enumerate(values))
-    lines = [f"{'Right' if right else 'Wrong'}: the value on numbers that were drawn for the grading."]
+    lines = [f"{'Right' if right else 'Wrong'}: the value on examples that were drawn for the grading."]
     first, due = len(gate), {n for n, value in enumerate(values) if value is REFUSED}
     for prop, block in zip(task.properties, blocks, strict=True):
         rows = [results.get(n, {}) for n in range(first, first + len(block))]

@@ -109,7 +109,7 @@ def suspects(rng) -> list[list]:
         for phrase in (
             f"typical {one} {thing}",
             f"{thing}s of {two.upper()}",
-            f"{look}, {names[2].title()}!",
+            f"{look}, {names[2].title()}.",
             f"a {first}-{second} {thing}",
             f"the {second} {first} {thing}",  # the words of a name, turned round
             f"{first} {thing} {second}",
