@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,14 +83,23 @@ def test_bayes_accuracy_is_what_the_posterior_reaches():
 
 
 def test_bayes_accuracy_by_hand():
-    """With its two telling attributes alone, derm can be summed on paper."""
+    """With its four telling attributes alone, derm can be summed on paper."""
     world = get_world("derm")
-    p = world.probability[:, :2]
+    p = world.probability[:, [world.index(name) for name in ("veil", "colors", "large", "scar")]]
     by_hand = 0.0
-    for first, second in itertools.product((True, False), repeat=2):
-        likelihood = (p[:, 0] if first else 1 - p[:, 0]) * (p[:, 1] if second else 1 - p[:, 1])  # (n_cls,)
+    for shown in itertools.product((True, False), repeat=4):
+        likelihood = torch.where(torch.tensor(shown), p, 1 - p).prod(dim=1)  # (n_cls,)
         by_hand += likelihood.max().item() / 2
     assert by_hand < world.bayes_accuracy() < by_hand + 0.02
+
+
+@pytest.mark.parametrize("name", ["derm", "cxr"])
+def test_no_single_sign_does_what_the_best_rule_does(name):
+    world = get_world(name)
+    present = world.probability  # (n_cls, K)
+    alone = (torch.maximum(present[0], present[1]) + 1 - torch.minimum(present[0], present[1])) / 2
+    assert alone.max() < world.bayes_accuracy() - 0.05
+    assert (present[0] > present[1]).any() and (present[0] < present[1]).any(), "one listed sign points the other way"
 
 
 def test_the_bayes_rule_is_the_posterior():
@@ -162,7 +172,7 @@ def test_weights_can_beat_the_plain_mean_of_symptoms():
         assert world.plain_accuracy(symptoms) < world.bayes_accuracy() - 0.1
     derm = get_world("derm")
     one_telling = {"melanoma": ["a blue-white veil"], "nevus": ["clear warm tones"]}
-    assert derm.plain_accuracy(one_telling) == pytest.approx((0.88 + 0.90) / 2)
+    assert derm.plain_accuracy(one_telling) == pytest.approx((0.80 + 0.75) / 2)
 
 
 def test_data_sets_share_no_image_with_pretraining():
@@ -193,6 +203,7 @@ def test_errors_name_the_choices():
 def test_the_version_of_the_drawing_stands_for_these_images(world):
     """Fingerprints hold the version instead of pixels, of which a few differ by 1 between processors."""
     expected = np.load(GOLDEN / f"drawings_{DRAWING}.npz")[world.name]  # (16, 3, 8, 8), means of 8 x 8 pixels
-    images = world.render(world.sample(16, seed=1)).float()
-    means = F.avg_pool2d(images, 8).numpy()
+    latents, coins = world.sample(16, seed=1), torch.Generator().manual_seed(1)
+    shown = torch.rand(latents.attributes.shape, generator=coins) < 0.5  # whatever the world's probabilities
+    means = F.avg_pool2d(world.render(replace(latents, attributes=shown)).float(), 8).numpy()
     assert np.abs(means - expected).max() < 0.1, "the same latents give other images: raise DRAWING"
