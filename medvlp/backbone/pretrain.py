@@ -13,7 +13,7 @@ The weights that ship with the package are made by `python -m medvlp.backbone.pr
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +42,7 @@ from medvlp.data.phantoms.worlds import Latents, World, get_world
 
 TINY = {  # open_clip's model_cfg: two towers of four layers; embed_dim differs from the text width
     "embed_dim": 128,
-    "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 128, "head_width": 64, "layers": 4},
+    "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 128, "head_width": 32, "layers": 4},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 4},
 }
 PREPROCESS = {
@@ -154,8 +154,9 @@ def optimise(
     loss_of: Callable[[int], tuple[Tensor, float]],
     callback: Callable[[int, Clip], None] | None = None,
     progress: bool = True,
+    others: Sequence[nn.Parameter] = (),
 ) -> pd.DataFrame:
-    """Take `config.steps` steps with AdamW; then the clip is frozen.
+    """Take `config.steps` steps; then the clip is frozen.
 
     Args:
         clip: what is trained, gradients on.
@@ -163,6 +164,7 @@ def optimise(
         loss_of: gives the loss of a step, counted from 1, and the share of images that were read right.
         callback: called as `callback(step, clip)` after each step.
         progress: show a progress bar.
+        others: what is trained beside the clip.
 
     Returns:
         step, loss, accuracy and logit_scale, one row a step.
@@ -170,19 +172,23 @@ def optimise(
     Raises:
         FloatingPointError: the loss is no longer a number.
     """
-    optimiser, rows = _optimiser(clip.model, config), []
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warm_cosine(step, config))
+    optimisers, rows = _optimisers(clip.model, config, others), []
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(each, lambda step: _warm_cosine(step, config))
+        for each in optimisers
+    ]
     bar = tqdm(range(1, config.steps + 1), desc="pre-training", disable=not progress)
     for step in bar:
         loss, right = loss_of(step)
         if not loss.isfinite():
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}; try a lower lr.")
         scale = clip.model.logit_scale.exp().item()
-        optimiser.zero_grad()
+        for each in optimisers:
+            each.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(clip.model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        for each in [*optimisers, *schedules]:
+            each.step()
         with torch.no_grad():
             clip.model.logit_scale.clamp_(0, math.log(100))
         rows.append({"step": step, "loss": loss.item(), "accuracy": right, "logit_scale": scale})
@@ -238,14 +244,23 @@ def _features(clip: Clip, images: Tensor, words: list[str], bf16: bool) -> tuple
     return F.normalize(image_features.float(), dim=-1), F.normalize(text_features.float(), dim=-1)
 
 
-def _optimiser(model: nn.Module, config: Any) -> torch.optim.Optimizer:
-    named = list(model.named_parameters())
-    decays = {name for name, p in named if p.ndim >= 2 and "embedding" not in name}
+def _optimisers(model: nn.Module, config: Any, others: Sequence[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for all else.
+
+    Muon changes a matrix by as much in each of its directions. With AdamW alone the few directions that the
+    first attributes need take all steps, and the towers wait for each other with the rest.
+    """
+    matrices = {name for name, p in model.named_parameters() if p.ndim == 2 and ".resblocks." in name}
+    parts: dict[str, list[nn.Parameter]] = {"blocks": [], "others": [], "kept": []}
+    for name, p in model.named_parameters():
+        part = "others" if p.ndim >= 2 and "embedding" not in name else "kept"  # not decayed
+        parts["blocks" if name in matrices else part].append(p)
     groups = [
-        {"params": [p for name, p in named if name in decays], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in named if name not in decays], "weight_decay": 0.0},
+        {"params": parts["others"], "weight_decay": config.weight_decay},
+        {"params": [*parts["kept"], *others], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    settings = {"lr": config.lr, "weight_decay": config.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+    return [torch.optim.Muon(parts["blocks"], **settings), torch.optim.AdamW(groups, config.lr, (0.9, 0.98))]
 
 
 def _warm_cosine(step: int, config: Any) -> float:
