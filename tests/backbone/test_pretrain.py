@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medvlp.backbone.clip import load_clip
-from medvlp.backbone.pretrain import PretrainConfig, new_clip, normalise, pretrain, save_clip
+from medvlp.backbone.pretrain import PretrainConfig, _optimisers, new_clip, normalise, pretrain, save_clip
 from medvlp.data.phantoms.worlds import get_world
 
 SHORT = PretrainConfig(
@@ -57,6 +57,24 @@ def test_normalise_is_the_clips_own_preprocessing():
     images = world.render(world.sample(2, 1))  # (2, 3, 64, 64) bytes
     expected = torch.stack([clip.preprocess(to_pil_image(image)) for image in images])
     assert torch.allclose(normalise(images), expected, atol=1e-6)
+
+
+def test_each_weight_is_stepped_by_one_optimiser_and_only_matrices_of_blocks_by_muon():
+    clip, vector = new_clip(), torch.nn.Parameter(torch.zeros(3))
+    muon, adamw = _optimisers(clip.model, SHORT, [vector])
+    stepped = [
+        id(p) for optimiser in (muon, adamw) for group in optimiser.param_groups for p in group["params"]
+    ]
+    assert sorted(stepped) == sorted(map(id, [*clip.model.parameters(), vector]))
+    shapes = {tuple(p.shape) for p in muon.param_groups[0]["params"]}
+    assert isinstance(muon, torch.optim.Muon) and shapes == {
+        *((3 * n, n) for n in (128, 64)),
+        *((n, n) for n in (128, 64)),
+        *((4 * n, n) for n in (128, 64)),
+        *((n, 4 * n) for n in (128, 64)),
+    }
+    decayed = {id(p) for group in adamw.param_groups if group["weight_decay"] for p in group["params"]}
+    assert id(clip.model.visual.conv1.weight) in decayed and id(clip.model.logit_scale) not in decayed
 
 
 def test_a_diverging_run_says_what_to_try():

@@ -11,14 +11,16 @@ from PIL import Image
 import medvlp
 from medvlp.backbone.appearance import Looks
 from medvlp.backbone.clip import load_clip
-from medvlp.backbone.pretrain import save_clip
+from medvlp.backbone.pretrain import normalise, save_clip
 from medvlp.backbone.pretrain_annotated import (
     AnnotatedConfig,
     Statements,
+    drawn,
     pretrain_annotated,
     small_copies,
     true_pairs_loss,
 )
+from medvlp.data.phantoms.worlds import get_world
 
 CARD = """---
 name: squares
@@ -135,6 +137,33 @@ def test_copies_are_what_the_clip_reads(squares, trained):
     mean, std = (torch.tensor(clip.preprocess_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     read = torch.stack([clip.preprocess(squares.image(i)) for i in (0, 1)])
     assert torch.allclose((copies.float() / 255 - mean) / std, read, atol=0.03)
+
+
+def test_statements_of_drawings_are_true_and_an_attribute_is_in_half_of_them():
+    world = get_world("fundus")
+    images, said = drawn(world, AnnotatedConfig(n_images=400, seed=2), number=2)
+    assert images.shape == (400, 3, 64, 64) and images.dtype == torch.uint8
+    shares = said.values.float().mean(dim=0)
+    assert ((shares - 0.5).abs() < 0.1).all(), "whatever the classes show"
+    words = random.Random(0)
+    for image in range(50):
+        caption, made = said.caption(image, words)
+        for phrase in made:
+            k, there = world.reading(said.phrases[phrase])
+            assert said.phrases[phrase] in caption and said.values[image, k] == there
+            assert said.speaks_of[phrase] == {world.attributes[k].name}
+    assert not any(name in caption for name in world.classnames)
+
+
+def test_of_drawings_it_learns_what_it_is_asked():
+    config = AnnotatedConfig(steps=60, batch_size=32, warmup=5, seed=1, n_images=300)
+    clip, history = pretrain_annotated([get_world("derm")], config, progress=False)
+    world = get_world("derm")
+    latents = world.sample(200, seed=9)
+    features = clip.encode_images(normalise(world.render(latents)))
+    veil = clip.encode_texts(["unclouded", "milky blue haze"])
+    assert ((features @ veil.T).argmax(1) == latents.attributes[:, 0]).float().mean() > 0.8
+    assert history["accuracy"].tail(5).mean() > history["accuracy"].head(5).mean() + 0.05
 
 
 def test_images_that_nobody_described_are_refused():
