@@ -96,8 +96,12 @@ def tables(measured: dict) -> dict[str, str]:
     looks = measured["validation by looks"]
     by_kind = {kind: {f"x {s}": looks[f"{kind}, {s}"] for s in STRENGTHS} for kind in KINDS}
     frames = {"test": test, "attributes": attributes, "looks": pd.DataFrame(by_kind).T}
-    written = {name: frame.map(lambda x: "" if pd.isna(x) else f"{x:.3f}") for name, frame in frames.items()}
-    return {name: frame.to_markdown(disable_numparse=True) for name, frame in written.items()}
+    return {name: in_digits(frame) for name, frame in frames.items()}
+
+
+def in_digits(frame: pd.DataFrame) -> str:
+    """A table in Markdown, with three digits."""
+    return frame.map(lambda x: "" if pd.isna(x) else f"{x:.3f}").to_markdown(disable_numparse=True)
 
 
 def number(measured: dict, name: str) -> str:
@@ -106,13 +110,13 @@ def number(measured: dict, name: str) -> str:
     return f"{same if name == 'same' else changed:.3f}"
 
 
-def write(measured: dict, folder: Path) -> None:
-    """Write measured.json, and from it what the model card says."""
+def fill_in(folder: Path, measured: dict, frames: dict[str, str]) -> None:
+    """Write measured.json, and the tables into their places in the model card."""
     with atomic_write(folder / "measured.json") as part:
         part.write_text(json.dumps(measured, indent=1) + "\n")
     card = (folder / "README.md").read_text(encoding="utf-8")
     card = NUMBER.sub(lambda place: f"{place[1]}{number(measured, place[2])}{place[4]}", card)
-    for name, table in tables(measured).items():
+    for name, table in frames.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         head, rest = card.split(begin)
         card = f"{head}{begin}{table}\n{end}{rest.split(end)[1]}"
@@ -126,7 +130,7 @@ def main(
 ) -> None:
     """Measure, and write what was measured."""
     measured = measure(medvlp.load_clip(clip, device="cpu"), medvlp.load_dataset("wbcatt"))
-    write(measured, out)
+    fill_in(out, measured, tables(measured))
     print(json.dumps(measured, indent=1))
 
 
