@@ -10,11 +10,11 @@ Three losses are added. With s = exp(logit_scale) and normalised features I (B, 
     captions     ( CE(s I T^T, P) + CE(s T I^T, P^T) ) / 2,       P: the true pairs, each row with sum 1
 
 The vectors push the image tower to each attribute from the first step, and the questions the text tower to
-what is seen; with captions alone the towers wait for each other. Rare values weigh more, as 1 / sqrt(how
-often). Class names are never read: statements come from a card's attributes and from its symptoms, which name
-no class, or from a phantom world's wordings. Of a world half of the images show an attribute, whatever the
-class, so that no attribute gives another away. The weights that ship with the package are made by
-`python -m medvlp.backbone.pretrain_annotated`.
+what is seen; with captions alone the towers wait for each other. So captions, which leave much unsaid, teach
+the text tower only. Rare values weigh more, as 1 / sqrt(how often). Class names are never read: statements
+come from a card's attributes and from its symptoms, which name no class, or from a phantom world's wordings.
+Of a world half of the images show an attribute, whatever the class, so that no attribute gives another away.
+The weights that ship with the package are made by `python -m medvlp.backbone.pretrain_annotated`.
 """
 
 import random
@@ -51,14 +51,14 @@ STORED = 1.25  # images are kept this much larger than the clip reads them, for 
 class AnnotatedConfig:
     """What a run depends on."""
 
-    steps: PositiveInt = 3_000
-    batch_size: PositiveInt = 96
+    steps: PositiveInt = 4_500
+    batch_size: PositiveInt = 64
     lr: PositiveFloat = 2e-3  # cosine to zero
     warmup: PositiveInt = 100  # steps
     weight_decay: NonNegativeFloat = 0.1  # on matrices; not on embeddings, gains and biases
     seed: NonNegativeInt = 0
     looks: Looks = field(default_factory=Looks)  # of photographs; drawings are seen as they are
-    n_images: PositiveInt = 12_000  # drawn of each world
+    n_images: PositiveInt = 16_000  # drawn of each world
 
 
 @dataclass
@@ -195,9 +195,10 @@ def pretrain_annotated(
         with sdpa_kernel(SDPBackend.MATH):  # on a CPU faster than the fused one at these lengths
             image_features = F.normalize(clip.model.encode_image(normalise(seen)), dim=-1)  # (B, D)
             text_features = F.normalize(clip.model.encode_text(clip.tokenize(texts)), dim=-1)  # (texts, D)
-        directions = torch.cat([F.normalize(vectors[number], dim=-1), text_features])
-        logits = clip.model.logit_scale.exp() * image_features @ directions.T  # (B, values + texts)
-        *answers, captions_logits = logits.split([*map(len, asked * 2), len(captions)], dim=1)
+        scale, n_asked = clip.model.logit_scale.exp(), len(texts) - len(captions)
+        directions = torch.cat([F.normalize(vectors[number], dim=-1), text_features[:n_asked]])
+        answers = (scale * image_features @ directions.T).split([*map(len, asked * 2)], dim=1)  # (B, values)
+        captions_logits = scale * image_features.detach() @ text_features[n_asked:].T  # (B, B)
         values = statements.values[rows].T  # (A, B)
         questions = [
             F.cross_entropy(answer, value, weight, ignore_index=-1)
