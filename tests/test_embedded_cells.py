@@ -40,7 +40,7 @@ def test_is_small_and_its_card_tells_how_it_was_made(folder):
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 12_000_000
     card = (folder / "README.md").read_text(encoding="utf-8")
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    assert record["config"] == asdict(AnnotatedConfig()) and record["card"] == "wbcatt"
+    assert record["config"] == asdict(AnnotatedConfig()) and record["images"] == "wbcatt"
     assert f"{AnnotatedConfig().steps:,} steps of {AnnotatedConfig().batch_size} images" in card
 
 

@@ -6,11 +6,10 @@ from dataclasses import asdict
 import pytest
 
 import medvlp
-from medvlp.backbone.pretrain import PretrainConfig
+from medvlp.backbone.pretrain_annotated import AnnotatedConfig
 from medvlp.data.phantoms.worlds import get_world
-
-WORLDS = ("derm", "cxr", "fundus")
-FRESH = 31  # a seed that no notebook and no pre-training uses
+from medvlp.show import counterfactual, counterfactual_summary
+from tests.benchmarks.measure_tiny import FRESH, WORLDS, tables
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +32,35 @@ def accuracy(clip):
     return rows
 
 
-def test_is_small_and_has_its_card(repository):
+def test_is_small_and_its_card_tells_how_it_was_made_and_what_it_knows(repository, clip):
     folder = repository / "medvlp" / "assets" / "tiny"
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 12_000_000
     card = (folder / "README.md").read_text(encoding="utf-8")
-    recorded = json.loads((folder / "training.json").read_text(encoding="utf-8"))["config"]
-    config = asdict(PretrainConfig(bf16=True))
-    assert "--bf16 --out medvlp/assets/tiny" in card
-    assert recorded == config | {"worlds": list(config["worlds"])}, "the card's command makes other weights"
-    assert f"{config['steps']:,} steps of {config['batch_size']} pairs" in card
-    assert f"{config['n_images']:,} drawn images" in card and f"{config['name_rate']:.4f}" in card
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    config = AnnotatedConfig()
+    assert record["config"] == asdict(config) and record["images"] == list(WORLDS)
+    assert (
+        f"{config.steps:,} steps of {config.batch_size} images" in card
+        and f"{config.n_images:,} drawn" in card
+    )
+    measured = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
+    assert measured["clip"] == clip.fingerprint
+    for name, table in tables(measured).items():
+        assert f"<!-- {name} -->\n{table}\n<!-- end of {name} -->" in card
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_it_sees_what_it_is_asked(clip, world):
+    images = medvlp.load_dataset(f"phantom-{world}", seed=FRESH).test
+    read = medvlp.attribute_accuracy(clip, images, n_bootstrap=2)["read"]
+    assert (read >= 0.9).all(), read[read < 0.9]
+
+
+@pytest.mark.parametrize("world", ["derm", "cxr"])
+def test_the_right_symptom_moves_when_an_attribute_is_turned_round(clip, world):
+    data = medvlp.load_dataset(f"phantom-{world}", seed=FRESH)
+    turned = counterfactual(medvlp.ZeroShot(clip, data.card), data.test, n_images=100)
+    assert counterfactual_summary(turned, n_bootstrap=2).loc["all", "more"] >= 0.8
 
 
 @pytest.mark.parametrize("world", ["derm", "cxr"])

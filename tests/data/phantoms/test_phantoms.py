@@ -99,7 +99,9 @@ def test_no_single_sign_does_what_the_best_rule_does(name):
     present = world.probability  # (n_cls, K)
     alone = (torch.maximum(present[0], present[1]) + 1 - torch.minimum(present[0], present[1])) / 2
     assert alone.max() < world.bayes_accuracy() - 0.05
-    assert (present[0] > present[1]).any() and (present[0] < present[1]).any(), "one listed sign points the other way"
+    assert (present[0] > present[1]).any() and (present[0] < present[1]).any(), (
+        "one listed sign points the other way"
+    )
 
 
 def test_the_bayes_rule_is_the_posterior():
@@ -176,10 +178,11 @@ def test_weights_can_beat_the_plain_mean_of_symptoms():
 
 
 def test_data_sets_share_no_image_with_pretraining():
-    from medvlp.backbone.pretrain import PretrainConfig, corpus_latents
+    from medvlp.backbone.pretrain import corpus_latents
+    from medvlp.backbone.pretrain_annotated import AnnotatedConfig
 
-    config = PretrainConfig()
-    for number, name in enumerate(config.worlds):
+    config = AnnotatedConfig()
+    for number, name in enumerate(DRAWINGS):
         seen = set(corpus_latents(get_world(name), config, number).seeds.tolist())
         assert len(seen) == config.n_images
         for seed in (1, 2, 3):
