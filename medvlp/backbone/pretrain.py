@@ -7,14 +7,14 @@ B images and B captions of a batch, each image must find its caption and each ca
 
 A batch holds one kind of image, so that the other captions are hard to tell from the right one. Captions
 are plain at first and varied later: an attribute is learned only once the texts differ by it clearly, and
-with many wordings from the start the towers wait for each other.
-The weights that ship with the package are made by `python -m medvlp.backbone.pretrain`.
+with many wordings from the start the towers wait for each other. So CLIP's authors train; the weights that
+ship with the package were helped besides, see `pretrain_annotated`.
 """
 
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-import typer
 from open_clip import CustomTextCLIP, SimpleTokenizer
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.loss import ClipLoss
@@ -73,7 +72,7 @@ class PretrainConfig:
     steps: PositiveInt = 4_200
     batch_size: PositiveInt = 128
     plain: Share = 0.4  # the first share of the steps, with captions in plain words
-    lr: PositiveFloat = 1.5e-3  # AdamW, cosine to zero
+    lr: PositiveFloat = 2e-3  # cosine to zero
     warmup: PositiveInt = 100  # steps
     weight_decay: NonNegativeFloat = 0.1  # on matrices; not on embeddings, gains and biases
     name_rate: Share = 1e-4  # how often a caption names a disease,
@@ -267,24 +266,3 @@ def _warm_cosine(step: int, config: Any) -> float:
     """Factor on the learning rate: up in a line, down in a half cosine."""
     up = min(1.0, (step + 1) / config.warmup)
     return up * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-
-
-def main(
-    out: Annotated[Path, typer.Option(help="folder to write, as medvlp/assets/tiny")],
-    steps: int = PretrainConfig.steps,
-    n_images: int = PretrainConfig.n_images,
-    name_rate: float = PretrainConfig.name_rate,
-    seed: int = PretrainConfig.seed,
-    bf16: Annotated[bool | None, typer.Option(help="bfloat16 products; by default where there are")] = None,
-) -> None:
-    """Make the weights that ship with the package."""
-    bf16 = native_bfloat16() if bf16 is None else bf16
-    config = PretrainConfig(steps=steps, n_images=n_images, name_rate=name_rate, seed=seed, bf16=bf16)
-    clip, history = pretrain(config)
-    loss = float(history["loss"].tail(100).mean())
-    save_clip(clip, out, {"config": asdict(config), "loss_last_100_steps": round(loss, 4)})
-    print(f"loss over the last 100 steps {loss:.3f}; written to {out}")
-
-
-if __name__ == "__main__":
-    typer.run(main)
