@@ -69,6 +69,8 @@ class CILMP(PromptedTower):
         dropout_per_image: A mask for each image, as the authors draw them. By default one mask serves a
             batch: the same chances, far less work.
         orthonormal: Keep R^T R = I in training; the authors have it at the start only.
+        condition_scale: What the condition's W2 and G2 are multiplied with at the start. The authors' is 1,
+            with which the prompts hardly follow the image in our short runs; at 30 they do (notebook 04).
         logit_scale: The factor on cosines; by default the CLIP's own.
         seed: Of the learned tensors' start.
 
@@ -120,6 +122,7 @@ class CILMP(PromptedTower):
         dropout: float = 0.1,
         dropout_per_image: bool = False,
         orthonormal: bool = False,
+        condition_scale: float = 1.0,
         logit_scale: float | None = None,
         seed: int = 1,
     ) -> None:
@@ -173,7 +176,7 @@ class CILMP(PromptedTower):
                 return None
             if intervention == "unconditional":
                 return LoReFT(d, rank, **switches)
-            return ConditionalLoReFT(d, rank, clip.embed_dim, **switches)
+            return ConditionalLoReFT(d, rank, clip.embed_dim, condition_scale=condition_scale, **switches)
 
         drop = (dropout, dropout_per_image)
         sites = [EditedRows(draw(P), draw(S), drop, d, rank, w, random) for _ in range(depth)]

@@ -136,6 +136,7 @@ class ConditionalLoReFT(_Intervention):
         rank: r.
         feature_dim: D, length of f.
         orthonormal: Keep R^T R = I in training, too; the paper does not.
+        condition_scale: What W2 and G2 are multiplied with at the start; the authors' is 1.
         generator: Of the random start; by default torch's own.
 
     Attributes:
@@ -159,6 +160,7 @@ class ConditionalLoReFT(_Intervention):
         feature_dim: int,
         *,
         orthonormal: bool = False,
+        condition_scale: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         """Draw the weights; see the class."""
@@ -170,6 +172,8 @@ class ConditionalLoReFT(_Intervention):
         self.c1 = _linear_start(feature_dim, generator, rank)
         self.G2 = _linear_start(rank, generator, d, rank)
         self.c2 = _linear_start(rank, generator, d)
+        for of_the_condition in (self.W2, self.G2):
+            of_the_condition.data *= condition_scale
 
     def forward(self, h: Tensor, f: Tensor) -> Tensor:
         """h' of rows h for each image: (..., d), (B, D) -> (B, ..., d)."""
