@@ -60,6 +60,9 @@ def ablate(
     export: Annotated[
         Path | None, typer.Option(metavar="DIR", help="copy the runs of the tables to this store")
     ] = None,
+    predictions: Annotated[
+        bool, typer.Option(help="whether the copy has them; without, intervals of two metrics")
+    ] = True,
 ) -> None:
     """Make the runs of an ablation that its store lacks, and show what they found."""
     import pandas as pd
@@ -107,7 +110,7 @@ def ablate(
             with atomic_write(out) as part:
                 table.round(6).to_csv(part, index=False)
         if export:
-            study.store.copy_to(export, study.runs["run"])
+            study.export(export, predictions)
     raise typer.Exit(1 if len(study.failures()) else 0)
 
 

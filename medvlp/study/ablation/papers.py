@@ -247,7 +247,7 @@ ABLATIONS: dict[str, Ablation] = {
             PROBE,
             *(
                 trained(name, TRAINED[name][0], **TRAINED[name][1])
-                for name in ("Tip-Adapter-F", "CLIP-Adapter", "CoOp", "ViP")
+                for name in ("CLAP", "Tip-Adapter-F", "CoOp", "ViP")
             ),
         ),
         {"method": "ZeroShot"},
@@ -325,14 +325,16 @@ def overview(seeds: Sequence[int] = SEEDS) -> pd.DataFrame:
 
 
 def shipped_study(name: str) -> Study:
-    """A study that ships with the package, all with the embedded CLIP and, but for some runs, on phantoms.
+    """A study that ships with the package, all with the embedded CLIPs and most on phantoms.
 
     Phantoms are drawings: how methods behave there says nothing about how well they read real images.
 
     "few_shot": by `python -m medvlp ablate few_shot --export STORE`.
+    "few_shot_cells": the same of real cells, by `python -m medvlp ablate few_shot --clip tiny-cells --cards
+    wbcatt neutrophil-maturity --export STORE --no-predictions`.
     "vip_parts": by `python -m medvlp ablate vip_parts -c epochs=10 -c views=0 --export STORE`.
-    "interventions": by `python -m medvlp ablate interventions`, on phantoms and, less of it, on pneumonia. Of
-    each run there are two metrics on the test images, each with its 95 % interval, not the predictions.
+    "interventions": by `python -m medvlp ablate interventions --export STORE --no-predictions`, on phantoms
+    and, less of it, on pneumonia.
     "name_rate": by `python notebooks/name_rate.py STORE`, see there.
 
     Raises:

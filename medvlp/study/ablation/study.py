@@ -239,6 +239,32 @@ class Study:
         table = self.summary(metric, by=["run"])  # one group a run, in the order of the runs
         return self.runs.assign(**dict(zip(ends, (table["images low"], table["images high"]), strict=True)))
 
+    def export(self, folder: str | Path, predictions: bool = True) -> None:
+        """Copy the runs to another store.
+
+        Args:
+            folder: The other store.
+            predictions: Copy these, too. They are large; without them the store holds accuracy and balanced
+                accuracy with their intervals over test images in their place, and `predictions` has none.
+
+        Raises:
+            OSError: the other store cannot be written.
+        """
+        if predictions:
+            self.store.copy_to(folder, self._records)
+            return
+        other, metrics = RunStore(folder), ("accuracy", "balanced accuracy")
+        other.check_writable()
+        tables = [self.with_intervals(metric).set_index("run") for metric in metrics]
+        for run_id, record in self._records.items():
+            kept = {
+                name: table.loc[run_id, name].round(4)
+                for metric, table in zip(metrics, tables, strict=True)
+                for name in (metric, f"{metric} low", f"{metric} high")
+            }
+            rest = {key: value for key, value in record.items() if key not in ("test", "sha256")}
+            other.write(run_id, rest | {"metrics": kept})
+
     def chosen(self, over: str | Sequence[str], metric: str = "loss") -> "Study":
         """The study with some settings chosen on validation: of runs that differ in `over` alone, the best.
 

@@ -1,5 +1,6 @@
 """Settings chosen with one seed on validation: the other seeds follow, and test images have no part in it."""
 
+import numpy as np
 import pytest
 
 from medvlp.study.ablation.grid import Named
@@ -93,3 +94,15 @@ def test_exported_runs_are_a_store_of_their_own(folder):
         assert (copied.predictions(run_id).probabilities == made.predictions(run_id).probabilities).all()
     with pytest.raises(FileNotFoundError, match="has no run 'nope'"):
         made.store.copy_to(folder / "other", ["nope"])
+
+
+def test_runs_exported_without_predictions_hold_their_intervals_instead(folder):
+    made = study(folder, GRID, tune="lr")
+    made.export(folder / "numbers", predictions=False)
+    numbers = Study(folder / "numbers").with_intervals("accuracy").set_index("run")
+    before = made.with_intervals("accuracy").set_index("run").loc[numbers.index]
+    columns = ["accuracy", "accuracy low", "accuracy high"]
+    assert np.allclose(numbers[columns], before[columns], atol=5e-5)
+    assert {path.name for path in (folder / "numbers").iterdir()} == {f"{run}.json" for run in numbers.index}
+    with pytest.raises(ValueError, match="kept without its predictions"):
+        Study(folder / "numbers").predictions(numbers.index[0])
