@@ -25,8 +25,8 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path, monkeypatch):
     assert done == [(0.01, 0), (0.1, 0), "go on", (0.01, 1), (0.1, 1)]
     assert len(study) == 4 * 2 * len(name_rate.MEASURED_AT)
     last = study.runs.iloc[-1]
-    assert last[["name_rate", "step", "accuracy"]].tolist() == [0.1, 150, 0.6]
-    assert last["names read"] == pytest.approx(0.1 * 150 * 128)
+    assert last[["name_rate", "step", "accuracy"]].tolist() == [0.1, name_rate.STEPS, 0.6]
+    assert last["names read"] == pytest.approx(0.1 * name_rate.STEPS * 128)
 
 
 def test_the_shipped_study_has_what_the_command_makes():

@@ -95,8 +95,8 @@ def shots_curve(
             metric. Runs without a value are left out.
         metric: The column that is drawn.
         reference: Other methods' values by name, as dashed lines.
-        interval: Whether each mean has its 95 % `t_interval` over seeds as a bar; the methods then stand side
-            by side.
+        interval: A panel a method, in which each mean has its 95 % `t_interval` over seeds as a bar; the
+            other methods' means are grey there.
 
     Raises:
         ValueError: a column is missing.
@@ -117,30 +117,43 @@ def shots_curve(
     sizes = by_size(scores["num_shots"])
     largest = max((n for n in sizes if not isinstance(n, str)), default=0.5)
     places = {n: 2 * largest if isinstance(n, str) else n for n in sizes}
-    fig, ax = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
-    n_methods = scores["method"].nunique()
-    for i, (name, runs) in enumerate(scores.groupby("method", sort=False)):
-        colour, again = PALETTE[i % len(PALETTE)], i // len(PALETTE)
-        aside = 2 ** (min(0.12, 0.6 / n_methods) * (i - (n_methods - 1) / 2)) if interval else 1
-        runs = runs.assign(place=runs["num_shots"].map(places).astype(float) * aside)
-        by_place = runs.groupby("place")[metric]
-        mean, line = by_place.mean(), ("-", "-.", ":")[again % 3]
-        ax.plot(mean.index, mean, line, color=colour, label=f"{name} (mean of seeds)")
-        ax.plot(runs["place"], runs[metric], "osD"[again % 3], color=colour, alpha=0.5, markersize=4)
-        if interval:
-            least, most = RANGES.get(metric, (-np.inf, np.inf))
-            low, high = zip(*by_place.apply(t_interval, least=least, most=most), strict=True)
-            ax.vlines(mean.index, low, high, color=colour, linewidth=1.5)
-    reference_lines(ax.axhline, reference or {}, first=n_methods)
+    scores = scores.assign(place=scores["num_shots"].map(places).astype(float))
+    methods = dict(tuple(scores.groupby("method", sort=False)))
+    panels = [[name] for name in methods] if interval else [list(methods)]
+    columns = min(len(panels), 3)
+    n_rows = -(-len(panels) // columns)
+    size = (6.5, 3.4) if len(panels) == 1 else (3.2 * columns, 2.5 * n_rows)
+    fig, axes = plt.subplots(
+        n_rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for unused in axes.flat[len(panels) :]:
+        unused.set_axis_off()
+    for ax, shown in zip(axes.flat, panels, strict=False):
+        for i, (name, runs) in enumerate(methods.items()):
+            mean = runs.groupby("place")[metric].mean()
+            if name not in shown:
+                ax.plot(mean.index, mean, color=GREY, alpha=0.4, linewidth=1, zorder=1)
+                continue
+            colour, again = PALETTE[i % len(PALETTE)], i // len(PALETTE) % 3
+            label = f"{name} (mean of seeds)"
+            ax.plot(mean.index, mean, ("-", "-.", ":")[again], color=colour, label=label)
+            ax.plot(runs["place"], runs[metric], "osD"[again], color=colour, alpha=0.5, markersize=4)
+            if interval:
+                least, most = RANGES.get(metric, (-np.inf, np.inf))
+                bars = runs.groupby("place")[metric].apply(t_interval, least=least, most=most)
+                ax.vlines(mean.index, *zip(*bars, strict=True), color=colour, linewidth=1.5)
+                ax.set_title(name, fontsize=9)
+        reference_lines(ax.axhline, reference or {}, first=len(methods))
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(list(places.values()), [str(n) for n in places])
+        ax.minorticks_off()
+        ax.grid(color=GREY, alpha=0.2)
     if metric in METRICS:
-        ax.set_ylim(top=min(ax.get_ylim()[1], 1.02))  # none is above 1
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(list(places.values()), [str(n) for n in places])
-    ax.minorticks_off()
-    ax.set_xlabel("training images a class" + (" (bars: 95 % over seeds)" if interval else ""))
-    ax.set_ylabel(metric)
-    ax.grid(color=GREY, alpha=0.2)
-    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        axes[0, 0].set_ylim(top=min(axes[0, 0].get_ylim()[1], 1.02))  # none is above 1
+    if not interval or reference:
+        axes[0, -1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    fig.supxlabel("training images a class" + (" (bars: 95 % over seeds)" if interval else ""), fontsize=10)
+    fig.supylabel(metric, fontsize=10)
     sns.despine(fig)
     return closed(fig)
 

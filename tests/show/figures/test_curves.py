@@ -95,14 +95,16 @@ def test_no_axis_says_that_an_accuracy_could_be_above_one():
     assert shots_curve(free, "seconds", interval=True).axes[0].get_ylim()[1] > 9
 
 
-def test_intervals_are_students_and_methods_stand_side_by_side():
-    ax = shots_curve(SCORES, interval=True).axes[0]
-    (x, low), (_, high) = ax.collections[0].get_segments()[0]
-    assert (low, high) == pytest.approx(t_interval([0.5, 0.7], least=0, most=1))
-    assert x == points(ax.lines[0])[0][0] < 1
-    vip, probe = points(ax.lines[0])[1][0], points(ax.lines[2])[0][0]
-    assert vip < 4 < probe and vip * probe == pytest.approx(16)
-    assert "95 % over seeds" in ax.get_xlabel()
+def test_intervals_are_students_and_each_method_has_a_panel_of_its_own():
+    figure = shots_curve(SCORES, interval=True)
+    vip, probe = figure.axes
+    assert (vip.get_title(), probe.get_title()) == ("ViP", "probe")
+    (x, low), (_, high) = vip.collections[0].get_segments()[0]
+    assert (x, low, high) == (1, *map(pytest.approx, t_interval([0.5, 0.7], least=0, most=1)))
+    own, _, other = vip.lines
+    assert points(own) == [(1, pytest.approx(0.6)), (4, 0.8)] and points(other) == [(4, 0.4)]
+    assert own.get_color() != other.get_color() == probe.lines[0].get_color()
+    assert "95 % over seeds" in figure.get_supxlabel()
 
 
 def test_the_eleventh_method_has_a_line_of_its_own():
