@@ -3,6 +3,7 @@
 from .backbone.clip import Clip, load_clip
 from .backbone.features import image_features
 from .backbone.pretrain import PretrainConfig, pretrain
+from .backbone.pretrain_annotated import AnnotatedConfig, pretrain_annotated
 from .data.cards import DataCard, list_cards, load_card
 from .data.datasets import Data, ImageSet, load_dataset
 from .data.phantoms.captions import captions

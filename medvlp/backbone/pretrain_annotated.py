@@ -49,9 +49,15 @@ STORED = 1.25  # images are kept this much larger than the clip reads them, for 
 
 @frozen_config
 class AnnotatedConfig:
-    """What a run depends on."""
+    """What a run of `pretrain_annotated` depends on.
 
-    steps: PositiveInt = 4_500
+    Example:
+        >>> import medvlp
+        >>> medvlp.AnnotatedConfig(steps=300).batch_size
+        64
+    """
+
+    steps: PositiveInt = 2_700
     batch_size: PositiveInt = 64
     lr: PositiveFloat = 2e-3  # cosine to zero
     warmup: PositiveInt = 100  # steps
@@ -167,6 +173,13 @@ def pretrain_annotated(
     Raises:
         ValueError: images without attributes.
         FloatingPointError: the loss is no longer a number.
+
+    Example:
+        >>> import medvlp
+        >>> config = medvlp.AnnotatedConfig(steps=2, batch_size=4, n_images=8)
+        >>> clip, history = medvlp.pretrain_annotated([medvlp.get_world("derm")], config, progress=False)
+        >>> len(history), clip.embed_dim
+        (2, 128)
     """
     check_kinds(pretrain_annotated, locals())
     clip = new_clip(config.seed)
