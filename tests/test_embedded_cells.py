@@ -40,8 +40,9 @@ def test_is_small_and_its_card_tells_how_it_was_made(folder):
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 12_000_000
     card = (folder / "README.md").read_text(encoding="utf-8")
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    assert record["config"] == asdict(AnnotatedConfig()) and record["images"] == "wbcatt"
-    assert f"{AnnotatedConfig().steps:,} steps of {AnnotatedConfig().batch_size} images" in card
+    config = AnnotatedConfig(steps=4_500)
+    assert record["config"] == asdict(config) and record["images"] == "wbcatt"
+    assert f"{config.steps:,} steps of {config.batch_size} images" in card and "--steps 4500" in card
 
 
 def test_the_card_shows_what_was_measured_of_these_weights(folder, measured, clip):
