@@ -68,11 +68,12 @@ def test_without_a_folder_the_same_numbers_come_out(measured, clip, cells):
 
 def test_it_reads_cells_by_symptoms_and_not_by_names(measured):
     test = {name: row["value"] for name, row in measured["test"].items()}
-    assert test["zero-shot, symptoms"] > 0.9 and test["linear probe"] > 0.95
-    assert test["zero-shot, classnames"] < test["zero-shot, symptoms"] - 0.3
-    assert measured["test in changed looks"] > 0.85
+    assert test["zero-shot, symptoms"] >= 0.96 and test["linear probe"] >= 0.975
+    assert test["zero-shot, classnames"] < test["zero-shot, symptoms"] - 0.5
+    assert measured["test in changed looks"] >= 0.85
     read = pd.DataFrame(measured["attributes"]).T
     assert (read["low"] > read["chance"] + 0.1).all()
+    assert read["read"].mean() >= 0.88 and read.loc["nucleus shape", "read"] >= 0.62
 
 
 def test_its_explanations_are_true_within_cell_types_and_nonsense_is_not(clip, cells):
@@ -80,7 +81,7 @@ def test_its_explanations_are_true_within_cell_types_and_nonsense_is_not(clip, c
     table = faithfulness(zero, cells.test, n_images=None, n_bootstrap=100)
     best = table.sort_values("within").groupby("attribute").last()
     assert (best["within low"] > 0.5).sum() >= 9  # whether there are granules hardly varies within a type
-    assert (best["within"] > 0.7).sum() >= 7 and (table["AUROC"] > 0.7).all()
+    assert (best["within"] > 0.8).sum() >= 6 and (table["AUROC"] > 0.7).all()
     controls = faithfulness_controls(zero, cells.test, n_draws=3, n_images=1000, n_bootstrap=20)
     assert abs(controls.loc["gibberish", "within"] - 0.5) < 0.1
     assert controls.loc["symptoms", "within low"] > controls.loc["gibberish", "within"] + 0.1
