@@ -204,7 +204,9 @@ def test_on_x_rays_cilmp_and_vip_lie_above_their_symptoms_and_the_majority_with_
     zero_shot = xrays.loc["zero-shot, symptoms", "accuracy"].max()
     for method in ("CILMP, conditional", "ViP"):
         assert (xrays.loc[method, "accuracy low"] > max(zero_shot, 390 / 624)).all()
-    assert (xrays.loc["CILMP, conditional", "accuracy low"] > xrays["accuracy"]["zero-shot, classnames"].max()).all()
+    assert (
+        xrays.loc["CILMP, conditional", "accuracy low"] > xrays["accuracy"]["zero-shot, classnames"].max()
+    ).all()
 
 
 def test_fewer_symptoms_are_among_the_more_and_differ_by_seed():
