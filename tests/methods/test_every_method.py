@@ -333,7 +333,8 @@ DEFAULTS = {  # what a constructor chooses where nothing is said, as its docstri
     "BiomedCoOp": TEXTS
     | {"sccm_weight": 1, "kdsp_weight": 1, "tau": 1.5, "csc": False, "text_dropout": False},
     "CILMP": {"intervention": "conditional", "rank": 8, "prefix_length": 4, "suffix_length": 4, "n_ctx": 4}
-    | {"n_image_ctx": 4, "dropout": 0.1, "dropout_per_image": False, "orthonormal": False, "condition_scale": 1},
+    | {"n_image_ctx": 4, "dropout": 0.1, "dropout_per_image": False, "orthonormal": False}
+    | {"condition_scale": 1},
     "CLIPAdapter": {"ratio": 0.2, "reduction": 4, "knowledge": "templates"},
     "CoCoOp": TEXTS,
     "CoOp": TEXTS | {"ctx_init": "", "csc": False},

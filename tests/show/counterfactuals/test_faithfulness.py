@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
+from medvlp.backbone.pretrain import PretrainConfig, pretrain
 from medvlp.data.datasets import load_dataset
 from medvlp.data.phantoms.worlds import DRAWINGS, get_world
 from medvlp.methods.adapters.linear_probe import LinearProbe
@@ -143,27 +144,25 @@ def test_counterfactual_by_hand(perfect):
     np.testing.assert_array_equal(veil["flipped"], veil["before"] != veil["after"])
 
 
-def test_the_embedded_clip_knows_the_veil_by_its_words_and_no_dots(flips):
+def test_the_embedded_clip_knows_every_attribute_by_its_words(flips):
     table = faithfulness(flips, n_bootstrap=100).set_index("symptom")
-    assert table.loc["a blue-white veil", "low"] > 0.95
-    assert table.loc["black dots", "AUROC"] < 0.65
+    assert (table["low"] > 0.9).all()
     true = np.concatenate([flips.present(0), ~flips.present(0)])
     by_hand = roc_auc_score(true, np.concatenate([flips.scores[0, :, 0], flips.scores[1, :, 0]]))
     assert table.loc["a blue-white veil", "AUROC"] == pytest.approx(by_hand)
     summary = counterfactual_summary(counterfactual(flips))
-    for attribute in ("veil", "colors", "large", "scar"):
-        assert summary.loc[attribute, "more"] > 0.9
-    assert summary.loc["dots", "more"] < 0.2
-    assert summary.loc["veil", "flips"] > summary.loc["dots", "flips"]
+    assert (summary["more"] > 0.9).all()
     assert summary.loc["all", "images"] == N
 
 
 def test_why_is_in_the_towers(clip, data):
     train = load_dataset("phantom-derm", num_shots=100).train
     seen = what_is_seen(clip, train, data.test, n_images=N)
-    assert seen.loc["veil", "probe"] > 0.95 and seen.loc["border", "probe"] < 0.75
-    assert seen.loc["veil", "moved"] > 10 * seen.loc["border", "moved"]
-    assert seen.loc["border", "wordings"] > 0.95 > seen.loc["veil", "wordings"]
+    assert seen["probe"].min() > 0.9 and seen["moved"].min() > 0.3 and seen["wordings"].max() < 0.6
+    config = PretrainConfig(worlds=("derm",), n_images=128, steps=1, name_rate=0.0)
+    blind, _ = pretrain(config, progress=False)
+    unseen = what_is_seen(blind, train, data.test, n_images=N)
+    assert unseen.loc["border", "probe"] < 0.75 and unseen["moved"].max() < seen["moved"].min()
 
 
 def test_controls_are_at_chance(zero, data, flips):

@@ -147,7 +147,7 @@ def test_several_galleries_share_a_page_with_their_own_words(tmp_path):
     assert len(suspects)
     page = Page(found.to_html(tmp_path / "page.html", suspects).read_text())
     assert found.title in page.text and suspects.title in page.text and "Failure gallery" in page.text
-    assert "misled by: veil present (2.2)" in page.text and "the best rule says" in page.text
+    assert "misled by: veil present (1.2)" in page.text and "the best rule says" in page.text
     assert "suggested" in page.text and "nearest images are" in page.text
     assert page.all("img")[0]["alt"].startswith(
         f"image {found.pair(*found.pairs().iloc[0, :2]).table['image'][0]},"
