@@ -20,7 +20,7 @@ NEVUS = "a \x1b[31m $x_1$ \u202e \\(y\\) <b>nevus</b>"
 MELANOMA = "melanoma $x^2$ \x07"
 VEIL, DOTS = "a $\\frac{a}{b}$ veil \x1b]0;me\x07", "\\(z\\) dots \u2066"
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-SHOWS_NO_TEXT_OF_CARDS = {"fit", "pretrain"}
+SHOWS_NO_TEXT_OF_CARDS = {"fit", "pretrain", "pretrain_annotated"}
 
 
 class Typeset(HTMLParser):
