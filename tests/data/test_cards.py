@@ -113,8 +113,11 @@ def test_medmnist_cards_follow_medmnist(name):
     assert card.licence == info["license"]
 
 
+MISLEADING = {"scar", "tube"}  # in the list of the class that shows them less often, on purpose
+
+
 @pytest.mark.parametrize("name", PHANTOMS)
-def test_phantom_cards_say_each_attribute_once_a_class_and_its_usual_state_if_it_tells(name):
+def test_phantom_cards_say_each_attribute_once_a_class_and_its_usual_state_but_of_one_that_misleads(name):
     card = load_card(name)
     world = get_world(card.source.world)
     assert card.classnames == list(world.classnames)
@@ -128,7 +131,8 @@ def test_phantom_cards_say_each_attribute_once_a_class_and_its_usual_state_if_it
             assert wrong.text in (attribute.absent if present else attribute.present)
             p, mean = attribute.probability[label], sum(attribute.probability) / len(card.classes)
             if max(attribute.probability) != min(attribute.probability):
-                assert present == (p > mean), (info.name, attribute.name)
+                misleads = attribute.name in MISLEADING
+                assert (present == (p > mean)) != misleads, (info.name, attribute.name)
 
 
 def test_pneumonia_groups_by_person():
