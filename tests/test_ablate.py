@@ -108,7 +108,7 @@ def test_a_tuned_ablation_is_shown_written_and_exported_with_the_chosen_runs(tmp
     where = ["--out", tmp_path / "table.csv", "--export", tmp_path / "chosen"]
     assert ablate("few_shot", tmp_path / "runs", "--seeds", 1, 2, *where, num_shots=(1, 2)) == 0
     shown, table = capsys.readouterr().out, pd.read_csv(tmp_path / "table.csv")
-    methods = ["ZeroShot", "Linear probe", "Tip-Adapter-F", "CLIP-Adapter", "CoOp", "ViP"]
+    methods = ["ZeroShot", "Linear probe", "CLAP", "Tip-Adapter-F", "CoOp", "ViP"]
     assert list(dict.fromkeys(table["method"])) == methods and set(table["num_shots"]) == {1, 2}
     assert (table["seeds"] == 2).all()
     for shots, part in table.groupby("num_shots"):

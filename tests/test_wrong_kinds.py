@@ -15,7 +15,8 @@ import medvlp.show
 
 # classes that the package fills in itself, and settings that pydantic checks: a ValueError of its own
 BUILT = {"Clip", "Data", "DataCard", "Failures", "ImageSet", "Method", "Prediction", "Report", "Study"}
-BUILT |= {"Representations", "SymptomSet", "Named", "PretrainConfig", "TrainConfig", "EpochAverage"}
+BUILT |= {"Representations", "SymptomSet", "Named", "EpochAverage"}
+BUILT |= {"AnnotatedConfig", "PretrainConfig", "TrainConfig"}
 TABLE = pd.DataFrame({"a": [1]})
 
 
@@ -77,7 +78,8 @@ def right(tmp_path_factory) -> dict[str, Any]:
 def required(public: Any, right: dict[str, Any]) -> dict[str, Any]:
     kinds = {name: kind for name, (kind, needed) in signature(public).items() if needed}
     arrays = {name: right["vectors"] for name, kind in kinds.items() if "Tensor |" in str(kind)}
-    return {name: right[name] for name in kinds} | arrays
+    configs = {name: kind() for name, kind in kinds.items() if kind is medvlp.AnnotatedConfig}
+    return {name: right[name] for name in kinds} | arrays | configs
 
 
 def wrong_values(kind: Any) -> list[Any]:

@@ -75,10 +75,9 @@ def generate_symptoms(
         agree: with images: "similarity" (needs `clip`) keeps phrases of stage 1 whose best cosine with a
             phrase of stage 2 reaches `threshold`; "llm" asks the model which ones agree.
         threshold: cosine of text features, -1 to 1, after the mean of known visual terms is taken away:
-            without that, unrelated phrases have cosines near 1. 0.7 parts paraphrases from other phrases best
-            in the embedded CLIP, and badly: it keeps 13 of 20 paraphrases and takes nearly half of the
-            unrelated phrases for agreeing with one of four. What suits another CLIP is unknown;
-            `candidates()` shows the cosines.
+            without that, unrelated phrases have cosines near 1 in many CLIPs. In the embedded CLIP 0.7 keeps
+            9 of 20 paraphrases and takes one in thirty pairs of unrelated phrases for agreeing. What suits
+            another CLIP is unknown; `candidates()` shows the cosines.
         clip: adds the checks that need a CLIP, and compares phrases.
         prompts: the questions; `print(prompts)` shows them.
         max_asks: how often a class is asked at most, the first time included; where that was not enough, the

@@ -343,7 +343,7 @@ def shipped_study(name: str) -> Study:
     Example:
         >>> from medvlp.study.ablation.papers import shipped_study
         >>> shipped_study("vip_parts")
-        Study(vip_parts: 12 runs, 12 done; varied: context, aggregation, seed)
+        Study(vip_parts: 12 runs, 12 done; varied: aggregation, context, seed)
     """
     folder = resources.files("medvlp") / "assets" / "studies"
     names = sorted(one.name for one in folder.iterdir())

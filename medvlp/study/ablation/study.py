@@ -154,7 +154,7 @@ class Study:
         >>> from medvlp.study.ablation.papers import shipped_study
         >>> study = shipped_study("vip_parts")  # a Study of a folder of the package
         >>> len(study), study.varied
-        (12, ['method', 'data', 'context', 'aggregation', 'seed'])
+        (12, ['method', 'data', 'aggregation', 'context', 'seed'])
         >>> study.runs.groupby(["context", "aggregation"]).size().tolist()
         [3, 3, 3, 3]
     """

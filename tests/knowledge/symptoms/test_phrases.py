@@ -132,24 +132,24 @@ def test_a_rejected_phrase_makes_no_duplicate():
 
 
 def test_neighbours_judge_a_phrase_without_a_known_word(clip, monkeypatch):
-    assert reason("hoarse voice") is None  # no model, no neighbours
-    got = reason("hoarse voice", clip)
+    assert reason("harsh breath") is None  # no model, no neighbours
+    got = reason("harsh breath", clip)
     found = re.fullmatch(r"not visual: (\d) of its 5 nearest terms are not \((.*)\)", got)
     assert int(found[1]) >= 3
     terms = PhraseChecker(make_card()).terms
     nearest = re.findall("'(.*?)'", found[2])
     assert len(nearest) == 5
     assert sum(term in terms["nonvisual"] for term in nearest) == int(found[1])
-    assert reason("hoarse white voice", clip) is None  # a visual word settles it
+    assert reason("harsh white breath", clip) is None  # a visual word settles it
     features = clip.encode_texts([f"{term}." for terms in terms.values() for term in terms])
-    closest = (clip.encode_texts(["hoarse voice."]) @ features.T).argmax()
+    closest = (clip.encode_texts(["harsh breath."]) @ features.T).argmax()
     assert nearest[0] == [term for terms in terms.values() for term in terms][closest]
     monkeypatch.setattr(clip, "encode_texts", lambda texts: pytest.fail("a visual word needs no neighbours"))
     assert reason("white rings", clip) is None
 
 
 def test_most_neighbours_decide(clip):
-    kept = {n: reason("hoarse voice", clip, n_neighbours=n) is None for n in (5, 1000)}
+    kept = {n: reason("harsh breath", clip, n_neighbours=n) is None for n in (5, 1000)}
     assert kept == {5: False, 1000: True}  # of all terms, more are visual than not
 
 

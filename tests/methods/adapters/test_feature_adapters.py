@@ -107,20 +107,20 @@ def phantoms(cache):
         (TipAdapter, {}, {}),
         (TipAdapter, {"trained": True}, {"views": 4}),
         (CLIPAdapter, {"knowledge": "classnames"}, {"views": 4, "optimizer": "adamw", "lr": 0.01}),
-        (TextProbe, {"knowledge": "classnames"}, {}),
+        (TextProbe, {"knowledge": "symptoms"}, {}),
     ],
 )
 def test_sixteen_phantoms_a_class_are_learned_by_the_published_recipe(
     phantoms, cache, kind, options, changed
 ):
-    """Except CLIPAdapter, by whose recipe 50 steps leave it near zero-shot."""
+    """Except CLIPAdapter, by whose recipe 50 steps leave it near zero-shot. The best rule is at 0.83."""
     clip, data, test, zero = phantoms
     method = kind(clip, data.card, **options)
     config = replace(recipe(method), **changed)
     history = fit(method, data.train, data.val, config, cache_dir=cache, progress=False)
     assert len(history) == 1 or history["loss"].iloc[-1] < history["loss"].iloc[0]
     accuracy = (predict_logits(method, test, cache).argmax(1) == test.labels).float().mean().item()
-    assert accuracy > max(0.7, zero + 0.05)
+    assert accuracy > max(0.6, zero + 0.2)
 
 
 def test_few_steps_of_its_recipe_leave_clip_adapter_near_zero_shot(phantoms, cache):
