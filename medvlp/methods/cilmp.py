@@ -130,7 +130,8 @@ class CILMP(PromptedTower):
         super().__init__(clip, card, locals())
         check_choice("intervention", intervention, INTERVENTIONS)
         check_at_least(1, {"rank": rank, "n_ctx": n_ctx, "n_image_ctx": n_image_ctx})
-        check_at_least(0, {"prefix_length": prefix_length, "suffix_length": suffix_length})
+        lengths = {"prefix_length": prefix_length, "suffix_length": suffix_length}
+        check_at_least(0, lengths | {"condition_scale": condition_scale})
         self.classnames = list(card.classnames)
         representations = _representations(card, representations)
         self.config["representations"] = representations.fingerprint

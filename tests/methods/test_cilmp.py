@@ -11,10 +11,11 @@ import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.prompts import hooks
-from medvlp.data.cards import DataCard
+from medvlp.data.cards import DataCard, load_card
 from medvlp.knowledge.llm.representations import Representations
 from medvlp.methods.base import own_tensors
 from medvlp.methods.cilmp import CILMP
+from medvlp.methods.interventions import ConditionalLoReFT
 from medvlp.study.training.callbacks import Callback
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
@@ -643,3 +644,19 @@ def test_fit_resumes_to_the_same_weights_with_dropout(clip, tmp_path):
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     start = own_tensors(CILMP(clip, CARD, draw_states([8, 13, 10])))
     assert all(not torch.equal(found[0][name], start[name]) for name in start)
+
+
+def test_the_condition_starts_as_many_times_larger_as_is_asked_and_the_rest_as_it_was():
+    small, large = (
+        ConditionalLoReFT(12, 3, 8, condition_scale=scale, generator=torch.Generator().manual_seed(1))
+        for scale in (1.0, 30.0)
+    )
+    for name, value in small.state_dict().items():
+        times = 30 if name in ("W2", "G2") else 1
+        assert torch.equal(large.state_dict()[name], times * value), name
+
+
+@pytest.mark.parametrize("scale", [-1, float("nan")])
+def test_a_scale_that_is_no_size_is_refused(scale):
+    with pytest.raises(ValueError, match="condition_scale must be at least 0, got"):
+        CILMP(load_clip("tiny", device="cpu"), load_card("phantom-derm"), condition_scale=scale)
