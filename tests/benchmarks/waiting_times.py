@@ -41,7 +41,8 @@ def machine() -> str:
     capability = torch.backends.cpu.get_cpu_capability()
     half = "with" if native_bfloat16() else "without"
     return (
-        f"{os.cpu_count()} cores ({capability}, {half} bfloat16 products), {torch.get_num_threads()} threads, "
+        f"{os.cpu_count()} cores ({capability}, {half} bfloat16 products), "
+        f"{torch.get_num_threads()} threads, "
         f"torch {torch.__version__.partition('+')[0]}, Python {sys.version.partition(' ')[0]}"
     )
 
