@@ -122,14 +122,19 @@ class Clip(nn.Module):
         Computed at the first use (about a second for ViT-B/16) and kept.
         """
         tower = getattr(self.model.text, "config", None)  # a Hugging Face tower: what its weights do not tell
-        keys = ("model_type", "num_attention_heads", "hidden_act")
+        rules = getattr(getattr(self.tokenizer, "tokenizer", None), "backend_tokenizer", None)
         settings = {
             "model": _without_paths(self.model_cfg),
-            "tower": {key: getattr(tower, key, None) for key in keys},
+            "tower": dict.fromkeys(("model_type", "num_attention_heads", "hidden_act")),
             "preprocess": self.preprocess_cfg,
             "context_length": self.context_length,
             "probe": self.tokenizer(PROBE).tolist(),
         }
+        if tower is not None:
+            names = ("_name_or_path", "transformers_version", "dtype", "architectures")
+            settings["tower"] = {k: v for k, v in tower.to_dict().items() if k not in names}
+        if rules is not None:  # to which the probe's call has given padding and truncation
+            settings["tokenizer"] = rules.to_str()
         digests = [sha256(json.dumps(settings, sort_keys=True, default=list))]
         for key, tensor in sorted(self.model.state_dict().items()):
             raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -11,7 +11,8 @@ import open_clip
 import torch
 from open_clip.coca_model import CoCa
 from safetensors.torch import save_file
-from transformers import BertConfig, BertTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import BertConfig, BertTokenizerFast, MT5Config, PreTrainedTokenizerFast
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vip_csc0.npz"
 FAMILY = Path(__file__).parents[1] / "golden" / "family"
@@ -105,6 +106,44 @@ def biomedclip_kind(folder: Path, pooler: str = "cls_last_hidden_state_pooler") 
     stored = json.loads((folder / "open_clip_config.json").read_text())
     (folder / "open_clip_config.json").write_text(json.dumps(stored | {"model_cfg": moved}))
     return name
+
+
+def write_sentence_tokenizer(folder: Path, pad: str = "<pad>") -> int:
+    """A tokenizer as T5's and SigLIP's: a word is one piece with the space before it, or falls into letters.
+
+    There is no start of text, and "X" is two pieces: the space and the letter.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(code) for code in range(33, 127)]
+    words = [f"\u2581{word}" for word in ["photo", "in", "and", *WORDS[8:26]]]
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *words, *letters]
+    tokenizer = Tokenizer(models.Unigram([(p, -len(p) ** 0.5) for p in pieces], unk_id=2))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=pad, eos_token="</s>", unk_token="<unk>"
+    )
+    fast.save_pretrained(folder)
+    return len(pieces)
+
+
+def sigmoid_kind(folder: Path) -> str:
+    """Like open_clip's SigLIP: sentence pieces, no causal mask, padded with ends of text, a logit bias."""
+    size = write_sentence_tokenizer(folder, pad="</s>")
+    text = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "hf_tokenizer_name": "some/siglip"}
+    text = TEXT | text | {"vocab_size": size, "context_length": 32}
+    cfg = {"embed_dim": 40, "vision_cfg": VISION, "text_cfg": text, "init_logit_bias": -10}
+    return write_clip(folder, cfg)
+
+
+def t5_kind(folder: Path) -> str:
+    """A Hugging Face mT5 text tower."""
+    size = write_sentence_tokenizer(folder)
+    t5 = {"d_model": 48, "d_kv": 24, "num_heads": 2, "num_layers": 2, "num_decoder_layers": 1, "d_ff": 96}
+    MT5Config(vocab_size=size, **t5).save_pretrained(folder)
+    text = {"hf_model_name": str(folder), "hf_tokenizer_name": "some/t5", "hf_model_pretrained": False}
+    text |= {"hf_pooler_type": "mean_pooler", "context_length": 40}
+    return write_clip(folder, {"embed_dim": 40, "vision_cfg": VISION, "text_cfg": text})
 
 
 def golden_kind(folder: Path, file: Path = GOLDEN) -> str:

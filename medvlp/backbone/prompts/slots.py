@@ -7,10 +7,11 @@ from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.data.card_parts import plain_name
-from medvlp.data.errors import brief
+from medvlp.data.errors import brief, listed
 
 SLOT = "\0"  # stands for one learned vector in a text
-PLACEHOLDERS = ("X", "Y")  # two words of one token each: where the token ids differ, there is a slot
+# pairs of words: where the token ids of texts with the one and with the other differ, there is a slot
+PLACEHOLDERS = (("X", "Y"), ("a", "the"), ("of", "and"))
 POSITIONS = ("end", "middle", "front")  # where words stand among the learned vectors
 STD = 0.02  # of learned vectors that are drawn at the start
 FIRST_CTX = "a photo of a"  # the words that most methods' vectors start from
@@ -62,28 +63,45 @@ def find_slots(clip: Clip, texts: Sequence[str], names: Sequence[str] | None = N
 
     Raises:
         ValueError: a text with more tokens than the tower takes, or a tokenizer that joins a slot with
-            the words beside it.
+            the words beside it, or has no placeholder of one token.
     """
+    words = one_token_words(clip)
     try:
-        return _find_slots(clip, texts)
+        return _find_slots(clip, texts, words)
     except ValueError:
         for name, text in zip(names or (), texts, strict=bool(names)):
             try:
-                _find_slots(clip, [text])
+                _find_slots(clip, [text], words)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
         raise
 
 
-def _find_slots(clip: Clip, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    tokens, others = (clip.tokenize([text.replace(SLOT, word) for text in texts]) for word in PLACEHOLDERS)
+def one_token_words(clip: Clip) -> tuple[str, str]:
+    """The first of `PLACEHOLDERS` whose words are one token each to this clip's tokenizer.
+
+    "X" is two to those of T5 and SigLIP, a space and a letter: vectors in its place would not be adjacent.
+    """
+    for words in PLACEHOLDERS:
+        one, other = clip.tokenizer([" ".join([word] * 3) for word in words])  # (context_length,) each
+        places = (one != other).nonzero().flatten().tolist()
+        if len(places) == 3 and places[2] - places[0] == 2:
+            return words
+    raise ValueError(
+        f"the tokenizer of clip {clip.name!r} has no two words of one token each among "
+        f"{listed(sum(PLACEHOLDERS, ()))}, so the places of learned vectors cannot be found in its texts."
+    )
+
+
+def _find_slots(clip: Clip, texts: Sequence[str], words: tuple[str, str]) -> tuple[Tensor, Tensor]:
+    tokens, others = (clip.tokenize([text.replace(SLOT, word) for text in texts]) for word in words)
     slots = tokens != others if tokens.shape == others.shape else torch.zeros_like(tokens).bool()  # (N, L)
     for text, n_found in zip(texts, slots.sum(dim=1).tolist(), strict=True):
         if n_found != text.count(SLOT):
-            shown = text.replace(SLOT, PLACEHOLDERS[0])
+            shown = text.replace(SLOT, words[0])
             raise ValueError(
                 f"{shown!r} shows {n_found} of {text.count(SLOT)} places for learned vectors: the tokenizer "
-                f"of clip {clip.name!r} joins {PLACEHOLDERS[0]!r} with what stands beside it."
+                f"of clip {clip.name!r} joins {words[0]!r} with what stands beside it."
             )
     return tokens, slots
 

@@ -6,6 +6,7 @@ from medvlp.backbone.clip import Clip, load_clip
 from tests.backbone import small_clips
 
 KINDS = ["open_clip_kind", "openai_kind", "eos_kind", "siglip_kind", "coca_kind", "biomedclip_kind"]
+KINDS += ["sigmoid_kind", "t5_kind"]  # whose tokenizers are of sentence pieces
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from medvlp.backbone.prompts.slots import SLOT, find_slots, word_tokens
 from tests.backbone import small_clips
 
 KINDS = ["open_clip_kind", "openai_kind", "siglip_kind", "eos_kind", "coca_kind", "biomedclip_kind"]
+PIECES = ["sigmoid_kind", "t5_kind"]  # "X" is two pieces to their tokenizers
 TEXTS = [f"{SLOT} {SLOT} dark lesion.", f"{SLOT} {SLOT} irregular border of an X-ray, round."]
 
 
@@ -40,7 +41,7 @@ def test_vectors_that_are_word_embeddings_read_as_these_words(clips, kind):
     assert hooks(clip) == (0 if kind == "biomedclip_kind" else 1)  # Clip's own, which cuts the mask
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *PIECES])
 def test_every_vector_is_seen_in_its_own_text_only(clips, kind):
     clip = clips[kind]
     tokens, slots = find_slots(clip, TEXTS)
@@ -189,7 +190,28 @@ def test_slots_that_are_no_tokens_of_their_own_are_an_error(clip):
         find_slots(clip, [f"{SLOT}{SLOT} spots"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PIECES)
+def test_vectors_of_sentence_pieces_read_as_the_words_and_stand_side_by_side(clips, kind):
+    clip = clips[kind]
+    start, ids = word_tokens(clip, "a photo of a")
+    tokens, slots = find_slots(clip, [f"{SLOT} {SLOT} {SLOT} {SLOT} dark lesion.", f"{SLOT} " * 4 + "lung."])
+    assert start == 0 and len(ids) == 4
+    assert slots.nonzero()[:, 1].tolist() == [0, 1, 2, 3] * 2
+    read = encode_prompts(clip, tokens, slots, clip.token_embedding(ids))
+    plain = clip.encode_texts(["a photo of a dark lesion.", "a photo of a lung."])
+    torch.testing.assert_close(F.normalize(read, dim=-1), plain, atol=1e-6, rtol=0)
+
+
+def test_a_tokenizer_without_a_placeholder_of_one_token_is_named(clip, monkeypatch):
+    tokenizer = clip.tokenizer
+    spread = lambda texts, **how: tokenizer([" ".join(text) for text in texts], **how)  # noqa: E731
+    monkeypatch.setattr(clip, "tokenizer", spread)
+    monkeypatch.setattr("medvlp.backbone.prompts.slots.PLACEHOLDERS", (("dark", "pale"),))
+    with pytest.raises(ValueError, match="no two words of one token each among 'dark', 'pale'"):
+        find_slots(clip, [f"{SLOT} spots"])
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *PIECES])
 def test_word_tokens_are_where_the_words_stand_in_a_text(clips, kind):
     clip = clips[kind]
     start, ids = word_tokens(clip, "dark round spots")
