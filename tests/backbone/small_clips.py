@@ -117,7 +117,7 @@ def write_sentence_tokenizer(folder: Path, pad: str = "<pad>") -> int:
     letters = [chr(code) for code in range(33, 127)]
     words = [f"\u2581{word}" for word in ["photo", "in", "and", *WORDS[8:26]]]
     pieces = ["<pad>", "</s>", "<unk>", "\u2581", *words, *letters]
-    tokenizer = Tokenizer(models.Unigram([(p, -len(p) ** 0.5) for p in pieces], unk_id=2))
+    tokenizer = Tokenizer(models.Unigram([(p, -(len(p) ** 0.5)) for p in pieces], unk_id=2))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     fast = PreTrainedTokenizerFast(
@@ -130,8 +130,8 @@ def write_sentence_tokenizer(folder: Path, pad: str = "<pad>") -> int:
 def sigmoid_kind(folder: Path) -> str:
     """Like open_clip's SigLIP: sentence pieces, no causal mask, padded with ends of text, a logit bias."""
     size = write_sentence_tokenizer(folder, pad="</s>")
-    text = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "hf_tokenizer_name": "some/siglip"}
-    text = TEXT | text | {"vocab_size": size, "context_length": 32}
+    text = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "context_length": 32}
+    text = TEXT | text | {"vocab_size": size, "hf_tokenizer_name": "some/siglip"}
     cfg = {"embed_dim": 40, "vision_cfg": VISION, "text_cfg": text, "init_logit_bias": -10}
     return write_clip(folder, cfg)
 
