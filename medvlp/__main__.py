@@ -30,11 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @app.command()
 def cards() -> None:
-    """List the data cards."""
+    """List the data cards: how many images each expects, under which licence, and what they are."""
     from medvlp.data.cards import list_cards, load_card
 
-    for name in list_cards():
-        print(f"{name:<24}{load_card(name).title}")
+    for card in map(load_card, list_cards()):
+        print(f"{card.name:<21} {card.images or 'unknown':>7}  {card.licence:<46}  {card.title}")
 
 
 @app.command()

@@ -39,7 +39,10 @@ def test_an_option_may_have_several_values_and_settings_are_yaml():
 
 def test_cards_are_listed_and_a_misspelt_command_has_a_suggestion(capsys):
     assert medvlp("cards") == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list_cards()
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == list_cards()
+    for line, card in zip(shown, map(load_card, list_cards()), strict=True):
+        assert line.split()[1] == str(card.images) and card.licence in line and card.title in line
     assert medvlp("card") == 2
     assert "'cards'" in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from medvlp.data.card_parts import SOURCES, AnySource, Attribute, ClassInfo, Phrase, Strict, plain_name
 from medvlp.data.errors import brief, check_choice, check_kinds, listed, unknown_name, visible
@@ -29,6 +29,7 @@ class DataCard(Strict):
     """A data set as the code sees it. Label i is `classes[i]`, everywhere.
 
     `modality` is a phrase ("a chest X-ray"), each template has one `{}` for the class name.
+    `images` is how many of them the data has as it is published, None where that is unknown.
     `prose` is the Markdown under the front matter, `path` the file the card was read from.
 
     Example:
@@ -46,6 +47,7 @@ class DataCard(Strict):
     classes: list[ClassInfo] = Field(min_length=2)
     source: AnySource
     attributes: list[Attribute] = []
+    images: PositiveInt | None = None
     templates: list[str] = Field(default=[], min_length=1)
     licence: str = "unknown"
     redistribution: bool = False
@@ -127,8 +129,8 @@ class DataCard(Strict):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of what the code reads (values that are defaults left out), not of the prose."""
-        read = self.model_dump(mode="json", exclude_defaults=True)
+        """SHA-256 of what the code reads (defaults left out), not of `images` and the prose."""
+        read = self.model_dump(mode="json", exclude_defaults=True, exclude={"images"})
         return sha256(json.dumps(read, sort_keys=True, ensure_ascii=False))
 
     @property

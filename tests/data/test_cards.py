@@ -51,7 +51,8 @@ def phrases(card: DataCard):
 def test_the_packaged_cards_are_there():
     mnist = [f"{what}mnist" for what in ("pneumonia", "breast", "derma", "retina", "blood")]
     phantom = [f"phantom-{world}{shift}" for world in ("derm", "cxr", "fundus") for shift in ("", "-shifted")]
-    assert set(CARDS) == {"pneumonia", "derm7pt", "wbcatt", "neutrophil-maturity", *mnist, *phantom}
+    files = ["adam", "cpn-x-ray", "derm7pt", "kvasir", "neutrophil-maturity", "pneumonia", "wbcatt"]
+    assert set(CARDS) == {*files, *mnist, *phantom}
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -60,7 +61,7 @@ class TestPackagedCards:
         card = load_card(name)
         assert card.name == name
         assert 3 <= len(card.templates) <= 6
-        assert len(card.source.how_to_get) > 40
+        assert len(card.source.how_to_get) > 40 and card.images > 100
         assert len(card.pitfalls) >= 4
         assert "patient" in card.out_of_scope
         assert card.prose.startswith("# ")
@@ -110,7 +111,7 @@ def test_medmnist_cards_follow_medmnist(name):
     assert len(card.classes) == len(info["label"])
     for label, text in info["label"].items():
         assert card.label_of(label) == card.label_of(text) == int(label)
-    assert card.licence == info["license"]
+    assert card.licence == info["license"] and card.images == sum(info["n_samples"].values())
 
 
 MISLEADING = {"scar", "tube"}  # in the list of the class that shows them less often, on purpose
@@ -120,7 +121,7 @@ MISLEADING = {"scar", "tube"}  # in the list of the class that shows them less o
 def test_phantom_cards_say_each_attribute_once_a_class_and_its_usual_state_but_of_one_that_misleads(name):
     card = load_card(name)
     world = get_world(card.source.world)
-    assert card.classnames == list(world.classnames)
+    assert card.classnames == list(world.classnames) and card.images == sum(card.source.sizes.values())
     for label, info in enumerate(card.classes):
         symptoms, incorrect = info.knowledge["symptoms"], info.knowledge["incorrect"]
         for attribute, symptom, wrong in zip(world.attributes, symptoms, incorrect, strict=True):
@@ -302,6 +303,7 @@ def test_hash_is_of_the_front_matter(tmp_path):
     first = load_card(write(tmp_path)).hash
     assert len(first) == 64
     assert load_card(write(tmp_path, TEN_LINES + "Other words.\n")).hash == first
+    assert load_card(write(tmp_path, TEN_LINES.replace("source:", "images: 5\nsource:"))).hash == first
     assert load_card(write(tmp_path, TEN_LINES.replace("---\n", "---\n# a comment\n", 1))).hash == first
     assert load_card(write(tmp_path, TEN_LINES.replace("Three", "Other"))).hash != first
     assert load_card(write(tmp_path, TEN_LINES.replace("apples", "cox"))).hash != first

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from medvlp.backbone.clip import find_device
 from medvlp.data.card_parts import plain_name
-from medvlp.data.cards import DataCard, list_cards, load_card
+from medvlp.data.cards import DataCard, load_card
 from medvlp.data.errors import brief, check_choice, check_kinds, said, unknown_name
 from medvlp.data.files import check_writable, sha256
 from medvlp.data.tensor_files import read_tensors, write_tensors
@@ -298,11 +298,11 @@ def shipped_folder() -> Path:
 
 
 def main(llm: str = "smollm2", out: Path | None = None) -> None:
-    """Make the representations of every packaged card; those that are as they should be stay."""
+    """Make the representations that the package ships anew; those that are as they should be stay."""
     source, folder = find_llm(llm), out or shipped_folder()
-    for name in list_cards():
-        path = folder / f"{name}.safetensors"
-        states = llm_representations(load_card(name), source, path=path, half=True, device="cpu")
+    for shipped in sorted(shipped_folder().glob("*.safetensors")):
+        path = folder / shipped.name
+        states = llm_representations(load_card(path.stem), source, path=path, half=True, device="cpu")
         print(f"{path.name}: {len(states.states)} classes, d = {states.dim}, {path.stat().st_size:,} bytes")
 
 
