@@ -24,8 +24,9 @@ def folders(pattern: str, n: int = 8, **classes: str) -> dict[str, str]:
     return {pattern.format(word, i=i): name for word, name in classes.items() for i in range(1, n + 1)}
 
 
-KVASIR = """dyed-lifted-polyps dyed-resection-margins esophagitis normal-cecum normal-pylorus normal-z-line polyps
-ulcerative-colitis"""
+KVASIR = """dyed-lifted-polyps dyed-resection-margins esophagitis normal-cecum normal-pylorus normal-z-line
+polyps ulcerative-colitis"""
+KVASIR = {word: word.replace("-", " ").replace("z ", "z-") for word in KVASIR.split()}
 
 LAYOUTS = {
     "adam": Layout(
@@ -36,7 +37,7 @@ LAYOUTS = {
     "cpn-x-ray": Layout(
         folders("cpn-x-ray/{}/{i}.png", COVID="COVID-19", NORMAL="normal lung", PNEUMONIA="pneumonia")
     ),
-    "kvasir": Layout(folders("kvasir/{}/{i}.jpg", **{w: w.replace("-", " ").replace("z ", "z-") for w in KVASIR.split()})),
+    "kvasir": Layout(folders("kvasir/{}/{i}.jpg", **KVASIR)),
 }
 
 
