@@ -29,7 +29,7 @@ def as_code(value: object, kind: str) -> str:
         return repr(value)
     if kind == "numpy":
         return f"np.array({value})"
-    return f"torch.tensor({value}" + (", dtype=torch.float64)" if isinstance(value[0][0], float) else ")")
+    return f"torch.tensor({value}" + (", dtype=torch.float64)" if np.array(value).dtype == float else ")")
 
 
 def shown(value: object) -> object:

@@ -11,6 +11,7 @@ a network and with empty folders over the checks and the submissions.
 """
 
 import builtins
+import copy
 import importlib
 import json
 import os
@@ -119,24 +120,30 @@ def arrays(value, kind: str):
     """Turn nested lists, which the grader sends for arrays, into arrays or tensors; leave lists of text."""
     if not isinstance(value, list) or all(isinstance(item, str) for item in value):
         return value
+    import numpy
+
     if kind == "torch":
         import torch
 
-        return torch.tensor(value, dtype=torch.float64 if isinstance(value[0][0], float) else None)
-    import numpy
-
+        return torch.tensor(numpy.array(value))
     return numpy.array(value)
 
 
 def call(function, args: list, kind: str, gradient: bool):
-    """Return the result, and with `gradient` the derivatives by every tensor among the arguments."""
-    args = [arrays(value, kind) for value in args]
-    if not gradient:
-        return plain(function(*args))
-    tensors = [value.requires_grad_() for value in args if hasattr(value, "requires_grad_")]
-    result = function(*args)
-    result.backward()
-    return [plain(result), *(plain(tensor.grad) for tensor in tensors)]
+    """Return the result, and the numbers of the arguments that the call changed.
+
+    With `gradient` the result is followed by the derivatives of its sum by every tensor of floats among the
+    arguments.
+    """
+    given = [arrays(value, kind) for value in copy.deepcopy(args)]
+    if gradient:
+        tensors = [x.requires_grad_() for x in given if hasattr(x, "grad") and x.is_floating_point()]
+    result = function(*given)
+    if gradient:
+        result.sum().backward()
+        result = [result, *(tensor.grad for tensor in tensors)]
+    changed = [n for n, (now, was) in enumerate(zip(given, args, strict=True)) if plain(now) != was]
+    return plain(result), changed
 
 
 def work(request: dict, pipe: int) -> None:
@@ -169,7 +176,8 @@ def work(request: dict, pipe: int) -> None:
     function = space.get(request["function"])
     for number, args in enumerate(request["calls"]):
         try:
-            say(call=number, value=call(function, args, request["kind"], request["gradient"]))
+            value, changed = call(function, args, request["kind"], request["gradient"])
+            say(call=number, value=value, changed=changed)
         except BaseException as error:
             say(call=number, error=told(error), refused=isinstance(error, ValueError))
     say(printed=printed.characters, tried=tried, whole=True)
@@ -201,6 +209,8 @@ def collect(pid: int, pipe: int, seconds: float) -> dict:
 def main() -> None:
     for name in sys.argv[1:]:
         importlib.import_module(name)
+        if name == "torch":  # an optimiser imports this when it is made, and reads files that a fork may not
+            importlib.import_module("torch._dynamo")
     answers = os.dup(1)
     for line in sys.stdin:
         read, write = os.pipe()

@@ -11,9 +11,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from copy import deepcopy
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +190,13 @@ def is_right(row: dict, value: Any) -> bool:
     return bool(row.get("refused")) if value is REFUSED else "value" in row and same(row["value"], value)
 
 
+def changed_arguments(task: Task, rows: Iterable[dict]) -> str:
+    """Name the arguments that these calls changed, by what the fork says."""
+    lists = [row["changed"] for row in rows if isinstance(row.get("changed"), list)]
+    names = enumerate(signature(task.reference).parameters)
+    return ", ".join(name for n, name in names if any(n in numbers for numbers in lists))
+
+
 def grade_task(
     assignment: Assignment, task: Task, code: list[str], sandbox: Sandbox, seed: int
 ) -> dict[str, Any]:
@@ -222,6 +231,8 @@ def grade_task(
         return graded | {"lines": ["Missing: not written yet."]}
     right = all(is_right(results.get(n, {}), value) for n, value in enumerate(values))
     lines = [f"{'Right' if right else 'Wrong'}: the value on examples that were drawn for the grading."]
+    if right and task.keeps and (changed := changed_arguments(task, results.values())):
+        right, lines = False, [f"Wrong: the value is right, but it changed what it was given: {changed}."]
     first, due = len(gate), {n for n, value in enumerate(values) if value is REFUSED}
     for prop, block in zip(task.properties, blocks, strict=True):
         rows = [results.get(n, {}) for n in range(first, first + len(block))]

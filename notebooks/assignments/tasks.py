@@ -34,6 +34,7 @@ class Task:
     calls: Callable[[np.random.Generator], list[list]]
     reference: Callable[..., Any]
     gradient: bool = False  # compare the derivatives, too; `reference` then returns them after the value
+    keeps: bool = False  # a right answer leaves its arguments as they were
     properties: list[Property] = field(default_factory=list)
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from functools import cache
@@ -25,15 +26,19 @@ from grading import Sandbox, functions_of, grade_file, grade_folder, grade_task
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from tasks import BEGIN, END, HERE, REFUSED, load_assignment
+from torch.nn.functional import cross_entropy
 
+from medvlp import CoOp, TrainConfig, load_card
 from medvlp.data.cards import DataCard
 from medvlp.knowledge.symptoms.phrases import PhraseChecker
 from medvlp.knowledge.symptoms.replies import ReplyError, parse_reply
 from medvlp.methods.interventions import ConditionalLoReFT, LoReFT
+from medvlp.methods.vip import merge
 from medvlp.study import metrics
+from medvlp.study.training.devices import make_optimizer
 
 NAMES = sorted(path.stem for path in HERE.glob("A*.ipynb"))
-POINTS = {"A1": 12, "A2": 14, "A3": 8, "A5": 14, "A6": 12}
+POINTS = {"A1": 12, "A2": 14, "A3": 8, "A4": 18, "A5": 14, "A6": 12}
 CARD = {"name": "made-up", "title": "Made up", "modality": "a photo", "source": {"kind": "folder"}}
 SEED = 20_26
 each = pytest.mark.parametrize("name", NAMES)
@@ -181,8 +186,20 @@ def test_the_visible_values_as_constants_have_no_points(name, tmp_path, sandboxe
 
 
 def wrong_answers(name: str) -> dict[str, dict[str, str]]:
-    """Return the bodies of wrong functions by task and by what is wrong about them."""
-    return yaml.safe_load((Path(__file__).parent / f"wrong_{name.lower()}.yaml").read_text(encoding="utf-8"))
+    """Return the bodies of wrong functions by task and by what is wrong about them.
+
+    The file has each as a body, or as changes of the instructor's: what stands there, and what instead.
+    """
+    wrong = yaml.safe_load((Path(__file__).parent / f"wrong_{name.lower()}.yaml").read_text(encoding="utf-8"))
+    for task, bodies in wrong.items():
+        solution = load_assignment(name).solution(task).split(BEGIN)[1].split(END)[0]
+        for why, changes in bodies.items():
+            if isinstance(changes, dict):
+                bodies[why] = textwrap.dedent(solution)
+                for old, new in changes.items():
+                    assert old in solution, f"{task}: {why}: {old}"
+                    bodies[why] = bodies[why].replace(old, new)
+    return wrong
 
 
 @each
@@ -229,6 +246,48 @@ def test_the_reference_of_the_calibration_error_is_the_package_s():
     right = metrics.metric_values(labels, probabilities)["ECE"]
     reference = reference_of("A2", "calibration_error")
     assert reference(probabilities, labels, metrics.ECE_BINS) == pytest.approx(right, abs=1e-12)
+
+
+def test_the_references_of_context_and_merge_are_the_package_s(clip):
+    text, table = clip.model.text, clip.token_embedding.weight.detach()
+    for csc in (False, True):
+        coop, seen = CoOp(clip, load_card("phantom-derm"), n_ctx=3, csc=csc), []
+        hook = text.transformer.register_forward_pre_hook(lambda _, args, to=seen: to.append(args[0]))
+        coop.class_features()
+        hook.remove()
+        tokens = clip.tokenize([f"{name}." for name in coop.card.plain_names])
+        x, eos = reference_of("A4", "with_context")(
+            *(y.detach().numpy() for y in (tokens, coop.ctx, table)), coop.tokens.max().item()
+        )
+        x = x + text.positional_embedding[: x.shape[1]].detach().numpy()
+        assert x == pytest.approx(seen[0].detach().numpy(), abs=1e-6)
+        assert eos.tolist() == coop.tokens.argmax(dim=1).tolist()
+    random = torch.Generator().manual_seed(0)
+    args = [torch.randn(*shape, generator=random) for shape in ((3, 4, 5), (3, 5), (5, 5), (5, 5))]
+    right, _ = merge(*args, torch.ones(3, 4, dtype=torch.bool))
+    assert reference_of("A4", "merge")(*(x.numpy() for x in args)) == pytest.approx(right.numpy(), abs=1e-6)
+
+
+def test_the_reference_of_the_loop_trains_by_the_recipe_of_the_package():
+    space = {}
+    exec("\n\n".join(solved("A4")), space)
+    call = load_assignment("A4").tasks[3].calls(np.random.default_rng(0))[1]
+    tensors = [torch.from_numpy(np.array(x)) for x in call[:-2]]
+    f, labels, *_, batches, tokens, table, tower = tensors[:8]
+    learned = [x.requires_grad_() for x in tensors[8:]]
+    config = TrainConfig(epochs=len(batches), lr=call[-1])
+    optimizer, states = make_optimizer(config, learned), []
+    for epoch, rows in enumerate(batches, start=1):
+        optimizer.param_groups[0]["lr"] = config.learning_rate(epoch)
+        for step in rows:
+            optimizer.zero_grad()
+            logits = space["vip_logits"](f[step], tokens, table, tower, *learned, call[-2])
+            cross_entropy(logits, labels[step]).backward()
+            optimizer.step()
+        states.append([x.detach().clone() for x in learned])
+    _, val_losses, *kept = reference_of("A4", "train")(*call)
+    for got, right in zip(kept, states[val_losses.argmin()], strict=True):
+        assert got == pytest.approx(right.numpy(), abs=1e-9)
 
 
 def test_the_references_of_the_edits_are_the_package_s():
@@ -278,6 +337,12 @@ def test_a_refusal_is_a_value_error_and_no_other(tmp_path, sandboxes):
         assert points(graded) == {"read_reply": of, "fault": 3, "keep": 2}, error
         lines = said(graded, "read_reply")
         assert (f"It raised {error}" in lines) == (of == 0) and ("Does not hold" in lines) == (of == 0), lines
+
+
+def test_what_a_function_is_given_stays_as_it_was_where_the_task_says_so(tmp_path, sandboxes):
+    body = wrong_answers("A4")["train"]["the start changed in place"]
+    graded = grade_body("A4", "train", body, tmp_path / "a.ipynb", sandboxes("A4"))
+    assert graded["points"] == 0 and graded["lines"][0].endswith("it was given: ctx, g, Wq, Wk.")
 
 
 OS = "os = np.__builtins__['__import__']('os')\n"  # past the guard of imports; the audit hook is next

@@ -139,6 +139,7 @@ ASSIGNMENT = Assignment(
             4,
             steps,
             step_reference,
+            keeps=True,
             properties=[
                 Property(
                     "at a rate of 0 the weights stay as they were; at a small one they move a little.",
