@@ -28,17 +28,19 @@ from statsmodels.stats.multitest import multipletests
 from tasks import BEGIN, END, HERE, REFUSED, load_assignment
 from torch.nn.functional import cross_entropy
 
-from medvlp import CoOp, TrainConfig, load_card
+from medvlp import CoOp, TrainConfig, ZeroShot, load_card, load_clip, load_dataset
 from medvlp.data.cards import DataCard
 from medvlp.knowledge.symptoms.phrases import PhraseChecker
 from medvlp.knowledge.symptoms.replies import ReplyError, parse_reply
 from medvlp.methods.interventions import ConditionalLoReFT, LoReFT
 from medvlp.methods.vip import merge
+from medvlp.show import claims_of, counterfactual, counterfactual_summary, faithfulness, flip_all
+from medvlp.show.counterfactuals.controls import shuffled_claims
 from medvlp.study import metrics
 from medvlp.study.training.devices import make_optimizer
 
 NAMES = sorted(path.stem for path in HERE.glob("A*.ipynb"))
-POINTS = {"A1": 12, "A2": 14, "A3": 8, "A4": 18, "A5": 14, "A6": 12}
+POINTS = {"A1": 12, "A2": 14, "A3": 8, "A4": 18, "A5": 14, "A6": 12, "A7": 12}
 CARD = {"name": "made-up", "title": "Made up", "modality": "a photo", "source": {"kind": "folder"}}
 SEED = 20_26
 each = pytest.mark.parametrize("name", NAMES)
@@ -297,6 +299,30 @@ def test_the_references_of_the_edits_are_the_package_s():
     for edit, task, given in ((plain, "loreft", [h]), (conditional, "conditional_edit", [h, f])):
         args = [x.detach().numpy() for x in (*given, *edit.double().parameters())]
         assert reference_of("A5", task)(*args) == pytest.approx(edit(*given).detach().numpy(), abs=1e-12)
+
+
+def test_the_references_of_the_shares_and_the_auroc_are_the_package_s():
+    method = ZeroShot(load_clip("tiny"), load_card("phantom-derm"))
+    flips = flip_all(method, load_dataset("phantom-derm", num_shots=2).test, n_images=12)
+    names = [attribute.name for attribute in flips.world.attributes]
+    known = claims_of(flips.world, method.symptoms)
+    assert len(flips.phrases) == flips.scores.shape[2], "no two classes share a phrase"
+    attributes = np.stack([flips.present(k) for k in range(len(names))], axis=1).astype(int)
+    scores = [flips.scores[0], flips.scores[1:], attributes]
+    shuffled = shuffled_claims(known, seed=3)
+    turns = [[shuffled[p][1] != known[p][1] for p in known if known[p][0] == name][0] for name in names]
+    order = [[names.index(shuffled[p][0]) for p in known if known[p][0] == name][0] for name in names]
+    said = [[names.index(known[p][0]) for p in flips.phrases], [int(known[p][1]) for p in flips.phrases]]
+    more, wrong = reference_of("A7", "counterfactual_shares")(*scores, *map(np.array, said))
+    right = counterfactual_summary(counterfactual(flips, claims=known), n_bootstrap=10)
+    assert more == pytest.approx(right["more"][:-1]) and wrong == pytest.approx(right["wrong"][:-1])
+    right = counterfactual_summary(counterfactual(flips, claims=shuffled), n_bootstrap=10).loc["all"]
+    got = reference_of("A7", "shuffled_net")(*scores, *said, [order], [turns])
+    assert got == pytest.approx([right["more"] - right["wrong"]])
+    rows = faithfulness(flips, claims=known, n_bootstrap=10).set_index("symptom")
+    for j, (phrase, k, says) in enumerate(zip(flips.phrases, *said, strict=True)):
+        args = (flips.scores[0, :, j], flips.scores[1 + k, :, j], attributes[:, k], says)
+        assert reference_of("A7", "auroc_both_ways")(*args) == pytest.approx(rows.loc[phrase, "AUROC"])
 
 
 def test_the_references_of_mcnemar_and_holm_are_the_library_s():
