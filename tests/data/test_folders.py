@@ -247,7 +247,7 @@ def test_a_place_that_cannot_be_is_not_found(tmp_path, monkeypatch, where):
         FOLDER,
         table,
         card_of(kind="medmnist", flag="pneumoniamnist"),
-        "pneumonia",
+        "derm7pt",  # of "pneumonia" the package has features
         "pneumoniamnist",
     ):
         for options in ({"root": where}, {"root": tmp_path / where}):
