@@ -17,26 +17,26 @@ Ablations that compare methods (`family`, `few_shot`) make their recipes alike a
 validation images: pass their `config` and `tune` on to `run_ablation`, as `python -m medvlp ablate` does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import UserDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
-from medvlp.backbone.features import CROP
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import Data
 from medvlp.data.errors import check_choice, check_kinds
 from medvlp.data.html import Table
 from medvlp.knowledge.llm.representations import Representations
 from medvlp.methods.base import arguments_of
-from medvlp.methods.cilmp import INTERVENTIONS
 from medvlp.methods.registry import METHODS
 from medvlp.study.ablation.grid import Named, combinations, plain
-from medvlp.study.ablation.sources import ALL
 from medvlp.study.ablation.study import Study
 from medvlp.study.ablation.variants import (
     Where,
@@ -67,13 +67,13 @@ class Ablation:
     """
 
     question: str
-    grids: tuple[Mapping[str, Any], ...]
+    grids: Sequence[Mapping[str, Any]]
     baseline: Mapping[str, Any]
-    cards: tuple[str, ...] = ("phantom-derm",)
-    num_shots: tuple[int | str, ...] = (16,)
+    cards: Sequence[str] = ("phantom-derm",)
+    num_shots: Sequence[int | str] = (16,)
     config: Mapping[str, Any] = field(default_factory=dict)
     tune: str | None = None
-    by: tuple[str, ...] | None = None
+    by: Sequence[str] | None = None
 
     def on(
         self,
@@ -120,184 +120,53 @@ def _with_representations(grid: Mapping[str, Any], states: Representations) -> l
     return grids
 
 
-TRAINED: dict[str, tuple[str, dict[str, Any]]] = {  # name in tables: method, arguments
-    "CLAP": ("TextProbe", {"knowledge": "classnames"}),
-    "Tip-Adapter-F": ("TipAdapter", {"trained": True, "cache_crop": CROP}),
-    "CLIP-Adapter": ("CLIPAdapter", {"knowledge": "classnames"}),
-    "CoOp": ("CoOp", {}),
-    "CoOp, csc": ("CoOp", {"csc": True}),
-    "CoCoOp": ("CoCoOp", {}),
-    "KgCoOp": ("KgCoOp", {}),
-    "BiomedCoOp": ("BiomedCoOp", {}),
-    "VPT-shallow": ("VPT", {"depth": 1}),
-    "VPT-deep": ("VPT", {"depth": None}),
-    "IVLP": ("IVLP", {}),
-    "MaPLe": ("MaPLe", {}),
-    "PromptSRC": ("PromptSRC", {}),
-    "ViP": ("ViP", {}),
-    "CILMP": ("CILMP", {}),
-}
-SAME = {  # recipe of all methods that are compared with each other, whatever they were published with
-    "batch_size": 32,
-    "drop_last": True,
-    "eps": 1e-8,
-    "schedule": "epoch",
-    "views": 0,
-    "crop": CROP,
-    "flip": True,
-    "warmup_lr": None,
-    "metric": "loss",
-    "class_weight": "balanced",
-}
-ALIKE = {"config": SAME, "tune": "lr", "by": ("method", "data", "num_shots")}
-SEVERAL = ["ZeroShot", "LinearProbe", "TipAdapter", "CoOp", "KgCoOp", "ViP", "CILMP"]
-# whose learned tensors all classes share, see `transfer`
-TRANSFERABLE = ["ZeroShot", "CoOp", "CoCoOp", "KgCoOp", "MaPLe", "PromptSRC", "CILMP"]
-PROBE = {"method": Named("Linear probe", "LinearProbe"), "method.class_weight": "balanced"}
-CONTEXT = {"n_ctx": 4, "csc": False, "position": "end"}
-# of the study of interventions: epochs of CILMP and of ViP, and what is different for classes of unequal size
-UNEVEN = {"class_weight": by_kind(None, "balanced"), "metric": by_kind("accuracy", "balanced accuracy")}
-SHORT = {"epochs": by_kind(6, 8), "lr": 0.0025, "batch_size": 64, "views": 0, "keep": "best"} | UNEVEN
-SHORT_VIP = {
-    "epochs": by_kind(10, 20), "lr": by_kind(0.002, 0.02), "views": by_kind(0, 4),
-    "logit_scale": by_kind(None, 100),
-} | UNEVEN  # fmt: skip
+class _Part(UserDict[str, Any]):
+    """A part of papers.yaml, which is read when it is first asked for."""
+
+    def __init__(self, name: str, make: Callable[[Any], Any]) -> None:
+        self.name, self.make = name, make
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        text = (resources.files("medvlp.study.ablation") / "papers.yaml").read_text(encoding="utf-8")
+        return {name: self.make(written) for name, written in yaml.safe_load(text)[self.name].items()}
 
 
-def _vip(question: str, baseline: Mapping[str, Any], *grids: Mapping[str, Any]) -> Ablation:
-    """An ablation of ViP, on all images."""
-    return Ablation(question, tuple({"method": "ViP"} | grid for grid in grids), baseline, num_shots=(ALL,))
+FUNCTIONS = {f.__name__: f for f in (kinds_of_knowledge, fewer_symptoms, shifted)}
 
 
-def _cilmp(question: str, baseline: Mapping[str, Any], *grids: Mapping[str, Any]) -> Ablation:
-    """An ablation of CILMP."""
-    return Ablation(question, tuple({"method": "CILMP"} | grid for grid in grids), baseline)
+def _value(written: Any) -> Any:
+    """A grid's value, from what the file has for it."""
+    match written:
+        case {"name": name, "value": value}:
+            return Named(name, value)
+        case {"function": name}:
+            return FUNCTIONS[name]
+        case {"phantoms": phantoms, "others": others}:
+            return by_kind(phantoms, others)
+    return written
 
 
-ABLATIONS: dict[str, Ablation] = {
-    "vip_parts": _vip(  # in the paper
-        "What do ViP's context prompt and its merge prompt add, alone and together?",
-        {"context": True, "aggregation": "merge"},
-        {"aggregation": ["mean", "merge"], "context": [False, True]},
-    ),
-    "vip_aggregation": _vip(  # in the paper
-        "Does a learned merge of the symptoms beat their mean and their maximum?",
-        {"aggregation": "merge"},
-        {"aggregation": ["merge", "mean", "max"]},
-    ),
-    "vip_knowledge": _vip(  # in the paper, with out-of-domain, useless and incorrect symptoms as here
-        "How much does it matter what is said of the classes, before and after training?",
-        {"symptoms": "symptoms"},
-        {"method": ["ZeroShot", "ViP"], "symptoms": kinds_of_knowledge},
-    ),
-    "vip_number": _vip(
-        "How many symptoms does a class need?",
-        {"symptoms": "all"},
-        {"method": ["ZeroShot", "ViP"], "symptoms": fewer_symptoms},
-    ),
-    "vip_context": _vip(  # one changed at a time
-        "Do the length of ViP's context, a context for each class, or its place among the words matter?",
-        CONTEXT,
-        CONTEXT,
-        CONTEXT | {"n_ctx": [2, 8, 16]},
-        CONTEXT | {"csc": True},
-        CONTEXT | {"position": ["middle", "front"]},
-    ),
-    "cilmp_intervention": _cilmp(
-        "Is it the intervention on the LLM's states that helps, and must it know the image?",
-        {"intervention": "conditional"},
-        {"intervention": list(INTERVENTIONS)},
-    ),
-    "cilmp_rank": _cilmp(
-        "How low may the rank of CILMP's interventions be?", {"rank": 8}, {"rank": [1, 2, 4, 8, 16]}
-    ),
-    "cilmp_lengths": _cilmp(  # each with each: a heat map
-        "Which of the LLM's states are worth editing, the first, the last, or both?",
-        {"prefix_length": 4, "suffix_length": 4},
-        {"prefix_length": [0, 4, 8], "suffix_length": [0, 4, 8]},
-    ),
-    "cilmp_depth": _cilmp(  # the embedded CLIP has 4 blocks a tower, ViT-B/16 has 12
-        "How deep must CILMP's prompts go, and does the image tower need any?",
-        {"depth": 4, "image_depth": 4},
-        *({"depth": text, "image_depth": image} for text, image in ((1, 1), (2, 2), (4, 4), (4, 0))),
-    ),
-    "cilmp_averaging": _cilmp(
-        "Does averaging CILMP's prompts over the epochs change anything?",
-        {"average": True},
-        {"average": [True, False]},
-    ),
-    "family": Ablation(  # every method of the package, some in two or three forms
-        "How do all methods compare, given the same images, seeds and care?",
-        (
-            *(
-                {"method": Named(f"ZeroShot, {kind}", "ZeroShot"), "knowledge": kind}
-                for kind in ("classnames", "templates", "symptoms")
-            ),
-            {"method": Named("Tip-Adapter", "TipAdapter"), "trained": False, "cache_crop": CROP},
-            PROBE,
-            *(trained(name, method, **arguments) for name, (method, arguments) in TRAINED.items()),
-        ),
-        {"method": "Linear probe"},
-        **ALIKE,
-    ),
-    "few_shot": Ablation(  # six methods that need seconds, trained as in "family", so that the two agree
-        "Which method makes most of few images, and from how many on does it matter less?",
-        (
-            {"method": Named("ZeroShot", "ZeroShot"), "knowledge": "symptoms"},
-            PROBE,
-            *(
-                trained(name, TRAINED[name][0], **TRAINED[name][1])
-                for name in ("CLAP", "Tip-Adapter-F", "CoOp", "ViP")
-            ),
-        ),
-        {"method": "ZeroShot"},
-        num_shots=(1, 2, 4, 8, 16),
-        **ALIKE,
-    ),
-    "base_to_new": Ablation(  # ViP without its merge prompt, which has one vector a class
-        "Is what was learned on some classes of use for others?",
-        (
-            {"method": TRANSFERABLE, "base_to_new": True},
-            {"method": "ViP", "base_to_new": True, "aggregation": "mean"},
-        ),
-        {"method": "ZeroShot"},
-        cards=("phantom-fundus",),
-    ),
-    "shift": Ablation(
-        "What is left of each method's accuracy where other signs tell the classes apart?",
-        ({"method": SEVERAL, "test": shifted},),
-        {"method": "ZeroShot"},
-    ),
-    "interventions": Ablation(  # few epochs, the best one kept, no average: what notebook 04 shows
-        "Does it matter that CILMP's intervention sees the image?",
-        (
-            *(
-                {"method": Named(f"zero-shot, {kind}", "ZeroShot"), "knowledge": kind}
-                for kind in ("classnames", "symptoms")
-            ),
-            {"method": Named("linear probe", "LinearProbe")},
-            {"method": Named("linear probe, balanced", "LinearProbe"), "method.class_weight": "balanced"},
-            *(
-                {"method": Named(f"CILMP, {kind}", "CILMP"), "intervention": kind, "average": False} | SHORT
-                for kind in INTERVENTIONS
-            ),
-            {"method": "ViP"} | SHORT_VIP,
-        ),
-        {"method": "CILMP, conditional"},
-        cards=("phantom-derm", "phantom-fundus"),
-        num_shots=(ALL,),
-        by=("method", "data"),
-    ),
-}
+def _ablation(written: dict[str, Any]) -> Ablation:
+    """An ablation, from what the file has for it."""
+    grids = []
+    for grid in written["grids"]:
+        alike = TRAINED if grid.get("alike") == "all" else grid.get("alike", ())
+        grids += [trained(name, TRAINED[name][0], **TRAINED[name][1]) for name in alike]
+        grids += [] if alike else [{key: _value(value) for key, value in grid.items()}]
+    return Ablation(**written | {"grids": grids})
 
 
-def backbones(clips: Sequence[Any], methods: Sequence[str] = SEVERAL) -> Ablation:
-    """Methods on several CLIPs, named as for `load_clip`."""
-    return Ablation(
-        "Does the order of the methods depend on the CLIP beneath them?",
-        ({"method": list(methods), "clip": list(clips)},),
-        {"method": methods[0]},
-    )
+# name in tables: method, arguments
+TRAINED: Mapping[str, tuple[str, dict[str, Any]]] = _Part("trained", tuple)
+ABLATIONS: Mapping[str, Ablation] = _Part("ablations", _ablation)
+
+
+def backbones(clips: Sequence[Any], methods: Sequence[str] | None = None) -> Ablation:
+    """Methods, by default those of "shift", on several CLIPs, named as for `load_clip`."""
+    methods = list(methods or ABLATIONS["shift"].grids[0]["method"])
+    question = "Does the order of the methods depend on the CLIP beneath them?"
+    return Ablation(question, ({"method": methods, "clip": list(clips)},), {"method": methods[0]})
 
 
 def cilmp_llm(representations: Mapping[str, Sequence[Named]]) -> Ablation:
