@@ -1,6 +1,7 @@
 """Method: what `fit`, `evaluate`, `predict`, `save` and the figures may ask of one, and what it learns."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,24 @@ from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 
 LONG = ("symptoms", "representations")  # arguments that `print` leaves out
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a method reads images where `fit` lets it fit itself, as keywords of `image_features`.
+
+    Attributes:
+        cache_dir: Of the image features; by default their own.
+        progress: Show bars.
+        num_workers: Processes that read images.
+    """
+
+    cache_dir: str | Path | None = None
+    progress: bool = True
+    num_workers: int | None = None
+
+
+READING = Reading()
 
 
 class Method(nn.Module):
@@ -141,26 +160,10 @@ class Method(nn.Module):
         logits = self.logits_from_features(inputs) if self.keeps_image_tower else self(inputs)
         return logits, logits.new_zeros(len(logits))
 
-    def before_training(
-        self,
-        train: ImageSet,
-        val: ImageSet | None,
-        cache_dir: str | Path | None = None,
-        progress: bool = True,
-        num_workers: int | None = None,
-    ) -> None:
-        """What `fit` calls once before the first step.
+    def before_training(self, train: ImageSet, val: ImageSet | None, reading: Reading = READING) -> None:
+        """What `fit` calls once before the first step."""
 
-        `progress` says whether to show bars, `num_workers` how many processes read images.
-        """
-
-    def after_training(
-        self,
-        val: ImageSet | None,
-        cache_dir: str | Path | None = None,
-        progress: bool = True,
-        num_workers: int | None = None,
-    ) -> None:
+    def after_training(self, val: ImageSet | None, reading: Reading = READING) -> None:
         """What `fit` calls once with the weights that are kept."""
 
     def constant(self, name: str, tensor: Tensor) -> None:

@@ -24,10 +24,11 @@ from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import exact_kinds, listed
 from medvlp.data.files import cache_folder, check_writable, sha256
+from medvlp.knowledge.symptoms import questions
 from medvlp.knowledge.symptoms.contact_sheet import ROWS, TILE, check_shown, contact_sheet
 from medvlp.knowledge.symptoms.one_class import OneClass, Run
 from medvlp.knowledge.symptoms.phrases import PhraseChecker
-from medvlp.knowledge.symptoms.questions import DEFAULT, SymptomPrompts
+from medvlp.knowledge.symptoms.questions import SymptomPrompts
 from medvlp.knowledge.symptoms.server import Server, SymptomError
 from medvlp.knowledge.symptoms.sets import ClassRecord, SymptomRecord, SymptomSet, now
 
@@ -46,7 +47,7 @@ def generate_symptoms(
     agree: Literal["similarity", "llm"] = "similarity",
     threshold: Annotated[float, Field(ge=-1, le=1)] = 0.7,
     clip: Clip | None = None,
-    prompts: SymptomPrompts = DEFAULT,
+    prompts: SymptomPrompts | None = None,
     max_asks: PositiveInt = 3,
     on_too_few: Literal["raise", "skip"] = "raise",
     temperature: float = 0.0,
@@ -79,7 +80,7 @@ def generate_symptoms(
             9 of 20 paraphrases and takes one in thirty pairs of unrelated phrases for agreeing. What suits
             another CLIP is unknown; `candidates()` shows the cosines.
         clip: adds the checks that need a CLIP, and compares phrases.
-        prompts: the questions; `print(prompts)` shows them.
+        prompts: the questions; `print(prompts)` shows them. None: `questions.DEFAULT`.
         max_asks: how often a class is asked at most, the first time included; where that was not enough, the
             same call made once more asks as often again.
         on_too_few: after that, "raise" an error, or "skip" it and take what passed, at least one phrase. A
@@ -120,6 +121,7 @@ def generate_symptoms(
     _check_images(card, images, send_images, agree, clip)
     server = Server(client, model, temperature, max_tokens)
     checker = PhraseChecker(card, clip, max_words=max_words)
+    prompts = prompts or questions.DEFAULT
     settings = {
         "n": n,
         "agree": agree if images is not None else None,

@@ -5,8 +5,11 @@ features without its name; an image question shows one sheet of training images 
 texture. The wording is our own, as the authors' is not published.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
+from importlib import resources
 from string import Template
+
+import yaml
 
 from medvlp.data.errors import check_choice
 
@@ -77,49 +80,9 @@ class SymptomPrompts:
         return "\n\n".join(parts)
 
 
-DEFAULT = SymptomPrompts(
-    text=(
-        "I use CLIP, a model that compares pictures with short texts, to detect $classname in $modality.\n"
-        "Which visible features help to recognise $classname there? Only what can be seen in the picture "
-        "counts: colour, brightness, shape, edge, texture, place. No symptoms that a patient feels, no "
-        "causes, no treatment.\n"
-        "Answer with JSON and nothing else, no text before or after it: "
-        '{"symptoms": ["...", "..."]} with $count phrases. Each is one phrase of 3 to 8 plain words that '
-        "CLIP knows from everyday pictures, describes one thing that is present, has no label, and names "
-        "neither $classname nor any other diagnosis ($others)."
-    ),
-    images=(
-        "The picture is one sheet of $shown training images, all of one kind: $modality with the same "
-        "finding.\n"
-        "Which visible features do they share in colour, shape and texture?\n"
-        'Answer with JSON and nothing else: {"symptoms": ["...", "..."]} with $count phrases. Each is one '
-        "phrase of 3 to 8 plain words about one thing that is seen in most of them. Name no diagnosis, and "
-        "do not describe the sheet itself."
-    ),
-    agree=(
-        "Two lists describe the same finding in $modality.\n"
-        "List A, from knowledge:\n$from_text\n"
-        "List B, from looking at images:\n$from_images\n"
-        "Which phrases of list A say the same as some phrase of list B? Copy those phrases of list A word "
-        'for word, at most $count. Answer with JSON and nothing else: {"symptoms": ["...", "..."]}.'
-    ),
-    again=(
-        "These phrases cannot be used:\n$rejected\n"
-        "These are already in the list:\n$kept\n"
-        "Give $count others that avoid those faults: short plain phrases of what can be seen in $modality. "
-        'Answer with JSON and nothing else: {"symptoms": ["...", "..."]}.'
-    ),
-    version="2",
-)
-
-SMALL = replace(  # a small LLM goes on with a pattern better than it follows instructions
-    DEFAULT,
-    text=(
-        "Question: What can be seen in a photo of a ripe banana?\n"
-        "Answer:\n- bright yellow color\n- long curved shape\n- smooth waxy skin\n- small brown spots\n\n"
-        "Question: What can be seen in $modality of $classname?\n"
-        "Answer:"
-    ),
-    again="Question: What else can be seen in $modality of $classname?\nAnswer:",
-    version="small 1",
-)
+def __getattr__(name: str) -> SymptomPrompts:
+    """DEFAULT and SMALL, the wordings that ship with the package, read when they are asked for."""
+    if name not in ("DEFAULT", "SMALL"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    written = yaml.safe_load((resources.files("medvlp") / "assets" / "prompts.yaml").read_text("utf-8"))
+    return SymptomPrompts(**written["DEFAULT"] | written[name])

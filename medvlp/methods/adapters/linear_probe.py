@@ -1,6 +1,5 @@
 """The linear probe: logistic regression on frozen image features."""
 
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -19,7 +18,7 @@ from medvlp.backbone.features import Features, image_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import check_choice
-from medvlp.methods.base import Method
+from medvlp.methods.base import READING, Method, Reading
 
 CLASS_WEIGHT = (None, "balanced")
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -71,14 +70,7 @@ class LinearProbe(Method):
         self.chosen_C: float | None = None
         self.search: pd.DataFrame | None = None
 
-    def before_training(
-        self,
-        train: ImageSet,
-        val: ImageSet | None,
-        cache_dir: str | Path | None = None,
-        progress: bool = True,
-        num_workers: int | None = None,
-    ) -> None:
+    def before_training(self, train: ImageSet, val: ImageSet | None, reading: Reading = READING) -> None:
         """Fit on the features of `train` and choose C on those of `val`.
 
         Raises:
@@ -90,14 +82,15 @@ class LinearProbe(Method):
             raise ValueError(
                 f"no training image of {', '.join(missing)}; a linear probe needs one of each class."
             )
-        options = {"cache_dir": cache_dir, "progress": progress, "num_workers": num_workers}
-        x, y = _arrays(image_features(self.clip, train, **options))  # (N, D), (N,)
-        x_val, y_val = _arrays(image_features(self.clip, val, **options))
+        x, y = _arrays(image_features(self.clip, train, **vars(reading)))  # (N, D), (N,)
+        x_val, y_val = _arrays(image_features(self.clip, val, **vars(reading)))
 
         labels = range(len(self.card.classnames))
         present = np.unique(y_val)  # balanced accuracy is the mean recall of the classes that validation has
         models, rows = [], []
-        for C in tqdm(C_GRID, desc="linear probe", unit="C", leave=False, delay=2, disable=not progress):
+        for C in tqdm(
+            C_GRID, desc="linear probe", unit="C", leave=False, delay=2, disable=not reading.progress
+        ):
             # second order: it also ends at the minimum where C is large
             regression = LogisticRegression(
                 C=C, class_weight=self.config["class_weight"], solver="newton-cg", tol=1e-7

@@ -1,6 +1,5 @@
 """The text-informed linear probe: class weights that start at the texts and are held near them."""
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +11,7 @@ from medvlp.backbone.features import training_features
 from medvlp.backbone.prompts.slots import in_templates
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
-from medvlp.methods.base import Method, check_at_least
+from medvlp.methods.base import READING, Method, Reading, check_at_least
 from medvlp.methods.prompt_tuning.context import TRAINER
 from medvlp.methods.zero_shot import ZeroShot
 
@@ -103,19 +102,12 @@ class TextProbe(Method):
         self.w = nn.Parameter(t.clone())
 
     @torch.no_grad()
-    def before_training(
-        self,
-        train: ImageSet,
-        val: ImageSet | None = None,
-        cache_dir: str | Path | None = None,
-        progress: bool = True,
-        num_workers: int | None = None,
-    ) -> None:
+    def before_training(self, train: ImageSet, val: ImageSet | None, reading: Reading = READING) -> None:
         """Find lambda from the training images."""
         if not self.constraint:
             return
         views = self.config["multiplier_views"]
-        f = training_features(self.clip, train, views, cache_dir, progress, num_workers)  # (K, N, D)
+        f = training_features(self.clip, train, views, **vars(reading))  # (K, N, D)
         labels = train.labels.to(f.device)  # (N,)
         t = F.normalize(self.text_features, dim=-1)  # (n_cls, D)
         p = (self.logit_scale * f @ t.T).softmax(dim=-1)  # (K, N, n_cls)

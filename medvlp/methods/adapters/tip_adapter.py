@@ -1,6 +1,5 @@
 """Tip-Adapter and Tip-Adapter-F: training images as a cache that is asked beside the texts."""
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -13,7 +12,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features, training_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
-from medvlp.methods.base import Method, check_at_least
+from medvlp.methods.base import READING, Method, Reading, check_at_least
 from medvlp.methods.zero_shot import ZeroShot
 
 N_BETA, N_ALPHA = 200, 20  # steps of the search, as the authors' configurations have them
@@ -146,33 +145,19 @@ class TipAdapter(Method):
         for name in ("alpha", "beta"):
             self.register_buffer(name, torch.tensor(float(self.config[name]), device=device))
 
-    def before_training(
-        self,
-        train: ImageSet,
-        val: ImageSet | None = None,
-        cache_dir: str | Path | None = None,
-        progress: bool = True,
-        num_workers: int | None = None,
-    ) -> None:
+    def before_training(self, train: ImageSet, val: ImageSet | None, reading: Reading = READING) -> None:
         """Fill the cache with the training images, and forget any other."""
         views, crop = self.config["cache_views"], self.config["cache_crop"]
-        f = training_features(self.clip, train, views, cache_dir, progress, num_workers, crop)  # (K, N, D)
+        f = training_features(self.clip, train, views, **vars(reading), crop=crop)  # (K, N, D)
         values = F.one_hot(train.labels, len(self.card.classnames)).float()  # (N, n_cls)
         self._fill(F.normalize(f.mean(dim=0), dim=-1), values)
 
     @torch.no_grad()
-    def after_training(
-        self,
-        val: ImageSet | None,
-        cache_dir: str | Path | None = None,
-        progress: bool = True,
-        num_workers: int | None = None,
-    ) -> None:
+    def after_training(self, val: ImageSet | None, reading: Reading = READING) -> None:
         """Choose alpha and beta on the validation images; without them both stay as they are."""
         if val is None or not self.config["tune"]:
             return
-        options = {"cache_dir": cache_dir, "progress": progress, "num_workers": num_workers}
-        f = image_features(self.clip, val, **options).features.to(self.keys)  # (N_val, D)
+        f = image_features(self.clip, val, **vars(reading)).features.to(self.keys)  # (N_val, D)
         labels = val.labels.to(f.device)  # (N_val,)
         alphas, betas = _steps(self.config["alpha_max"], N_ALPHA), _steps(self.config["beta_max"], N_BETA)
         weights = torch.tensor(alphas, device=f.device)[:, None, None]  # (N_ALPHA, 1, 1)
@@ -180,7 +165,7 @@ class TipAdapter(Method):
         parts = list(zip(f.split(at_once), labels.split(at_once), strict=True))
         right = torch.zeros(N_BETA, N_ALPHA, device=f.device)  # images
         steps = {"total": len(parts) * N_BETA, "unit": "beta", "desc": "alpha and beta"}
-        with tqdm(**steps, leave=False, delay=2, disable=not progress) as bar:
+        with tqdm(**steps, leave=False, delay=2, disable=not reading.progress) as bar:
             for part, of_part in parts:  # (b, D), (b,)
                 text_logits, affinity = self._text_logits(part), part @ self.keys.T  # (b, n_cls), (b, N)
                 for i, beta in enumerate(betas):

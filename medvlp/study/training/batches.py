@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import ImageLoader, readers, training_features
 from medvlp.data.datasets import ImageSet
 from medvlp.data.files import sha256
+from medvlp.methods.base import Reading
 from medvlp.study.training.config import TrainConfig
 
 
@@ -61,12 +61,10 @@ def class_weights(config: TrainConfig, train: ImageSet) -> Tensor | None:
 class FeatureBatches:
     """Batches of cached features. All views lie on the device; a batch is an indexed tensor."""
 
-    def __init__(
-        self, clip: Clip, images: ImageSet, config: TrainConfig, cache_dir: str | Path | None, progress: bool
-    ) -> None:
+    def __init__(self, clip: Clip, images: ImageSet, config: TrainConfig, reading: Reading) -> None:
         self.config = config
-        how = {"num_workers": config.num_workers, "crop": config.crop, "flip": config.flip}
-        self.features = training_features(clip, images, config.views, cache_dir, progress, **how)  # (K, N, D)
+        how = {**vars(reading), "crop": config.crop, "flip": config.flip}
+        self.features = training_features(clip, images, config.views, **how)  # (K, N, D)
         self.labels = images.labels.to(clip.device)  # (N,)
 
     def epoch(self, epoch: int, process: int, n_processes: int) -> Iterator[Batch]:

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import brief
 from medvlp.data.tensor_files import read_tensors, write_tensors
-from medvlp.methods.base import Method, load_own_tensors, own_tensors
+from medvlp.methods.base import READING, Method, Reading, load_own_tensors, own_tensors
 from medvlp.study.training.batches import FeatureBatches, ImageBatches
 from medvlp.study.training.callbacks import Callback, EpochAverage
 from medvlp.study.training.config import TrainConfig
@@ -58,8 +58,7 @@ class Run:
     optimizer: Optimizer | None  # None where nothing is trained by gradients
     batches: FeatureBatches | ImageBatches | None  # likewise
     so_far: SoFar
-    cache_dir: str | Path | None = None  # of image features
-    progress: bool = True  # whether this process shows bars
+    reading: Reading = READING  # of images; its progress: whether this process shows bars
 
     @property
     def facts(self) -> dict[str, Any]:

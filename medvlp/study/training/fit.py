@@ -20,7 +20,7 @@ from medvlp.backbone.sources import random_turn
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import check_kinds
 from medvlp.data.files import check_file_writable
-from medvlp.methods.base import Method, load_own_tensors, own_tensors
+from medvlp.methods.base import Method, Reading, load_own_tensors, own_tensors
 from medvlp.study.evaluation import loss_and_metrics, predict_logits
 from medvlp.study.training.batches import FeatureBatches, ImageBatches, class_weights, epoch_seed, n_steps
 from medvlp.study.training.callbacks import Callback, EpochAverage
@@ -43,11 +43,9 @@ def fit(
     """Train the parameters of `method` that require gradients, by cross-entropy, and keep the best epoch's.
 
     A method may bring more: `training_logits(inputs) -> (logits (B, n_cls), penalty (B,))`, where the mean of
-    cross-entropy and penalty together is minimised; `before_training(train, val, cache_dir, progress,
-    num_workers)`, called once at the start, and `after_training(val, cache_dir, progress, num_workers)`,
-    called with the weights that are kept; `progress` says whether to show bars, `num_workers` how many
-    processes read images. Where that leaves nothing to train by gradients, as in a linear probe, the history
-    is one row, of epoch 0.
+    cross-entropy and penalty together is minimised; `before_training(train, val, reading)`, called once at
+    the start, and `after_training(val, reading)`, called with the weights that are kept, see `Reading`. Where
+    that leaves nothing to train by gradients, as in a linear probe, the history is one row, of epoch 0.
 
     Where the method `keeps_image_tower`, the tower is frozen and its features are computed once
     for each view. With `views=0` that is exactly training without augmentation. With K views it is the
@@ -111,8 +109,8 @@ def fit(
             one_accelerator(method, config) as accelerator,
         ):
             method.to(accelerator.device)
-            shown = progress and accelerator.is_main_process
-            ready = _prepare(method, train, val, config, callbacks, accelerator, cache_dir, shown)
+            reading = Reading(cache_dir, progress and accelerator.is_main_process, config.num_workers)
+            ready = _prepare(method, train, val, config, callbacks, accelerator, reading)
             path = Path(checkpoint) if checkpoint else None
             facts = path and ready.facts
             if path and ready.optimizer:
@@ -189,19 +187,17 @@ def _prepare(
     config: TrainConfig,
     callbacks: Sequence[Callback],
     accelerator: Accelerator,
-    cache_dir: str | Path | None,
-    progress: bool,
+    reading: Reading,
 ) -> Run:
     """The run before its first step, with what the method takes from the data, and cached features."""
     with accelerator.main_process_first():  # the others find the features in the cache
-        method.before_training(train, val, cache_dir, progress=progress, num_workers=config.num_workers)
+        method.before_training(train, val, reading)
         parameters = [p for p in method.parameters() if p.requires_grad]
         batches = None
         if parameters and method.keeps_image_tower and val is not None:
-            options = {"cache_dir": cache_dir, "progress": progress, "num_workers": config.num_workers}
-            image_features(method.clip, val, **options)
+            image_features(method.clip, val, **vars(reading))
         if parameters and method.keeps_image_tower and config.views != "fresh":
-            batches = FeatureBatches(method.clip, train, config, cache_dir, progress)
+            batches = FeatureBatches(method.clip, train, config, reading)
         elif parameters:
             batches = ImageBatches(method.clip, train, config)
     # Without a scaler accelerate's optimiser is the same as torch's, and takes longer.
@@ -209,9 +205,7 @@ def _prepare(
     if parameters and accelerator.scaler:
         optimizer = accelerator.prepare(optimizer)
     so_far = SoFar(_copy(own_tensors(method)), [], states_of(callbacks))
-    return Run(
-        method, train, val, config, callbacks, accelerator, optimizer, batches, so_far, cache_dir, progress
-    )
+    return Run(method, train, val, config, callbacks, accelerator, optimizer, batches, so_far, reading)
 
 
 def _train(run: Run, path: Path | None, facts: dict[str, Any] | None) -> None:
@@ -223,7 +217,7 @@ def _train(run: Run, path: Path | None, facts: dict[str, Any] | None) -> None:
     E, done, steps = config.epochs, len(run.so_far.history), n_steps(config, len(train))
     counts = {"total": E * steps, "initial": done * steps, "unit": "step"}
     name, shown = f"{type(method).__name__}, {train.card.name}", {}  # `shown` stands beside the bar
-    with tqdm(**counts, desc=name, disable=not run.progress) as bar:
+    with tqdm(**counts, desc=name, disable=not run.reading.progress) as bar:
         for epoch in range(done + 1, E + 1):
             start = time.perf_counter()
             row = {"epoch": epoch, "lr": config.learning_rate(epoch)}
@@ -252,8 +246,7 @@ def _finish(run: Run) -> pd.DataFrame:
     for callback in run.callbacks if history else ():
         callback.on_fit_end(method)
     method.eval()
-    workers = run.config.num_workers
-    method.after_training(run.val, run.cache_dir, progress=run.progress, num_workers=workers)
+    method.after_training(run.val, run.reading)
     if run.optimizer:
         best = _best(history, run.config)
         return pd.DataFrame([row | {"best": row is best} for row in history])
@@ -298,14 +291,13 @@ def _validate(run: Run, epoch: int) -> dict[str, float]:
     if val is None:
         return {}
     process, n_processes = accelerator.process_index, accelerator.num_processes
-    options = {"cache_dir": run.cache_dir, "progress": run.progress, "num_workers": config.num_workers}
     if n_processes == 1 or method.keeps_image_tower:
-        logits = predict_logits(method, val, **options)  # (N, n_cls)
+        logits = predict_logits(method, val, **vars(run.reading))  # (N, n_cls)
     else:  # each process works out its part
         rows = torch.arange(process, len(val), n_processes)
         logits = torch.zeros(len(val), len(method.card.classnames))
         if len(rows):
-            logits[rows] = predict_logits(method, val.subset(rows), **options)
+            logits[rows] = predict_logits(method, val.subset(rows), **vars(run.reading))
         logits = accelerator.reduce(logits.to(accelerator.device), "sum").cpu()
     if not logits.isfinite().all():
         what = f"logits are not finite on validation images after epoch {epoch}"

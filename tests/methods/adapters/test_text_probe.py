@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.methods.adapters.text_probe import TextProbe
+from medvlp.methods.base import Reading
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
@@ -53,7 +54,7 @@ def test_the_start_has_the_lengths_of_the_towers_features(clip):
 
 def test_a_class_without_training_images_keeps_one(clip, cache):
     probe = TextProbe(clip, CARD, multiplier_views=0)
-    probe.before_training(TRAIN.subset([0, 1, 3]), None, cache)
+    probe.before_training(TRAIN.subset([0, 1, 3]), None, Reading(cache))
     assert probe.multipliers[2] == 1 and (probe.multipliers[:2] < 1).all()
 
 

@@ -10,6 +10,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.methods.adapters import tip_adapter
 from medvlp.methods.adapters.tip_adapter import TipAdapter
+from medvlp.methods.base import Reading
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
@@ -28,7 +29,7 @@ def f(clip, cache) -> torch.Tensor:
 
 def filled(clip: Clip, cache, **options) -> TipAdapter:
     tip = TipAdapter(clip, CARD, **options)
-    tip.before_training(TRAIN, None, cache)
+    tip.before_training(TRAIN, None, Reading(cache))
     return tip
 
 
@@ -67,7 +68,7 @@ def test_the_search_takes_the_first_best_of_the_authors_grid(clip, cache, labels
     val = make_set(CARD, [0, 1, 2] * 5, "val", seed=1)
     val.labels = torch.tensor(labels)
     tip = filled(clip, cache, cache_views=0, alpha_max=30, beta_max=13)
-    tip.after_training(val, cache)
+    tip.after_training(val, Reading(cache))
     betas, alphas = (np.linspace(0.1, end, n, endpoint=False) for end, n in ((13, 200), (30, 20)))
     assert tip.search["beta"].to_numpy() == pytest.approx(betas.repeat(20))
     assert tip.search["alpha"].to_numpy() == pytest.approx(np.tile(alphas, 200))
@@ -87,12 +88,12 @@ def test_the_search_holds_a_bounded_number_of_cosines(clip, cache, monkeypatch):
     tip, sizes = filled(clip, cache, cache_views=0), []
     votes = tip._votes
     monkeypatch.setattr(tip, "_votes", lambda a, beta: sizes.append(a.numel()) or votes(a, beta))
-    tip.after_training(VAL, cache)
+    tip.after_training(VAL, Reading(cache))
     assert max(sizes) == len(VAL) * len(TRAIN)
     whole, room = tip.search, 4 * (len(TRAIN) + 20 * 3)  # four images
     sizes.clear()
     monkeypatch.setattr(tip_adapter, "AT_ONCE", room)
-    tip.after_training(VAL, cache)
+    tip.after_training(VAL, Reading(cache))
     assert max(sizes) == 4 * len(TRAIN) and sum(sizes) == 200 * len(VAL) * len(TRAIN)
     pd.testing.assert_frame_equal(tip.search, whole)
 

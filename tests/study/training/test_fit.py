@@ -20,7 +20,7 @@ from torch import nn
 from medvlp.methods.adapters.linear_probe import LinearProbe
 from medvlp.methods.adapters.text_probe import TextProbe
 from medvlp.methods.adapters.tip_adapter import TipAdapter
-from medvlp.methods.base import own_tensors, trainable_parameters
+from medvlp.methods.base import READING, own_tensors, trainable_parameters
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.evaluation import evaluate, predict_logits
@@ -79,7 +79,7 @@ def test_the_last_smaller_batch_is_left_out_unless_it_is_the_only_one():
 @pytest.mark.parametrize("views", [0, 3])
 def test_cached_features_are_those_of_the_images_that_would_be_read(clip, sets, views):
     config = TrainConfig(batch_size=5, views=views, num_workers=0)
-    cached = FeatureBatches(clip, sets[0], config, None, False).epoch(2, 0, 1)
+    cached = FeatureBatches(clip, sets[0], config, READING).epoch(2, 0, 1)
     for one, other in zip(cached, ImageBatches(clip, sets[0], config).epoch(2, 0, 1), strict=True):
         assert torch.allclose(one.inputs, clip.encode_images(other.inputs), atol=1e-6)
         assert torch.equal(one.labels, other.labels)

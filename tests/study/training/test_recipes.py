@@ -56,12 +56,12 @@ class NearestMean(Method):
         self.register_buffer("means", torch.zeros(len(card.classnames), clip.embed_dim))
         self.calls: list[tuple] = []
 
-    def before_training(self, train, val, cache_dir, progress, num_workers) -> None:
-        found = image_features(self.clip, train, cache_dir=cache_dir, progress=progress)
+    def before_training(self, train, val, reading) -> None:
+        found = image_features(self.clip, train, **vars(reading))
         self.means.copy_(torch.stack([found.features[found.labels == c].mean(0) for c in range(3)]))
         self.calls.append(("before", train.split, val and val.split))
 
-    def after_training(self, val, cache_dir, progress, num_workers) -> None:
+    def after_training(self, val, reading) -> None:
         self.calls.append(("after", val and val.split, self.training))
 
     def logits_from_features(self, f: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ def test_a_method_that_is_fitted_before_training_takes_no_steps(clip):
 
 def test_after_training_sees_the_weights_that_are_kept(clip):
     class Noting(Prototypes):
-        def after_training(self, val, cache_dir, progress, num_workers) -> None:
+        def after_training(self, val, reading) -> None:
             self.seen = (own_tensors(self)["weight"].clone(), val.split, self.training)
 
     method = Noting(clip, CARD)
