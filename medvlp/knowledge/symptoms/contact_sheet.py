@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageOps
 
 from medvlp.data.datasets import ImageSet
@@ -66,10 +67,13 @@ def contact_sheet(images: ImageSet, classname: str, seed: int = 1) -> ContactShe
     check_shown(images, [classname])
     label = images.card.label_of(classname)
     rows = np.flatnonzero(images.labels.numpy() == label)
-    chosen = _spread(np.random.default_rng([seed, label]).permutation(rows), images.groups)[: ROWS * ROWS]
+    drawn = np.random.default_rng([seed, label]).permutation(rows)
+    groups = pd.Series(images.groups).iloc[drawn]
+    turns = groups.groupby(groups).cumcount()  # one of every group first, then each group's second
+    chosen = drawn[turns.argsort(kind="stable")][: ROWS * ROWS].tolist()
     sheet = Image.new("RGB", (ROWS * TILE, ROWS * TILE))
     for place, row in enumerate(chosen):
-        tile = ImageOps.pad(images.image(int(row)).convert("RGB"), (TILE, TILE), Image.Resampling.LANCZOS)
+        tile = ImageOps.pad(images.image(row).convert("RGB"), (TILE, TILE), Image.Resampling.LANCZOS)
         sheet.paste(tile, (place % ROWS * TILE, place // ROWS * TILE))
     ids = tuple(images.ids[row] for row in chosen)
     return ContactSheet(jpeg(sheet, QUALITY), classname, len(chosen), ids)
@@ -84,13 +88,3 @@ def check_shown(images: ImageSet, classnames: Sequence[str]) -> None:
     for name in classnames:
         if not (images.labels == images.card.label_of(name)).any():
             raise ValueError(f"class {brief(name)}: there is no training image of it to show.")
-
-
-def _spread(rows: np.ndarray, groups: list[str]) -> list[int]:
-    """The rows with one of every group first, then each group's second, and so on."""
-    seen: dict[str, int] = {}
-    turns = []
-    for row in rows.tolist():
-        turns.append((seen.setdefault(groups[row], 0), row))
-        seen[groups[row]] += 1
-    return [row for _, row in sorted(turns, key=lambda turn: turn[0])]

@@ -77,15 +77,21 @@ class IVLP(PromptedTower):
     ) -> None:
         """Tokenize the texts and draw the learned tensors; see the class."""
         super().__init__(clip, card, locals())
+        self._draw()
+
+    def _draw(self) -> None:
+        """Tokenize the texts and draw the learned tensors, as the arguments in `config` say."""
+        clip, config = self.clip, self.config
+        n_ctx, n_image_ctx = config["n_ctx"], config["n_image_ctx"]
         if n_image_ctx < 1:
             raise ValueError(f"n_image_ctx must be at least 1, got {n_image_ctx}; image_depth=0 has none.")
-        depth = depth_in(text_blocks(clip), "depth", depth, 1, DEPTH)
-        random = torch.Generator().manual_seed(seed)
-        self.texts = ClassTexts(clip, card.classnames, n_ctx, ctx_init)
+        depth = depth_in(text_blocks(clip), "depth", config["depth"], 1, DEPTH)
+        random = torch.Generator().manual_seed(config["seed"])
+        self.texts = ClassTexts(clip, self.card.classnames, n_ctx, config["ctx_init"])
         self.ctx = nn.Parameter(drawn((depth, n_ctx, clip.text_width), random, self.texts.first))
         self.image_prompts = None
-        if image_depth != 0:
-            image_depth = depth_in(image_blocks(clip), "image_depth", image_depth, 0, DEPTH)
+        if config["image_depth"] != 0:
+            image_depth = depth_in(image_blocks(clip), "image_depth", config["image_depth"], 0, DEPTH)
             self.image_prompts = nn.Parameter(drawn((image_depth, n_image_ctx, image_width(clip)), random))
         self.to(clip.device)
 

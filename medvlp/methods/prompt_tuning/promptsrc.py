@@ -81,22 +81,13 @@ class PromptSRC(IVLP):
         seed: int = 1,
     ) -> None:
         """Encode the templates, beside what IVLP does; see the class."""
-        super().__init__(
-            clip,
-            card,
-            n_ctx=n_ctx,
-            n_image_ctx=n_image_ctx,
-            depth=depth,
-            image_depth=image_depth,
-            ctx_init=ctx_init,
-            logit_scale=logit_scale,
-            seed=seed,
-        )
+        super(IVLP, self).__init__(clip, card, locals())
+        self._draw()
         weights = {"text_weight": text_weight, "image_weight": image_weight, "logits_weight": logits_weight}
         check_at_least(0, weights)
         self.text_weight, self.image_weight, self.logits_weight = weights.values()
         templates = None if templates is None else list(templates)
-        self.config |= {"templates": templates, **weights}
+        self.config["templates"] = templates
         by_template = in_templates(card.templates if templates is None else templates, card.classnames)
         features = [clip.encode_texts(texts, normalize=False) for texts in by_template]  # (n_cls, D) each
         t0 = F.normalize(torch.stack(features).mean(dim=0), dim=-1)  # (n_cls, D)
