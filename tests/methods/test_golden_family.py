@@ -25,9 +25,8 @@ from medvlp.methods.base import Method, learned_parameters, own_tensors
 from medvlp.methods.registry import METHODS
 from medvlp.study.training import batches
 from medvlp.study.training import fit as training
-from medvlp.study.training.batches import Batch, FeatureBatches
+from medvlp.study.training.batches import Batch, FeatureBatches, Logits, make_optimizer
 from medvlp.study.training.config import recipe
-from medvlp.study.training.devices import Logits, make_optimizer
 from tests.backbone import small_clips
 from tests.backbone.small_clips import FAMILY, as_float32
 

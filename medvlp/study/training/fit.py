@@ -22,11 +22,19 @@ from medvlp.data.errors import check_kinds
 from medvlp.data.files import check_file_writable
 from medvlp.methods.base import Method, Reading, load_own_tensors, own_tensors
 from medvlp.study.evaluation import loss_and_metrics, predict_logits
-from medvlp.study.training.batches import FeatureBatches, ImageBatches, class_weights, epoch_seed, n_steps
+from medvlp.study.training.batches import (
+    FeatureBatches,
+    ImageBatches,
+    Logits,
+    class_weights,
+    epoch_seed,
+    make_optimizer,
+    n_steps,
+    one_accelerator,
+)
 from medvlp.study.training.callbacks import Callback, EpochAverage
 from medvlp.study.training.checkpoints import Run, SoFar, states_of
 from medvlp.study.training.config import LOWER_IS_BETTER, TrainConfig, recipe, val_column
-from medvlp.study.training.devices import Logits, make_optimizer, one_accelerator
 
 
 def fit(

@@ -11,7 +11,7 @@ from medvlp.data.cards import load_card
 from medvlp.data.datasets import load_dataset
 from medvlp.knowledge.llm.representations import Representations, shipped_representations
 from medvlp.methods.registry import METHODS
-from medvlp.study.ablation import papers, variants
+from medvlp.study.ablation import papers
 from medvlp.study.ablation.grid import Named, combinations, label
 from medvlp.study.ablation.papers import ABLATIONS
 from medvlp.study.ablation.plan import plan
@@ -104,7 +104,7 @@ def test_values_are_changed_where_grids_have_the_key():
 
 def test_kinds_of_knowledge_are_those_of_the_card_and_more(clip):
     more = {"phantom-cxr": {"local LLM": {"normal lung": ["dark"], "pneumonia": ["white", "gray"]}}}
-    kinds = partial(variants.kinds_of_knowledge, more=more)
+    kinds = partial(papers.kinds_of_knowledge, more=more)
     grids = ABLATIONS["vip_knowledge"].on(["phantom-cxr"], seeds=[1], changes={"symptoms": kinds})
     values = {run["symptoms"].name: run["symptoms"].value for run in combinations(grids)}
     kinds = ["symptoms", "class names", "templates", "out-of-domain", "useless", "incorrect", "local LLM"]
@@ -120,8 +120,8 @@ def test_kinds_of_knowledge_are_those_of_the_card_and_more(clip):
 def test_an_underscore_in_a_class_name_is_a_space_in_texts_made_of_it():
     card = load_card("phantom-cxr")
     named = [info.model_copy(update={"name": info.name.replace(" ", "_")}) for info in card.classes]
-    where = variants.Where("phantom-cxr", card.model_copy(update={"classes": named}), "all", 1)
-    names = {named.name: named.value for named in variants.kinds_of_knowledge(where)}["class names"]
+    where = papers.Where("phantom-cxr", card.model_copy(update={"classes": named}), "all", 1)
+    names = {named.name: named.value for named in papers.kinds_of_knowledge(where)}["class names"]
     assert names["normal_lung"] == ["a chest X-ray of normal lung."]
 
 
@@ -224,8 +224,8 @@ def test_fewer_symptoms_are_among_the_more_and_differ_by_seed():
 
 
 def test_a_number_that_the_card_does_not_have_is_left_out():
-    where = variants.Where("pneumonia", load_card("pneumonia"), "all", 1)
-    drawn = variants.fewer_symptoms(where, numbers=(2, 40))
+    where = papers.Where("pneumonia", load_card("pneumonia"), "all", 1)
+    drawn = papers.fewer_symptoms(where, numbers=(2, 40))
     assert [symptoms.name for symptoms in drawn] == ["2", "all"]
 
 
@@ -268,17 +268,17 @@ def test_llms_layers_and_layouts_are_named(clip, monkeypatch, tmp_path):
         start = torch.arange(128.0).reshape(16, 8) + 200 * len(made)
         return Representations({name: start + 9 * i for i, name in enumerate(card.classnames)})
 
-    monkeypatch.setattr(variants, "find_llm", lambda llm: llm.upper())
-    monkeypatch.setattr(variants, "llm_representations", fake)
+    monkeypatch.setattr(papers, "find_llm", lambda llm: llm.upper())
+    monkeypatch.setattr(papers, "llm_representations", fake)
     llms = {"SmolLM2": "smollm2", "Gemma 3": "gemma.gguf"}
-    states = variants.llm_variants("phantom-derm", llms, layers=(-1, 0), folder=tmp_path)
+    states = papers.llm_variants("phantom-derm", llms, layers=(-1, 0), folder=tmp_path)
     names = ["SmolLM2, layer -1", "SmolLM2, layer 0", "SmolLM2, all layers"]
     assert [one.name for one in states[:3]] == names
     assert made[-1] == ("GEMMA.GGUF", "layers", -1, "phantom-derm-Gemma-3-all-layers.safetensors")
     assert len({name for *_, name in made}) == 6
     rows = torch.cat([h for one in states for h in one.value.states.values()])
     assert torch.allclose(rows.square().mean(dim=1), torch.ones(len(rows)))
-    plain = variants.llm_variants("phantom-derm", {"SmolLM2": "smollm2"}, same_size=False, folder=tmp_path)
+    plain = papers.llm_variants("phantom-derm", {"SmolLM2": "smollm2"}, same_size=False, folder=tmp_path)
     assert plain[0].value.states["nevus"].min() == 7 * 200 + 9  # of the seventh call, the second class
     states.append(Named("shipped", shipped_representations("phantom-derm")))
     ablation = papers.cilmp_llm({"phantom-derm": states})

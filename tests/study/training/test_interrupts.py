@@ -16,7 +16,7 @@ from accelerate.state import is_initialized
 import medvlp
 from medvlp.methods.adapters.tip_adapter import TipAdapter
 from medvlp.methods.base import own_tensors
-from medvlp.study.training import devices
+from medvlp.study.training import batches
 from medvlp.study.training.callbacks import EpochAverage
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
@@ -121,7 +121,7 @@ def test_ctrl_c_as_the_accelerator_is_made_leaves_none_behind(clip, sets, monkey
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(devices, "Accelerator", Interrupted)
+        patch.setattr(batches, "Accelerator", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             fit(Prototypes(clip, CARD), *sets, CONFIG, **QUIET)
     assert not is_initialized()

@@ -168,7 +168,7 @@ def test_a_penalty_on_features_is_the_same_from_images(clip):
     methods = [Pulled(clip, CARD) for _ in range(2)]
     inputs = torch.stack([clip.preprocess(train.image(i)) for i in range(4)])
     f = clip.encode_images(inputs)
-    from medvlp.study.training.devices import Logits
+    from medvlp.study.training.batches import Logits
 
     for a, b in zip(Logits(methods[0], True)(f), Logits(methods[1], False)(inputs), strict=True):
         assert torch.allclose(a, b, atol=1e-6) and a.shape[0] == 4
