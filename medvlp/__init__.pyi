@@ -15,6 +15,8 @@ from .knowledge.symptoms.generate import generate_symptoms
 from .knowledge.symptoms.sets import SymptomSet
 from .methods.adapters.clip_adapter import CLIPAdapter
 from .methods.adapters.linear_probe import LinearProbe
+from .methods.adapters.lp_plus_plus import LPPlusPlus
+from .methods.adapters.ss_text import SSText
 from .methods.adapters.text_probe import TextProbe
 from .methods.adapters.tip_adapter import TipAdapter
 from .methods.base import Method, trainable_parameters

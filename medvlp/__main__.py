@@ -123,10 +123,11 @@ def show(study: "Study", ablation: "Ablation", metric: str) -> "pd.DataFrame":
     table = study.summary(metric, by)
     print(f"\n{table.round(3).to_string(index=False)}")
     if by and {"method", "data"} <= set(table):
-        by_shots = table.groupby("num_shots", sort=False) if "num_shots" in table else [("as above", table)]
-        for number, part in by_shots:
+        others = [key for key in by if key not in ("method", "data")]
+        for values, part in table.groupby(others, sort=False) if others else [(["as above"], table)]:
             cells = to_markdown(wide(part, "method", "data"))
-            print(f"\nshots {number}: mean of the seeds ± sd [95 % over test images]\n\n{cells}")
+            shown = ", ".join(map(str, values))
+            print(f"\nshots {shown}: mean of the seeds ± sd [95 % over test images]\n\n{cells}")
     if metric in METRICS:
         print(f"\nAgainst {ablation.baseline}, on the same images and seeds:")
         print(study.compare(ablation.baseline, by, metric).round(3).to_string(index=False))

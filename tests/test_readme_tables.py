@@ -25,7 +25,7 @@ def test_the_readme_shows_the_table_of_the_family(num_shots, repository: Path):
 
 def test_the_table_has_every_method_on_every_card_with_three_seeds():
     names = {method for method, _ in TRAINED.values()} | {"ZeroShot", "TipAdapter", "LinearProbe"}
-    assert names == set(METHODS)
+    assert names == set(METHODS) - {"LPPlusPlus", "SSText"}  # of the ablation "realistic"
     assert set(TRAINED) < set(TABLE["method"]) and TABLE["method"].nunique() == len(TRAINED) + 5
     shots = TABLE.groupby(["data", "num_shots"]).size().to_dict()
     assert shots == {("phantom-derm", "16"): 20, ("phantom-derm", "all"): 20, ("wbcatt", "16"): 20}

@@ -16,6 +16,8 @@ HOMES = {
     "TextProbe": "medvlp.methods.adapters.text_probe",
     "TipAdapter": "medvlp.methods.adapters.tip_adapter",
     "CLIPAdapter": "medvlp.methods.adapters.clip_adapter",
+    "LPPlusPlus": "medvlp.methods.adapters.lp_plus_plus",
+    "SSText": "medvlp.methods.adapters.ss_text",
     "CoOp": "medvlp.methods.prompt_tuning.coop",
     "CoCoOp": "medvlp.methods.prompt_tuning.cocoop",
     "KgCoOp": "medvlp.methods.prompt_tuning.kgcoop",

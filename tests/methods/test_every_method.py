@@ -31,6 +31,8 @@ CASES = [  # method, options, the first parts of its own tensors' names
     ("TipAdapter", {"n_cache": 4, "trained": True}, {"keys", "values", "alpha", "beta"}),
     ("TipAdapter", {"n_cache": 4, "alpha": 0.5}, {"keys", "values", "alpha", "beta"}),
     ("CLIPAdapter", {"ratio": 0.5, "reduction": 8}, {"W1", "W2"}),
+    ("LPPlusPlus", {"epochs": 3, "knowledge": "classnames"}, {"w", "b", "alpha"}),
+    ("SSText", {"plus": True}, {"w"}),
     ("CoOp", {"n_ctx": 2, "csc": True, "position": "middle"}, {"ctx"}),
     ("CoCoOp", {"n_ctx": 2, "ctx_init": "", "position": "front"}, {"ctx", "meta_net"}),
     ("KgCoOp", {"weight": 2.0, "templates": ["skin with {}."]}, {"ctx"}),
@@ -77,8 +79,9 @@ def test_no_method_is_left_out():
 def test_the_default_knowledge_is_templates_where_a_class_has_one_feature_and_symptoms_elsewhere():
     signatures = {name: inspect.signature(kind).parameters for name, kind in METHODS.items()}
     defaults = {name: own["knowledge"].default for name, own in signatures.items() if "knowledge" in own}
-    one_feature = dict.fromkeys(["TipAdapter", "CLIPAdapter", "TextProbe"], "templates")
-    assert defaults == one_feature | dict.fromkeys(["ZeroShot", "BiomedCoOp", "ViP"], "symptoms")
+    one_feature = ["TipAdapter", "CLIPAdapter", "TextProbe", "LPPlusPlus", "SSText"]
+    expected = dict.fromkeys(one_feature, "templates")
+    assert defaults == expected | dict.fromkeys(["ZeroShot", "BiomedCoOp", "ViP"], "symptoms")
 
 
 @every
@@ -89,7 +92,7 @@ def test_only_its_own_tensors_learn(clip, images, name, options, own):
     method.train()
     assert {tensor.split(".")[0] for tensor in own_tensors(method)} == own
     learned = {key: p for key, p in method.named_parameters() if p.requires_grad}
-    trains_nothing = name in ("ZeroShot", "LinearProbe") or (
+    trains_nothing = name in ("ZeroShot", "LinearProbe", "LPPlusPlus", "SSText") or (
         name == "TipAdapter" and "trained" not in options
     )
     assert bool(learned) != trains_nothing
@@ -113,10 +116,10 @@ def test_logits_are_those_of_its_features(clip, images, name, options, own):
     t = method.class_features(f) if method.conditional else method.class_features()
     assert t.shape == ((4,) if method.conditional else ()) + (3, clip.embed_dim)
     assert torch.allclose(t.norm(dim=-1), torch.ones(t.shape[:-1]), atol=1e-5)
-    if name not in ("LinearProbe", "TipAdapter"):  # weights and votes are no cosines
+    if name not in ("LinearProbe", "TipAdapter", "LPPlusPlus"):  # weights and votes are no cosines
         assert logits.abs().max() <= method.logit_scale * (1 + 1e-5)
     adapted = method.adapted(f)
-    if name not in ("LinearProbe", "TipAdapter") and options.get("knowledge") != "symptoms":
+    if name not in ("LinearProbe", "TipAdapter", "LPPlusPlus") and options.get("knowledge") != "symptoms":
         by_hand = method.logit_scale * (adapted[:, None] * t).sum(dim=-1)
         assert torch.allclose(logits, by_hand, atol=1e-3)
 
@@ -166,7 +169,7 @@ def test_the_configuration_and_the_file_build_the_same_again(clip, images, tmp_p
     assert type(loaded) is METHODS[name] and loaded.config == method.config
     saved, read = own_tensors(method), own_tensors(loaded)
     assert saved.keys() == read.keys() and all(torch.equal(saved[key], read[key]) for key in saved)
-    if name in ("LinearProbe", "TipAdapter", "CLIPAdapter", "TextProbe"):
+    if name in ("LinearProbe", "TipAdapter", "CLIPAdapter", "TextProbe", "LPPlusPlus", "SSText"):
         # one small product: where a tensor lies in memory may change the last bit
         assert torch.allclose(loaded(images), method(images), atol=1e-5)
     else:
@@ -340,10 +343,12 @@ DEFAULTS = {  # what a constructor chooses where nothing is said, as its docstri
     "CoOp": TEXTS | {"ctx_init": "", "csc": False},
     "IVLP": {"n_ctx": 4, "n_image_ctx": 4, "ctx_init": "a photo of a"},
     "KgCoOp": TEXTS | {"weight": 8, "csc": False},
+    "LPPlusPlus": {"epochs": 300, "knowledge": "templates"},
     "LinearProbe": {},
     "MaPLe": {"n_ctx": 2, "ctx_init": "a photo of a"},
     "PromptSRC": {"n_ctx": 4, "n_image_ctx": 4, "ctx_init": "a photo of a"}
     | {"text_weight": 25, "image_weight": 10, "logits_weight": 1},
+    "SSText": {"plus": False, "knowledge": "templates"},
     "TextProbe": {"constraint": True, "multiplier_views": 20, "knowledge": "templates"},
     "TipAdapter": {"trained": False, "alpha": 1.17, "beta": 1, "tune": True, "alpha_max": 3, "beta_max": 7}
     | {"cache_views": 10, "cache_crop": 0.5, "knowledge": "templates", "n_cache": 0},

@@ -28,9 +28,7 @@ class TextProbe(Method):
     2312.12730. A class that zero-shot already knows is held tighter. lambda is found once, before training,
     as in the authors' code; `constraint=False` does without it (their ZS-LP). Learned are n_cls x D numbers.
 
-    LP++ (Huang et al., CVPR 2024, arXiv 2404.02285), the other text-informed probe, blends an image
-    classifier and the texts with one learned weight a class. It is not here: it takes step sizes of its own
-    in place of a recipe, and starts at the class means of the images, not at zero-shot.
+    `LPPlusPlus` and `SSText` are the other text-informed probes.
 
     Notes:
         The authors' t_c is the feature of one template: knowledge="classnames". By default t_c points to the

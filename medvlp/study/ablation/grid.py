@@ -14,7 +14,7 @@ from medvlp.data.files import sha256
 from medvlp.methods.base import Method, arguments_of
 from medvlp.study.training.config import TrainConfig
 
-PROTOCOL_KEYS = ("method", "data", "test", "num_shots", "seed", "clip", "average", "base_to_new")
+PROTOCOL_KEYS = ("method", "data", "test", "num_shots", "seed", "scenario", "clip", "average", "base_to_new")
 CONFIG_KEYS = tuple(field.name for field in fields(TrainConfig) if field.name != "average")
 IN_TABLES = (bool, int, float, str)  # values that stand in tables as they are
 

@@ -32,11 +32,11 @@ from medvlp.study.ablation.grid import (
     setting_of,
     sort_keys,
 )
-from medvlp.study.ablation.sources import ALL, Source, clip_source, data_source
+from medvlp.study.ablation.sources import ALL, FEW_SHOT, RAREST, SCENARIOS, Source, clip_source, data_source
 from medvlp.study.saving import base_and_new
 from medvlp.study.training.config import TrainConfig
 
-NOT_CHOSEN = ("method", "data", "test", "seed", "num_shots")  # what a comparison compares, or repeats
+NOT_CHOSEN = ("method", "data", "test", "seed", "num_shots", "scenario")  # what is compared, or repeated
 LATER = {"drop_last": True, "eps": 1e-8, "schedule": "epoch", "crop": CROP, "flip": True}
 PROTOCOL = 1  # raised when the same inputs would give other results
 
@@ -46,14 +46,19 @@ class Protocol:
     """How a run uses its data; the attributes are keys of a grid, see `run_ablation`.
 
     Attributes:
-        num_shots: Training images a class, or "all".
+        num_shots: Training images a class, "all", or "rarest": as many as the rarest class has.
         seed: Of the shots.
+        scenario: "few-shot": as many images of every class, and few of each for validation. The others have
+            no validation images, so that the recipe is fixed and the last epoch is kept, and are those of
+            arXiv 2506.17500: "standard" with as many images of every class; "realistic" with as many in all,
+            and of each class its share, which may be none; "relaxed" the same with at least one.
         average: Whether the weights are averaged over epochs.
         base_to_new: Whether it trains on the first half of the classes and is tested on each half.
     """
 
-    num_shots: PositiveInt | Literal[ALL] = ALL
+    num_shots: PositiveInt | Literal[ALL, RAREST] = ALL
     seed: NonNegativeInt = 1
+    scenario: Literal[SCENARIOS] = FEW_SHOT
     average: bool = False
     base_to_new: bool = False
 
@@ -137,6 +142,8 @@ def keys_to_choose(runs: Sequence[Run], tune: str | Sequence[str] | None) -> lis
     known = [key for key in dict.fromkeys(key for run in runs for key in run.given) if key not in NOT_CHOSEN]
     for key in tune:
         check_choice("key to tune", key, known, "the grid")
+        if any(run.inputs["val"] is None for run in runs):
+            raise ValueError(f"{brief(key)} is chosen on validation images, and a scenario here has none.")
     first = [run.settings for run in runs if run.protocol.seed == runs[0].protocol.seed]
     return [key for key in tune if len({setting_of(settings, key) for settings in first}) > 1]
 
@@ -196,7 +203,8 @@ class _Planner:
         labelled |= ({"seed": seed} if "seed" in parameters else {}) | in_method
         arguments = {name: plain(value) for name, value in labelled.items()}
         # the method's recipe, over it the study's, over that the grid
-        recipe = dict(kind.recipe) | self.config | {"seed": seed}
+        fixed = {} if protocol.scenario == FEW_SHOT else {"keep": "last"}
+        recipe = dict(kind.recipe) | fixed | self.config | {"seed": seed}
         config = TrainConfig(**recipe | {name: plain(value) for name, value in in_config.items()})
 
         clip = self._source(given["clip"], clip_source)
@@ -207,7 +215,7 @@ class _Planner:
         check_same_classes(ours, card.classnames, theirs, test_card.classnames)
         if protocol.base_to_new:
             base_and_new(card)  # it raises for too few classes
-        train, val = data.get().cut(protocol.num_shots, seed)
+        train, val = data.get().cut(protocol.num_shots, seed, protocol.scenario)
 
         apart = ("num_workers", "average")  # the one changes no number, the other stands for itself
         numbers = {name: value for name, value in asdict(config).items() if name not in apart}
@@ -224,7 +232,7 @@ class _Planner:
             "clip": clip.fingerprint,
             "card": card.hash,
             "train": train.fingerprint,
-            "val": val.fingerprint,
+            "val": None if val is None else val.fingerprint,
             "test": test.get().data.test.fingerprint,
         }
         shown = {"method": method, "data": data.name, "test": test.name, "clip": clip.name}

@@ -111,21 +111,24 @@ def record_of(run: Run, status: str, seconds: float | None, results: dict[str, A
 
 def _results(run: Run, workshop: Workshop) -> dict[str, Any]:
     clip = run.clip.get()
-    train, val = run.data.get().cut(run.protocol.num_shots, run.protocol.seed)
+    protocol = run.protocol
+    train, val = run.data.get().cut(protocol.num_shots, protocol.seed, protocol.scenario)
     test, new_test = tested_images(run)
-    if run.protocol.base_to_new:
-        train, val = train.of_classes(test.card), val.of_classes(test.card)
+    if protocol.base_to_new:
+        train, val = train.of_classes(test.card), None if val is None else val.of_classes(test.card)
     method = _untrained(run, train.card, new_test)
     history = _train(method, run, train, val, workshop)
     best = history[history["best"]] if history["best"].any() else history[-1:]
     kept = history[-1:] if run.config.keep == "last" else best
     results = _tested(method, test, workshop) | {
-        "validation": loss_and_metrics(_logits(method, val, workshop), val.labels),
+        "validation": None,
         "kept epoch": kept.iloc[0].to_dict() if len(kept) else None,
         "n_trainable": sum(parameter.numel() for parameter in learned_parameters(method).values()),
         "device": str(clip.device),
     }
-    if run.protocol.base_to_new:
+    if val is not None:
+        results["validation"] = loss_and_metrics(_logits(method, val, workshop), val.labels)
+    if protocol.base_to_new:
         of_new = _tested(_for_new(method, run, new_test), new_test, workshop)
         b, n = results["metrics"]["accuracy"], of_new["metrics"]["accuracy"]
         both = 2 * b * n / (b + n) if b + n else 0.0
@@ -192,14 +195,17 @@ def _arguments_for(card: DataCard, run: Run) -> dict[str, Any]:
     return run.arguments | {"symptoms": kept}
 
 
-def _train(method: Method, run: Run, train: ImageSet, val: ImageSet, workshop: Workshop) -> pd.DataFrame:
+def _train(
+    method: Method, run: Run, train: ImageSet, val: ImageSet | None, workshop: Workshop
+) -> pd.DataFrame:
     """The history of training; without a row for a method that learns nothing."""
     learns = any(parameter.requires_grad for parameter in method.parameters())
     if not learns and not method.fits_before_training:
         return pd.DataFrame({"epoch": [], "best": pd.Series(dtype=bool)})
     if learns and run.config.views != "fresh":
         workshop.encode(method, train, run.config)
-    workshop.encode(method, val)
+    if val is not None:
+        workshop.encode(method, val)
     config = replace(run.config, average=run.protocol.average)
     history = fit(method, train, val, config, cache_dir=workshop.cache_dir, progress=False)
     if history.attrs.get("interrupted"):  # fit returned what it had

@@ -1,19 +1,24 @@
 """What the runs of a study share: CLIPs and data sets, loaded once a process, and their parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import Data, ImageSet, load_dataset
 from medvlp.data.files import sha256
-from medvlp.data.splits import cut_to_shots
+from medvlp.data.splits import cut_to_shots, few_shot
 
 SPLIT_SEED = 1  # of the splits that are made and of the phantoms drawn: a study has one test set
-ALL = "all"  # shots
+ALL, RAREST = "all", "rarest"  # shots
+FEW_SHOT = "few-shot"  # the scenario that has validation images
+SCENARIOS = (FEW_SHOT, "standard", "relaxed", "realistic")
 
 
 class Parts:
@@ -21,7 +26,7 @@ class Parts:
 
     def __init__(self, data: Data) -> None:
         self.data = data
-        self._cuts: dict[tuple, tuple[ImageSet, ImageSet]] = {}
+        self._cuts: dict[tuple, tuple[ImageSet, ImageSet | None]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"data": self.data, "_cuts": {}}
@@ -32,13 +37,54 @@ class Parts:
         data = self.data
         return sha256(data.card.hash, *(images.fingerprint for images in data.splits.values()))
 
-    def cut(self, num_shots: int | str, seed: int) -> tuple[ImageSet, ImageSet]:
-        """Training and validation images: all, or as `load_dataset` cuts them to shots by this seed."""
+    def cut(
+        self, num_shots: int | str, seed: int, scenario: str = FEW_SHOT
+    ) -> tuple[ImageSet, ImageSet | None]:
+        """Training and validation images, as `Protocol` says of the shots and the scenario."""
+        train, val = self.data.train, self.data.val
+        num_shots = min(train.counts.values()) if num_shots == RAREST else num_shots
         if num_shots == ALL:
-            return self.data.train, self.data.val
-        if (num_shots, seed) not in self._cuts:
-            self._cuts[num_shots, seed] = cut_to_shots(self.data.train, self.data.val, num_shots, seed)
-        return self._cuts[num_shots, seed]
+            return train, val if scenario == FEW_SHOT else None
+        key, names = (num_shots, seed, scenario), train.card.classnames
+        if key in self._cuts:
+            return self._cuts[key]
+        if scenario == FEW_SHOT:
+            cut = cut_to_shots(train, val, num_shots, seed)
+        elif scenario == "standard":
+            cut = train.subset(few_shot(train.labels, num_shots, seed, names)), None
+        else:
+            every_class = scenario == "relaxed"
+            cut = train.subset(shots_as_they_come(train.labels, num_shots, seed, names, every_class)), None
+        return self._cuts.setdefault(key, cut)
+
+
+def shots_as_they_come(
+    labels: ArrayLike, num_shots: int, seed: int, classnames: Sequence[str], every_class: bool
+) -> np.ndarray:
+    """Draw `num_shots` times n_cls images, of every class its share of the labels.
+
+    That is round(num_shots n_cls p_c) of class c, and with `every_class` at least one; what is too many then
+    is taken from the largest, as in `balance_split` of github.com/jusiro/SS-Text. A rare class may have none.
+
+    Returns:
+        Sorted indices.
+
+    Raises:
+        ValueError: fewer images than that.
+    """
+    labels, wanted = np.asarray(labels), num_shots * len(classnames)  # (N,)
+    if wanted > len(labels):
+        raise ValueError(f"{num_shots} shots of {len(classnames)} classes: there are {len(labels)} images.")
+    counts = np.bincount(labels, minlength=len(classnames))  # (n_cls,)
+    drawn = np.rint(wanted * counts / len(labels)).astype(int)
+    drawn = np.maximum(drawn, np.minimum(counts, 1)) if every_class else drawn
+    while drawn.sum() > wanted:
+        drawn[drawn.argmax()] -= 1
+    chosen = []
+    for c, n in enumerate(drawn):
+        rows = np.flatnonzero(labels == c)
+        chosen.append(np.random.default_rng([seed, c]).permutation(rows)[:n])
+    return np.sort(np.concatenate(chosen))
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,10 @@ def run_ablation(
         method       a name of the package's methods, or of `methods`
         data         a card's name or path, or a Data; default: the argument `data`
         test         another data set with the same classes, whose test images are used
-        num_shots    training images a class, or "all" (default); validation is cut as `load_dataset` does it
+        num_shots    training images a class, "all" (default), or "rarest": as many as the rarest class has;
+                     validation is cut as `load_dataset` does it
+        scenario     "few-shot" (default), or without validation images "standard", "relaxed", "realistic",
+                     the last two with each class's share of the shots; see `plan.Protocol`
         seed         of shots, of the learned tensors' start and of training; the test images stay the same.
                      Methods with the same seed see the same shots. Default 1
         clip         a name for `load_clip`, or a Clip; default: the argument `clip`

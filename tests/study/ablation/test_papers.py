@@ -14,7 +14,7 @@ from medvlp.methods.registry import METHODS
 from medvlp.study.ablation import papers
 from medvlp.study.ablation.grid import Named, combinations, label
 from medvlp.study.ablation.papers import ABLATIONS
-from medvlp.study.ablation.plan import plan
+from medvlp.study.ablation.plan import keys_to_choose, plan
 from medvlp.study.saving import transfer
 from medvlp.study.training.config import TrainConfig, recipe
 
@@ -45,6 +45,7 @@ SETTINGS = {
     "cilmp_averaging": 2,
     "family": 5 + 15 * 3,
     "few_shot": 5 * (2 + 4 * 3),
+    "realistic": 12 * 2 * 2,
     "base_to_new": 8,
     "shift": 7 * 2,
     "interventions": 2 * 8,
@@ -138,7 +139,24 @@ def test_methods_that_are_compared_get_the_same_care(clip):
     runs = planned(all_grids, clip, ablation.config)
     for name, value in ablation.config.items():
         assert {getattr(run.config, name) for run in runs} == {value}
-    assert set(METHODS) == {run["method"].value for run in combinations(all_grids)}
+    without_validation = {"LPPlusPlus", "SSText"}  # of the ablation "realistic"
+    assert set(METHODS) - without_validation == {run["method"].value for run in combinations(all_grids)}
+
+
+def test_the_realistic_ablation_chooses_nothing_and_draws_each_classs_share(clip):
+    ablation = ABLATIONS["realistic"]
+    runs = planned(ablation.on(["phantom-fundus"], [4], seeds=[1]), clip, ablation.config)
+    assert not ablation.config and ablation.tune is None
+    for run in runs:
+        assert run.config == TrainConfig(**dict(run.kind.recipe) | {"keep": "last", "seed": 1})
+        assert run.inputs["val"] is None and run.protocol.scenario in ("standard", "realistic")
+    shots = {run.protocol.scenario: run.inputs["train"] for run in runs}
+    assert len(set(shots.values())) == 2 and len(runs) == 12 * 2
+    with pytest.raises(ValueError, match="'lr' is chosen on validation images, and a scenario here has none"):
+        keys_to_choose(
+            planned({"method": "CoOp", "data": "phantom-cxr", "scenario": "relaxed", "lr": [1, 2]}, clip),
+            "lr",
+        )
 
 
 def test_interventions_have_the_recipe_of_notebook_04_and_another_for_uneven_classes(clip):

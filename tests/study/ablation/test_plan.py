@@ -7,20 +7,22 @@ import pickle
 import shutil
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from medvlp.data.datasets import load_dataset
+from medvlp.data.datasets import Data, load_dataset
 from medvlp.study.ablation.grid import Named
 from medvlp.study.ablation.plan import plan
 from medvlp.study.ablation.sources import Parts, clip_source, data_source
 from medvlp.study.training.config import TrainConfig
 from tests.backbone import small_clips
 from tests.data.test_datasets import FOLDER, draw_classes
+from tests.methods.small import make_set
 from tests.study.ablation.small_study import Slow, clip_name, noted, small_data, study
-from tests.study.training.small_training import Prototypes
+from tests.study.training.small_training import CARD, Prototypes
 
 
 def test_shots_are_those_of_load_dataset():
@@ -31,6 +33,40 @@ def test_shots_are_those_of_load_dataset():
     assert parts.cut(4, 2)[0].ids != train.ids
     assert set(parts.cut(2, 1)[0].ids) < set(train.ids)
     assert parts.cut("all", 2)[0] is parts.data.train
+
+
+def uneven(counts: list[int]) -> Data:
+    """Small data whose training classes have so many images."""
+    labels = [label for label, n in enumerate(counts) for _ in range(n)]
+    return replace(small_data(), train=make_set(CARD, labels))
+
+
+@pytest.mark.parametrize(
+    ("counts", "num_shots", "realistic", "relaxed"),
+    [
+        ([20, 10, 10], 4, [6, 3, 3], [6, 3, 3]),
+        ([90, 9, 1], 4, [11, 1, 0], [10, 1, 1]),  # 10.8, 1.08 and 0.12 of 12
+        ([30, 30, 40], 3, [3, 3, 3], [3, 3, 3]),  # 2.7, 2.7 and 3.6 of 9: one too many, from the largest
+        ([10, 10, 0], 2, [3, 3, 0], [3, 3, 0]),
+    ],
+)
+def test_shots_as_they_come_have_each_classs_share(counts, num_shots, realistic, relaxed):
+    parts = Parts(uneven(counts))
+    for scenario, expected in (("realistic", realistic), ("relaxed", relaxed)):
+        train, val = parts.cut(num_shots, 1, scenario)
+        assert list(train.counts.values()) == expected and val is None
+        again = Parts(uneven(counts)).cut(num_shots, 1, scenario)[0]
+        assert train.ids == again.ids and parts.cut(num_shots, 2, scenario)[0].ids != train.ids
+    with pytest.raises(ValueError, match=f"90 shots of 3 classes: there are {sum(counts)} images"):
+        parts.cut(90, 1, "realistic")
+
+
+def test_standard_shots_have_no_validation_and_the_rarest_class_says_how_many_there_are_of_each():
+    parts = Parts(uneven([6, 4, 3]))
+    train, val = parts.cut(2, 1, "standard")
+    assert val is None and train.ids == parts.cut(2, 1)[0].ids
+    assert list(parts.cut("rarest", 1)[0].counts.values()) == [3, 3, 3]
+    assert parts.cut("all", 1, "realistic") == (parts.data.train, None)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,21 @@ def test_a_run_is_fit_and_evaluation_as_by_hand(folder, average):
     assert run["n_trainable"] == 3 * 40 and run["status"] == "done" and run["seed"] == 3
 
 
+def test_without_validation_images_the_recipe_is_fixed_and_the_last_epoch_is_kept(folder):
+    labels = [0] * 12 + [1] * 9 + [2] * 3
+    data = replace(small_data(), train=make_set(CARD, labels))
+    grid = {"method": ["Prototypes", "SSText"], "num_shots": 2, "seed": 3, "scenario": "realistic"}
+    made = study(folder, grid, data=data)
+    prototypes, ss_text = made.runs.to_dict("records")
+    assert made.runs["status"].eq("done").all() and made.runs["val loss"].isna().all()
+    assert (prototypes["epoch"], ss_text["epoch"]) == (RECIPE["epochs"], 0)
+    clip, (train, _) = load_clip(f"local-dir:{folder / 'clip'}"), Parts(data).cut(2, 3, "realistic")
+    method = Prototypes(clip, CARD, seed=3)
+    fit(method, train, None, TrainConfig(**RECIPE, seed=3, keep="last"), progress=False)
+    expected = predict_logits(method, data.test).double().softmax(dim=1).numpy()
+    assert np.abs(made.predictions(prototypes["run"]).probabilities - expected).max() < 1e-3
+
+
 def test_the_numbers_that_each_method_learns_are_counted(folder):
     methods = ["Prototypes", "LinearProbe", "TipAdapter", "ZeroShot"]
     runs = study(folder, {"method": methods, "config.views": 0}).runs
