@@ -31,7 +31,7 @@ CASES = [  # method, options, the first parts of its own tensors' names
     ("TipAdapter", {"n_cache": 4, "trained": True}, {"keys", "values", "alpha", "beta"}),
     ("TipAdapter", {"n_cache": 4, "alpha": 0.5}, {"keys", "values", "alpha", "beta"}),
     ("CLIPAdapter", {"ratio": 0.5, "reduction": 8}, {"W1", "W2"}),
-    ("LPPlusPlus", {"epochs": 3, "knowledge": "classnames"}, {"w", "b", "alpha"}),
+    ("LPPlusPlus", {"steps": 3, "knowledge": "classnames"}, {"w", "b", "alpha"}),
     ("SSText", {"plus": True}, {"w"}),
     ("CoOp", {"n_ctx": 2, "csc": True, "position": "middle"}, {"ctx"}),
     ("CoCoOp", {"n_ctx": 2, "ctx_init": "", "position": "front"}, {"ctx", "meta_net"}),
@@ -343,7 +343,7 @@ DEFAULTS = {  # what a constructor chooses where nothing is said, as its docstri
     "CoOp": TEXTS | {"ctx_init": "", "csc": False},
     "IVLP": {"n_ctx": 4, "n_image_ctx": 4, "ctx_init": "a photo of a"},
     "KgCoOp": TEXTS | {"weight": 8, "csc": False},
-    "LPPlusPlus": {"epochs": 300, "knowledge": "templates"},
+    "LPPlusPlus": {"steps": 300, "knowledge": "templates"},
     "LinearProbe": {},
     "MaPLe": {"n_ctx": 2, "ctx_init": "a photo of a"},
     "PromptSRC": {"n_ctx": 4, "n_image_ctx": 4, "ctx_init": "a photo of a"}

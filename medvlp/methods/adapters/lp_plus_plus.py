@@ -14,7 +14,7 @@ from medvlp.methods.base import READING, Method, Reading, check_at_least
 from medvlp.methods.zero_shot import ZeroShot
 
 START = 250  # alpha before the first step is this, times the mean cosine of images and their class's text
-EVERY = 10  # epochs to a step of alpha
+EVERY = 10  # steps of w and b to one of alpha
 MOMENTUM = 0.9
 
 
@@ -31,28 +31,28 @@ class LPPlusPlus(Method):
         w_c = sum of f_i over the images of class c,    b_c = 0
         alpha_c = 250 mean_k (mean of f_i . t_k over the images of class k)
 
-    and goes down the mean cross-entropy, all images at once, for `epochs`: w and b by gradient descent with
-    momentum 0.9, and every tenth epoch alpha by one step, with rates that no validation has to choose,
+    and goes down the mean cross-entropy of all images at once by `steps`: of w and b by gradient descent with
+    momentum 0.9, and at every tenth of alpha, too, with rates that no validation has to choose,
 
         rate of w, b  = 4 N / (largest eigenvalue of F^T F)
         rate of alpha = N / (4 max_c sum_i (f_i . t_c)^2)
 
-    The last epoch is kept; validation images play no part. `epochs=0` trains nothing.
+    The last step is kept; validation images play no part. `steps=0` trains nothing.
 
     Notes:
-        The step of alpha goes along the sum of its gradients over all epochs so far, as in both of the
+        The step of alpha goes along the sum of its gradients over all steps so far, as in both of the
         authors' programs, which never set that gradient to zero.
 
         The authors' b starts at torch's random numbers, here at 0. In the mean at alpha's start a class
         without a training image counts as 0, as theirs.
 
-        The program of Shakeri et al. takes the epoch that is best on validation images; the one for
+        The program of Shakeri et al. takes the step that is best on validation images; the one for
         arXiv 2506.17500, github.com/jusiro/SS-Text, takes the last, as here.
 
     Args:
         clip: The frozen image and text towers.
         card: Gives the classes in label order, and their texts.
-        epochs: Steps of w and b.
+        steps: Of w and b, 300 as the authors have.
         knowledge: The texts of t_c, as `ZeroShot` has it.
 
     Attributes:
@@ -62,12 +62,12 @@ class LPPlusPlus(Method):
         config: the arguments by name, fit for JSON; `LPPlusPlus(clip, card, **config)` builds the same again.
 
     Raises:
-        ValueError: fewer than 0 epochs, unknown knowledge.
+        ValueError: fewer than 0 steps, unknown knowledge.
 
     Example:
         >>> import medvlp
         >>> clip, data = medvlp.load_clip("tiny"), medvlp.load_dataset("phantom-derm", num_shots=4)
-        >>> method = medvlp.LPPlusPlus(clip, data.card, epochs=20)
+        >>> method = medvlp.LPPlusPlus(clip, data.card, steps=20)
         >>> history = medvlp.fit(method, data.train, None, progress=False)
         >>> bool(method.w.any()), bool(method.alpha.any())
         (True, True)
@@ -78,13 +78,11 @@ class LPPlusPlus(Method):
 
     text_features: Tensor  # (n_cls, D), t_c
 
-    def __init__(
-        self, clip: Clip, card: DataCard, *, epochs: int = 300, knowledge: str = "templates"
-    ) -> None:
+    def __init__(self, clip: Clip, card: DataCard, *, steps: int = 300, knowledge: str = "templates") -> None:
         """Encode the texts; see the class."""
         super().__init__(clip, card, locals())
-        check_at_least(0, {"epochs": epochs})
-        self.epochs = epochs
+        check_at_least(0, {"steps": steps})
+        self.steps = steps
         t = F.normalize(ZeroShot(clip, card, knowledge).text_features, dim=-1)  # (n_cls, D)
         self.constant("text_features", t)
         starts = torch.zeros_like(t), t.new_zeros(len(t)), t.new_full((len(t),), self.logit_scale)
@@ -103,11 +101,11 @@ class LPPlusPlus(Method):
         for tensor in (w, b, alpha):
             tensor.requires_grad_()
         optimizer = torch.optim.SGD([w, b], rate, MOMENTUM)
-        for epoch in range(1, self.epochs + 1):
+        for step in range(1, self.steps + 1):
             F.cross_entropy(f @ w.T + b + alpha * cosines, y).backward()  # to alpha's gradient it adds
             optimizer.step()
             optimizer.zero_grad()
-            if epoch % EVERY == 0:
+            if step % EVERY == 0:
                 alpha.data -= rate_alpha * alpha.grad
         for own, learned in ((self.w, w), (self.b, b), (self.alpha, alpha)):
             own.data.copy_(learned.detach())

@@ -235,6 +235,8 @@ class _Planner:
             "val": None if val is None else val.fingerprint,
             "test": test.get().data.test.fingerprint,
         }
+        if val is None:  # of classes of equal size two scenarios may draw the same images
+            inputs["scenario"] = protocol.scenario
         shown = {"method": method, "data": data.name, "test": test.name, "clip": clip.name}
         shown |= asdict(protocol)
         shown |= {key: given[key].name for key in shown if isinstance(given.get(key), Named)}

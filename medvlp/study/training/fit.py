@@ -170,17 +170,11 @@ def _check(method: Method, train: ImageSet, val: ImageSet | None, config: TrainC
 def _way_back(method: Method) -> Callable[[], None]:
     """What gives a method the attributes and tensors again that it has now, beside its CLIP."""
     of_clip, tensors = set(method.clip.modules()), _copy(own_tensors(method))
-    states = [
-        (
-            module,
-            {name: copy(value) if isinstance(value, dict) else value for name, value in vars(module).items()},
-        )
-        for module in method.modules()
-        if module not in of_clip
-    ]
+    own = [module for module in method.modules() if module not in of_clip]
+    states = [{n: copy(v) if isinstance(v, dict) else v for n, v in vars(module).items()} for module in own]
 
     def go_back() -> None:
-        for module, state in states:
+        for module, state in zip(own, states, strict=True):
             vars(module).clear()
             vars(module).update(state)
         load_own_tensors(method, tensors, "the start")

@@ -570,7 +570,7 @@ WRONG = {
     "send_images": (True,),
     "seed": (None,),
     "temperature": ("0",),
-    "prompts": (None,),
+    "prompts": ("$classname?",),
     "clip": ("tiny",),
     "images": ("images/",),
     "card": ("lesions",),

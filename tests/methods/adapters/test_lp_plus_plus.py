@@ -23,7 +23,7 @@ def in_float64(method: LPPlusPlus) -> LPPlusPlus:
     return method
 
 
-def by_hand(f: np.ndarray, y: np.ndarray, t: np.ndarray, epochs: int) -> tuple[np.ndarray, ...]:
+def by_hand(f: np.ndarray, y: np.ndarray, t: np.ndarray, steps: int) -> tuple[np.ndarray, ...]:
     """w (n_cls, D), b and alpha (n_cls,), by the gradients of the mean cross-entropy."""
     N, one_hot = len(f), np.eye(len(t))[y]  # (N, n_cls)
     w = np.stack([f[y == c].sum(axis=0) for c in range(len(t))])
@@ -32,30 +32,30 @@ def by_hand(f: np.ndarray, y: np.ndarray, t: np.ndarray, epochs: int) -> tuple[n
     alpha = np.full(len(t), 250 * np.mean(agreeing))
     rate, rate_alpha = 4 * N / np.linalg.eigvalsh(f.T @ f).max(), N / (4 * (cosines**2).sum(axis=0).max())
     v_w, v_b, summed = np.zeros_like(w), np.zeros_like(b), np.zeros_like(alpha)
-    for epoch in range(1, epochs + 1):
+    for step in range(1, steps + 1):
         logits = f @ w.T + b + alpha * cosines
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
         error = (p / p.sum(axis=1, keepdims=True) - one_hot) / N  # (N, n_cls)
         summed += (error * cosines).sum(axis=0)
         v_w, v_b = 0.9 * v_w + error.T @ f, 0.9 * v_b + error.sum(axis=0)
         w, b = w - rate * v_w, b - rate * v_b
-        if epoch % 10 == 0:
+        if step % 10 == 0:
             alpha = alpha - rate_alpha * summed
     return w, b, alpha
 
 
-@pytest.mark.parametrize("epochs", [0, 9, 25])
+@pytest.mark.parametrize("steps", [0, 9, 25])
 @pytest.mark.parametrize("rows", [range(7), range(6)], ids=["every class", "a class without an image"])
-def test_the_start_and_the_steps_are_those_of_the_formulas(clip, cache, epochs, rows):
+def test_the_start_and_the_steps_are_those_of_the_formulas(clip, cache, steps, rows):
     train = TRAIN.subset(list(rows))
     f = image_features(clip, train, cache_dir=cache).features.double()
-    method = in_float64(LPPlusPlus(clip, CARD, epochs=epochs))
+    method = in_float64(LPPlusPlus(clip, CARD, steps=steps))
     method.before_training(train, None, Reading(cache))
     t = method.text_features.numpy()
     assert np.allclose(np.linalg.norm(t, axis=1), 1)
     for own, expected in zip(
         (method.w, method.b, method.alpha),
-        by_hand(f.numpy(), train.labels.numpy(), t, epochs),
+        by_hand(f.numpy(), train.labels.numpy(), t, steps),
         strict=True,
     ):
         np.testing.assert_allclose(own.numpy(), expected, rtol=1e-8, atol=1e-9)
@@ -78,7 +78,7 @@ def test_before_fit_it_is_zero_shot_and_after_it_fits_the_training_images(clip, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": -1}, "epochs must be at least 0, got -1"),
+        ({"steps": -1}, "steps must be at least 0, got -1"),
         ({"knowledge": "names"}, "unknown knowledge 'names'"),
     ],
 )

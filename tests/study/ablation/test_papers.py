@@ -150,8 +150,7 @@ def test_the_realistic_ablation_chooses_nothing_and_draws_each_classs_share(clip
     for run in runs:
         assert run.config == TrainConfig(**dict(run.kind.recipe) | {"keep": "last", "seed": 1})
         assert run.inputs["val"] is None and run.protocol.scenario in ("standard", "realistic")
-    shots = {run.protocol.scenario: run.inputs["train"] for run in runs}
-    assert len(set(shots.values())) == 2 and len(runs) == 12 * 2
+    assert len(runs) == 12 * 2, "on phantoms, where the images are the same, too"
     with pytest.raises(ValueError, match="'lr' is chosen on validation images, and a scenario here has none"):
         keys_to_choose(
             planned({"method": "CoOp", "data": "phantom-cxr", "scenario": "relaxed", "lr": [1, 2]}, clip),
