@@ -37,7 +37,7 @@ from medvlp.methods.vip import merge
 from medvlp.show import claims_of, counterfactual, counterfactual_summary, faithfulness, flip_all
 from medvlp.show.counterfactuals.controls import shuffled_claims
 from medvlp.study import metrics
-from medvlp.study.training.devices import make_optimizer
+from medvlp.study.training.batches import make_optimizer
 
 NAMES = sorted(path.stem for path in HERE.glob("A*.ipynb"))
 POINTS = {"A1": 12, "A2": 14, "A3": 8, "A4": 18, "A5": 14, "A6": 12, "A7": 12}
