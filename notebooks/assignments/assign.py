@@ -99,5 +99,31 @@ def grade(
     print(f"Wrote {out / 'grades.csv'} and a page a student in {out / 'feedback'}")
 
 
+@app.command()
+def build_project(
+    out: Annotated[Path, typer.Argument(help="the folder to write P, for students, and P-key.csv into")],
+    seed: Annotated[int | None, typer.Option(help="of the images; by default drawn")] = None,
+) -> None:
+    """Write the project's images and text, and the key with the hidden labels."""
+    import project  # here, for it brings PyTorch
+
+    key = project.build_project(out, seed)
+    print(f"Wrote {key.parent / 'P'}, for students. Keep {key}.")
+    print(f"To grade: assign.py grade-project {key} SUBMISSIONS OUT")
+
+
+@app.command()
+def grade_project(
+    key: Annotated[Path, typer.Argument(help="P-key.csv, beside the folder P that was built with it")],
+    submissions: Annotated[Path, typer.Argument(help="folders with card.md, predictions.csv and the rest")],
+    out: Annotated[Path, typer.Argument(help="where grades.csv and the feedback pages go")],
+) -> None:
+    """Grade a folder of projects, but for the reports' points."""
+    import project  # here, for it brings PyTorch
+
+    print(project.grade_projects(key, submissions, out).to_string(index=False))
+    print(f"Wrote {out / 'grades.csv'} and a page a student in {out / 'feedback'}")
+
+
 if __name__ == "__main__":
     app()
