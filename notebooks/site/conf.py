@@ -1,5 +1,6 @@
 """How Sphinx makes the site; `make_site.py` starts it."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -47,7 +48,7 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "pydata_sphinx_theme"
 html_title = "medvlp"
-html_static_path = ["static"]
+html_static_path = ["static", str(ROOT / "figures")]
 html_favicon = "static/icon.svg"
 templates_path = ["templates"]
 html_css_files = ["site.css"]
@@ -88,6 +89,11 @@ def public_page(app, env, node: nodes.Element, text: nodes.TextElement) -> nodes
     return nodes.reference("", "", text, refuri=page)
 
 
+def plain_types(app, what, name, public, options, signature: str | None, result: str | None) -> tuple:
+    """Leave out of a signature what pydantic adds to its types."""
+    return re.sub(r"Annotated\[(.+?), \w+\(.*?\)\]", r"\1", signature or "") or None, result
+
+
 def visit_math(translator, node: nodes.Element) -> None:
     """Write mathematics as MathML, which browsers and screen readers know without a script."""
     display = "block" if isinstance(node, nodes.math_block) else "inline"
@@ -100,6 +106,7 @@ def setup(app) -> None:
     """Connect the above."""
     app.connect("source-read", prepare)
     app.connect("missing-reference", public_page)
+    app.connect("autodoc-process-signature", plain_types)
     app.connect("autodoc-process-docstring", site_pages.docstring, priority=400)  # before napoleon
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
 

@@ -61,7 +61,7 @@ def card(card: DataCard) -> str:
         "out of scope": card.out_of_scope,
         "how to get it": getattr(card.source, "how_to_get", ""),
     }
-    lines += table(["", ""], [[name, fact] for name, fact in facts.items() if fact])
+    lines += table(["field", "value"], [[name, fact] for name, fact in facts.items() if fact])
     if card.pitfalls:
         lines += ["### Pitfalls", "", *(f"- {escaped(pitfall)}" for pitfall in card.pitfalls), ""]
     lines += ["### Templates", "", *(f"- {escaped(template)}" for template in card.templates), ""]
@@ -130,8 +130,10 @@ def lecture(
     """A lecture with descriptions of its figures, and the words and functions that it brings."""
     file = f"({Path(name).name}.ipynb)"
     for cell in notebook.cells:
-        for figure in re.findall(r'save_figure\(.*?"(\w+)",\s*HERE\)', cell.source, re.DOTALL):
-            cell.metadata["mystnb"] = {"image": {"alt": shown[figure]}}
+        saved = re.findall(r'save_figure\(.*?"(\w+)",\s*HERE\)', cell.source, re.DOTALL)
+        pictures = [output for output in cell.get("outputs", []) if "image/jpeg" in output.get("data", {})]
+        if len(saved) == len(pictures) == 1:  # figures.js opens the file in figures/, which has more dots
+            cell.metadata["mystnb"] = {"image": {"alt": shown[saved[0]], "classes": f"saved-{saved[0]}"}}
     new = ", ".join(f"{{term}}`{term}`" for terms, *_, where in words if file in where for term in terms)
     names = ", ".join(f"{{py:obj}}`{name}`" for name in used(notebook))
     text = f"## Words and functions\n\nFirst used here: {new or 'none'}.\n\nOf the library: {names}."
@@ -180,7 +182,9 @@ def docstring(app, what: str, name: str, public: object, options: object, lines:
         example = example or line == "Example:"
         plain = line if formula or example else re.sub(r"(`[^`]*`)|(?<=\w)_(?!\w)|[*|]", _escape, line)
         new.append(plain)
-    lines[:] = new
+    lines[:] = (
+        ["", *new] if what == "property" else new
+    )  # else napoleon takes what is before a colon for a type
 
 
 def _escape(found: re.Match) -> str:

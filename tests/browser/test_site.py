@@ -167,9 +167,11 @@ def test_no_solution_of_an_assignment_is_on_the_site(site):
     assert "NotImplementedError" in loss
 
 
-def test_figures_say_what_they_show(anchors):
+def test_figures_say_what_they_show_and_open_as_their_files(site, anchors):
     for page, found in anchors.items():
         for picture in found.pictures:
+            for name in re.findall(r"saved-([\w-]+)", picture.get("class") or ""):
+                assert (site / "_static" / f"{name.replace('-', '_')}.png").is_file(), (page.name, name)
             assert picture.get("alt", "").strip() and "_images" not in picture["alt"], (page.name, picture)
 
 
@@ -207,6 +209,10 @@ def test_a_reader_finds_a_word_opens_a_figure_and_needs_no_mouse(chromium, addre
     figure.focus()
     tab.keyboard.press("Enter")
     large = tab.locator("dialog.figure[open] img")
+    large.evaluate("image => image.decode()")
+    assert large.evaluate("image => image.naturalWidth") > figure.evaluate(
+        "one => one.firstChild.naturalWidth"
+    )
     assert large.bounding_box()["width"] > figure.bounding_box()["width"]
     assert large.get_attribute("alt") == figure.locator("img").get_attribute("alt")
     tab.keyboard.press("Escape")
@@ -228,7 +234,7 @@ def test_it_is_light_or_dark_as_the_system_or_the_reader_says(chromium, address)
     background = "getComputedStyle(document.body).backgroundColor"
     dark = tab.evaluate(background)
     tab.locator("button.theme-switch-button").first.click()
-    tab.get_by_role("button", name="Light").or_(tab.locator("[data-mode=light]")).first.click()
+    tab.locator("button.theme-change-button[data-mode=light]").first.click()
     light = tab.evaluate(background)
     brightness = [sum(map(int, re.findall(r"\d+", color)[:3])) for color in (dark, light)]
     assert brightness[0] < 200 < 600 < brightness[1]

@@ -1,4 +1,4 @@
-// Every figure opens large: by a click, or by Enter on it; Escape or the button closes it.
+// Every figure opens large: by a click, or by Enter on it; Escape, the button or a click closes it.
 const dialog = document.createElement("dialog");
 dialog.className = "figure";
 dialog.innerHTML = '<button type="button" autofocus>Close</button><img alt="">';
@@ -14,7 +14,10 @@ for (const image of document.querySelectorAll(".bd-article img")) {
   button.append(image);
   button.addEventListener("click", () => {
     const large = dialog.querySelector("img");
-    large.src = image.src;
+    const saved = [...image.classList].find((name) => name.startsWith("saved-"));
+    const name = saved?.slice("saved-".length).replaceAll("-", "_"); // Sphinx writes - for _ in classes
+    const file = `${document.documentElement.dataset.content_root}_static/${name}.png`;
+    large.src = saved ? file : image.src;
     large.alt = image.alt;
     dialog.showModal();
   });
