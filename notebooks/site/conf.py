@@ -1,8 +1,9 @@
 """How Sphinx makes the site; `make_site.py` starts it."""
 
-import re
+import inspect
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -11,6 +12,7 @@ import nbformat  # noqa: E402
 import site_pages  # noqa: E402
 from docutils import nodes  # noqa: E402
 from latex2mathml.converter import convert  # noqa: E402
+from sphinx.util.inspect import stringify_signature  # noqa: E402
 
 import medvlp  # noqa: E402
 
@@ -90,8 +92,13 @@ def public_page(app, env, node: nodes.Element, text: nodes.TextElement) -> nodes
 
 
 def plain_types(app, what, name, public, options, signature: str | None, result: str | None) -> tuple:
-    """Leave out of a signature what pydantic adds to its types."""
-    return re.sub(r"Annotated\[(.+?), \w+\(.*?\)\]", r"\1", signature or "") or None, result
+    """Leave out of a class's signature what pydantic adds to its types."""
+    if what == "class" and "Annotated[" in (signature or ""):
+        types, given = get_type_hints(public), inspect.signature(public)
+        bare = [one.replace(annotation=types[one.name]) for one in given.parameters.values()]
+        given = given.replace(parameters=bare, return_annotation=given.empty)
+        signature = stringify_signature(given, unqualified_typehints=True)
+    return signature, result
 
 
 def visit_math(translator, node: nodes.Element) -> None:

@@ -182,9 +182,8 @@ def docstring(app, what: str, name: str, public: object, options: object, lines:
         example = example or line == "Example:"
         plain = line if formula or example else re.sub(r"(`[^`]*`)|(?<=\w)_(?!\w)|[*|]", _escape, line)
         new.append(plain)
-    lines[:] = (
-        ["", *new] if what == "property" else new
-    )  # else napoleon takes what is before a colon for a type
+    nothing = ["\\ "] if what == "property" else []  # else napoleon takes what is before a colon for a type
+    lines[:] = nothing + new
 
 
 def _escape(found: re.Match) -> str:
