@@ -138,7 +138,7 @@ def test_every_public_name_has_its_page_with_signature_and_example(site, site_pa
         page = (site / "api" / f"{name}.html").resolve()
         assert name in anchors[page].ids, name
         text = page.read_text("utf-8")
-        assert "&gt;&gt;&gt; " in text and "sig-paren" in text and "Annotated" not in text, name
+        assert "&gt;&gt;&gt; " in text and "sig-paren" in text and "MinLen" not in text, name
         assert f'href="api/{name}.html#{name}"' in listed
 
 
