@@ -205,7 +205,7 @@ def test_a_reader_finds_a_word_opens_a_figure_and_needs_no_mouse(chromium, addre
         tab.keyboard.press("Tab")
         reached.append(tab.evaluate("document.activeElement.innerText || document.activeElement.ariaLabel"))
     assert "Skip to main content" in reached[0] and any("Teaching" in text for text in reached if text)
-    figure = tab.locator("button.open-figure").first
+    figure = tab.locator("button.open-figure:has(.saved-vip-curves)")
     figure.focus()
     tab.keyboard.press("Enter")
     large = tab.locator("dialog.figure[open] img")
