@@ -198,6 +198,11 @@ def test_phrases_of_a_card_show_letter_by_letter(site_pages):
     assert {type(node).__name__ for node in document.findall()} <= PLAIN
 
 
+def complaints(said: list[str], address: str) -> list[str]:
+    """What the console called an error or a warning, and what was asked of other machines."""
+    return [text for text in said if not text.startswith(("log:", "info:", f"request: {address}/"))]
+
+
 def test_a_reader_finds_a_word_opens_a_figure_and_needs_no_mouse(chromium, address):
     tab, said = open_html(chromium, f"{address}/notebooks/03_train_vip.html", pictures=f"{address}/_")
     reached = []
@@ -225,7 +230,7 @@ def test_a_reader_finds_a_word_opens_a_figure_and_needs_no_mouse(chromium, addre
     hits = tab.locator("#search-results li a")
     hits.first.wait_for()
     assert any("glossary" in hit.get_attribute("href") for hit in hits.all())
-    assert [text for text in said if not text.startswith(("log:", f"request: {address}/"))] == []
+    assert complaints(said, address) == []
     tab.context.close()
 
 
@@ -238,7 +243,7 @@ def test_it_is_light_or_dark_as_the_system_or_the_reader_says(chromium, address)
     light = tab.evaluate(background)
     brightness = [sum(map(int, re.findall(r"\d+", color)[:3])) for color in (dark, light)]
     assert brightness[0] < 200 < 600 < brightness[1]
-    assert [text for text in said if not text.startswith(("log:", f"request: {address}/"))] == []
+    assert complaints(said, address) == []
     tab.context.close()
 
 
