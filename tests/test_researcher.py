@@ -39,7 +39,7 @@ def ran(tmp_path_factory):
 
 
 def test_each_question_has_one_cell():
-    assert len(CELLS) == len(re.findall("^## ", TEXT, re.MULTILINE)) == 5
+    assert len(CELLS) == len(re.findall("^## ", TEXT, re.MULTILINE)) == 6
 
 
 def test_patients_are_whole_and_both_hospitals_have_intervals_over_them(ran):

@@ -12,7 +12,7 @@ from .explanations.patch_maps import (
 from .explanations.scores import explanation_figure, symptom_scores_table
 from .figures.ablations import forest_plot, heat_map, intervention_figure
 from .figures.basic import contrastive_matrix, interval_plot, save_figure, show_images, symptom_bars
-from .figures.curves import name_rate_figure, shots_curve, training_curves
+from .figures.curves import name_rate_figure, report_curves, shots_curve, training_curves
 from .gallery.failures import Failures, failures, right_and_wrong
 from .gallery.label_noise import label_noise_suspects
 from .gallery.stability import stability

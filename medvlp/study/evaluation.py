@@ -12,18 +12,18 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_curve
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from medvlp.backbone.features import ImageLoader, image_features, readers
 from medvlp.backbone.prompts.hooks import PROMPTED_AT_ONCE
 from medvlp.data.datasets import ImageSet
-from medvlp.data.errors import check_kinds, visible
+from medvlp.data.errors import check_choice, check_kinds, visible
 from medvlp.data.files import short
 from medvlp.data.html import Table, escaped, literal_block
 from medvlp.methods.base import Method
-from medvlp.study.metrics import METRICS, bootstrap, class_auroc, metric_values
+from medvlp.study.metrics import METRICS, bootstrap, class_auroc, metric_values, resamples
 
 _IMAGES, _FEATURES = 64, 256  # batch sizes
 
@@ -39,6 +39,9 @@ class Report:
         >>> report = medvlp.evaluate(medvlp.ZeroShot(clip, data.card), data.val)
         >>> report.confusion().shape, report.per_class().columns.tolist()
         ((2, 2), ['precision', 'recall', 'F1', 'AUROC', 'support'])
+        >>> test = medvlp.evaluate(medvlp.ZeroShot(clip, data.card), data.test.subset(range(60)))
+        >>> test.operating_point("melanoma", report).index.tolist()
+        ['sensitivity', 'specificity', 'PPV', 'NPV']
     """
 
     method: str  # such as "ZeroShot"
@@ -74,6 +77,58 @@ class Report:
             index=pd.Index(self.classnames, name="true"),
             columns=pd.Index(self.classnames, name="predicted"),
         )
+
+    def operating_point(
+        self, classname: str, validation: "Report", sensitivity: float | None = None
+    ) -> pd.DataFrame:
+        """Sensitivity and specificity of one class against the rest, at a threshold chosen elsewhere.
+
+        An image is called positive where P(classname) reaches the threshold. That is chosen on `validation`:
+        where sensitivity + specificity is largest there (Youden's index), or, with `sensitivity`, the highest
+        threshold that reaches it there.
+
+        Args:
+            classname: The class that is looked for, such as the disease.
+            validation: The report of validation images of the same method, never of those tested here.
+            sensitivity: What is demanded on the validation images, above 0, at most 1.
+
+        Returns:
+            Index measure: sensitivity, specificity, PPV and NPV (the shares of the positive and of the
+            negative calls that are right, which hang on how common the class is here); columns value, low,
+            high (95 % intervals over the report's groups) and threshold.
+
+        Raises:
+            ValueError: an unknown class, other classes, images of this report in `validation`, a class that
+                `validation` lacks or that all its images have, a sensitivity out of its range.
+        """
+        check_choice("class", classname, self.classnames)
+        other = validation.classnames != self.classnames
+        both = [] if other else self.per_image.merge(validation.per_image)["id"].tolist()  # by all columns
+        if other or both:
+            why = "has other classes" if other else f"has images that are tested here, such as {both[0]!r}"
+            raise ValueError(f"the report for validation {why}; a threshold is chosen on validation images.")
+        if sensitivity is not None and not 0 < sensitivity <= 1:
+            raise ValueError(f"sensitivity is {sensitivity}; it must be above 0, at most 1.")
+        c = self.classnames.index(classname)
+        labels, p = validation.arrays()
+        if not 0 < (labels == c).sum() < len(labels):
+            raise ValueError(f"a threshold needs validation images of class {classname!r} and of others.")
+        fpr, tpr, thresholds = roc_curve(labels == c, p[:, c], drop_intermediate=False)
+        best = (
+            1 + ((tpr - fpr) if sensitivity is None else (tpr >= sensitivity))[1:].argmax()
+        )  # 0: none called
+        labels, p = self.arrays()
+        true, called = labels == c, p[:, c] >= thresholds[best]  # (N,)
+        weights = resamples(self.groups, self.n_bootstrap, self.seed)  # (1 + R, N)
+        shares = {"sensitivity": (true, called), "specificity": (~true, ~called)}
+        shares |= {"PPV": (called, true), "NPV": (~called, ~true)}
+        rows = {}
+        for name, (among, right) in shares.items():
+            with np.errstate(invalid="ignore"):  # of a resample that has none of them
+                share = weights[:, among & right].sum(1) / weights[:, among].sum(1)  # (1 + R,)
+            rows[name] = [share[0], *pd.Series(share[1:]).quantile([0.025, 0.975]), thresholds[best]]
+        columns = ["value", "low", "high", "threshold"]
+        return Table(pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("measure"))
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Labels (N,) and probabilities (N, n_cls)."""

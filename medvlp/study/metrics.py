@@ -192,3 +192,11 @@ def _won_pairs(
     below = negatives.cumsum(0)  # (2T + 1, R)
     wins = np.einsum("tr,tr->r", positives, below[:-1:2] + below[1::2]) / 2
     return wins, positives.sum(0) * below[-1]
+
+
+def resamples(groups: Sequence[str], n: int, seed: int) -> np.ndarray:
+    """How often each image is drawn, (1 + n, N): once in the first row, then by whole groups."""
+    of_image, names = pd.factorize(np.asarray(groups))
+    even = np.full(len(names), 1 / len(names))
+    drawn = np.random.default_rng(seed).multinomial(len(names), even, size=n)  # (n, G)
+    return np.concatenate([np.ones((1, len(of_image))), drawn[:, of_image]])

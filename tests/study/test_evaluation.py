@@ -245,3 +245,56 @@ def test_errors_name_what_is_wrong(method, labels, message):
 def test_no_resamples_are_no_interval():
     with pytest.raises(ValueError, match="n_bootstrap is 0; an interval needs resamples"):
         evaluate(Reader(), written([0], [[1, 1, 1]]), n_bootstrap=0)
+
+
+def reports_of(n: int, seeds: tuple[int, int], shift: float = 0.0) -> list[Report]:
+    """Two reports of noisy images of three classes, for validation and for the test."""
+    found = []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(3, size=n)
+        logits = np.round(10 + 2 * rng.normal(size=(n, 3)) + (3 + shift) * np.eye(3)[labels], 1).clip(0, 25)
+        found.append(evaluate(Reader(), written(labels.tolist(), logits.tolist()), n_bootstrap=200))
+    return found
+
+
+def test_an_operating_point_is_chosen_on_validation_and_measured_on_the_test():
+    val, test = reports_of(300, (1, 2))
+    name = CARD.classnames[1]
+    table = test.operating_point(name, val)
+    threshold = table["threshold"].iloc[0]
+
+    def rates(report: Report, at: float) -> tuple[float, float]:
+        labels, p = report.arrays()
+        tn, fp, fn, tp = sk.confusion_matrix(labels == 1, p[:, 1] >= at).ravel()
+        return tp / (tp + fn), tn / (tn + fp)
+
+    best = max(sum(rates(val, at)) for at in val.arrays()[1][:, 1])
+    assert sum(rates(val, threshold)) == pytest.approx(best)
+    assert table["value"].iloc[:2].tolist() == pytest.approx(rates(test, threshold))
+    labels, p = test.arrays()
+    ppv = sk.precision_score(labels == 1, p[:, 1] >= threshold)
+    npv = sk.precision_score(labels != 1, p[:, 1] < threshold)
+    assert table.loc[["PPV", "NPV"], "value"].tolist() == pytest.approx([ppv, npv])
+    assert (table["low"] < table["value"]).all() and (table["value"] < table["high"]).all()
+
+    demanded = test.operating_point(name, val, sensitivity=0.95)["threshold"].iloc[0]
+    labels, p = val.arrays()
+    higher = np.sort(p[p[:, 1] > demanded, 1])[0]
+    assert rates(val, demanded)[0] >= 0.95 > rates(val, higher)[0]
+
+
+def test_an_operating_point_says_what_it_cannot_be_chosen_on():
+    val, test = reports_of(60, (1, 2))
+    name = CARD.classnames[1]
+    for report, options, message in (
+        (test, {}, "has images that are tested here, such as"),
+        (val, {"sensitivity": 1.5}, "sensitivity is 1.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            test.operating_point(name, report, **options)
+    with pytest.raises(ValueError, match="unknown class 'nobody'"):
+        test.operating_point("nobody", val)
+    alone = evaluate(Reader(), written([0, 0], [[9, 1, 1], [8, 2, 1]]), n_bootstrap=5)
+    with pytest.raises(ValueError, match="needs validation images of class"):
+        test.operating_point(name, alone)

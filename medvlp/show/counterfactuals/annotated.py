@@ -19,7 +19,7 @@ from medvlp.show.counterfactuals.twins import gibberish, with_symptoms
 from medvlp.study.ablation.statistics import t_interval
 from medvlp.study.attributes import attribute_probe
 from medvlp.study.evaluation import evaluating
-from medvlp.study.metrics import won_pairs
+from medvlp.study.metrics import resamples, won_pairs
 
 # {phrase: {attribute: values, of which it claims one}}
 ValueClaims = Mapping[str, Mapping[str, Sequence[str]]]
@@ -208,11 +208,3 @@ def stratified_auroc(
         of_stratum = won_pairs(true[inside], score[inside], by_image[inside])
         won, pairs = won + of_stratum[0], pairs + of_stratum[1]
     return np.divide(won, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
-
-
-def resamples(groups: Sequence[str], n: int, seed: int) -> np.ndarray:
-    """How often each image is drawn, (1 + n, N): once in the first row, then by whole groups."""
-    of_image, names = pd.factorize(np.asarray(groups))
-    even = np.full(len(names), 1 / len(names))
-    drawn = np.random.default_rng(seed).multinomial(len(names), even, size=n)  # (n, G)
-    return np.concatenate([np.ones((1, len(of_image))), drawn[:, of_image]])

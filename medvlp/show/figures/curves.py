@@ -8,10 +8,13 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from sklearn.calibration import CalibrationDisplay
+from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
 from medvlp.data.errors import brief, check_choice, check_columns, check_kinds, unknown_name
 from medvlp.show.figures.basic import GREY, PALETTE, closed, literal_figure, reference_lines
 from medvlp.study.ablation.statistics import t_interval
+from medvlp.study.evaluation import Report
 from medvlp.study.metrics import METRICS, RANGES
 from medvlp.study.training.config import val_column
 
@@ -201,3 +204,54 @@ def name_rate_figure(runs: pd.DataFrame, bayes: float, chance: float) -> Figure:
     axes[0].set_ylabel("zero-shot accuracy")
     axes[-1].get_legend().set_title("line: mean of seeds\nmarks: each seed")
     return closed(fig)
+
+
+def report_curves(reports: Report | Mapping[str, Report], classname: str) -> Figure:
+    """ROC, precision-recall and calibration curves of one class against the rest.
+
+    The first two come with their areas. Calibration has ten bins of equal width of P(classname); on the
+    dotted line 70 of 100 images that are given 70 % have the class.
+
+    Args:
+        reports: What `evaluate` returned, or several by names of your own: methods, or sites.
+        classname: The class that is looked for, such as the disease.
+
+    Raises:
+        ValueError: no report; a class that a report does not know, that no image of it has, or that all have.
+
+    Example:
+        >>> import medvlp
+        >>> from medvlp.show import report_curves
+        >>> clip = medvlp.load_clip("tiny", device="cpu")
+        >>> data = medvlp.load_dataset("phantom-derm", num_shots=2)
+        >>> report = medvlp.evaluate(medvlp.ZeroShot(clip, data.card), data.test.subset(range(60)))
+        >>> [ax.get_title() for ax in report_curves(report, "melanoma").axes]
+        ['ROC', 'precision and recall', 'calibration']
+    """
+    check_kinds(report_curves, locals())
+    named = reports if isinstance(reports, Mapping) else {reports.method: reports}
+    if not named:
+        raise ValueError("there is no report to draw; give what evaluate returned.")
+    fig, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    for i, (name, report) in enumerate(named.items()):
+        check_choice("class", classname, report.classnames, f"the report of {brief(name)}")
+        labels, probabilities = report.arrays()
+        c = report.classnames.index(classname)
+        true, p = labels == c, probabilities[:, c]  # (N,)
+        if not 0 < true.sum() < len(true):
+            raise ValueError(
+                f"the report of {brief(name)} needs images of class {classname!r} and of others."
+            )
+        colour = {"color": PALETTE[i % len(PALETTE)]}
+        for ax, display in zip(axes, (RocCurveDisplay, PrecisionRecallDisplay), strict=False):
+            display.from_predictions(true, p, ax=ax, name=name, curve_kwargs=colour)
+        CalibrationDisplay.from_predictions(true, p, n_bins=10, ax=axes[2], name=name, **colour)
+    axis_names = {
+        "ROC": ("1 - specificity", "sensitivity"),
+        "precision and recall": ("recall (sensitivity)", "precision (PPV)"),
+        "calibration": (f"mean P({classname}) of a bin", f"share of {classname} in it"),
+    }
+    for ax, (title, (x, y)) in zip(axes, axis_names.items(), strict=True):
+        ax.set(title=title, xlabel=x, ylabel=y)
+        ax.legend(fontsize=8)
+    return closed(literal_figure(fig))

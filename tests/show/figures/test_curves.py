@@ -5,9 +5,12 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from medvlp.show.figures.curves import name_rate_figure, shots_curve, training_curves
+from medvlp.show.figures.curves import name_rate_figure, report_curves, shots_curve, training_curves
 from medvlp.study.ablation.statistics import t_interval
+from medvlp.study.evaluation import report_of
+from tests.methods.small import make_card, make_set
 
 HISTORY = pd.DataFrame(
     {
@@ -124,3 +127,25 @@ def test_name_rates_show_every_seed_the_mean_over_seeds_and_the_reference_lines(
     heights = [line.get_ydata() for line in figure.axes[0].lines]
     assert any(len(y) == 2 and y == pytest.approx([0.55, 0.55]) for y in heights)
     assert any(list(y) == [0.89, 0.89] for y in heights) and any(list(y) == [0.5, 0.5] for y in heights)
+
+
+def test_report_curves_are_those_of_the_class_with_their_areas():
+    images = make_set(make_card(), [i % 3 for i in range(60)])
+    name, labels = images.card.classnames[2], images.labels.numpy()
+    p = np.random.default_rng(0).dirichlet(np.ones(len(images.card.classnames)), size=len(images))
+    report = report_of("Some method", images, p, 5, 1, 1.0)
+    roc, precision, calibration = report_curves({"$a": report, "b": report}, name).axes
+    score, true = p[:, 2], labels == 2
+    said = [text.get_text() for ax in (roc, precision) for text in ax.get_legend().get_texts()]
+    assert said[0] == f"$a (AUC = {roc_auc_score(true, score):.2f})"
+    assert said[2] == f"$a (AP = {average_precision_score(true, score):.2f})"
+    assert len(calibration.lines) == 3 and name in calibration.get_xlabel()  # the diagonal, and two
+    assert len({line.get_color() for line in roc.lines}) == 2
+    only = report_of("Some method", images.subset(np.flatnonzero(true)), p[true], 5, 1, 1.0)
+    for given, classname, message in (
+        ({}, name, "no report to draw"),
+        (report, "nobody", "unknown class 'nobody'"),
+        (only, name, "needs images of class"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            report_curves(given, classname)
