@@ -68,7 +68,7 @@ def ablate(
     import pandas as pd
 
     from medvlp.data.errors import check_choice
-    from medvlp.data.files import atomic_write, check_writable
+    from medvlp.data.files import atomic_write, check_file_writable
     from medvlp.study.ablation.grid import combinations
     from medvlp.study.ablation.papers import ABLATIONS, SEEDS, overview
     from medvlp.study.ablation.store import RunStore
@@ -82,14 +82,12 @@ def ablate(
         try:
             check_choice("ablation", name, ABLATIONS)
             check_choice("metric", metric, [*METRICS, *OF_CLASSES])
-            if out and out.is_dir():
-                raise OSError(f"{out} is a folder; name a file for the table.")
             ablation, fields = ABLATIONS[name], dict(parse_setting(text, "-c") for text in config or [])
             numbers = [int(text) if text.isdecimal() else text for text in num_shots or []]
             states = read_representations(representations or [], cards or ablation.cards)
             grids = ablation.on(cards, numbers, seeds or SEEDS, representations=states)
             if out:
-                check_writable(out.parent)
+                check_file_writable(out)
             if export:
                 RunStore(export).check_writable()
             place = store or Path("runs") / name

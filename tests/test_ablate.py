@@ -84,8 +84,8 @@ def test_wrong_arguments_end_with_a_sentence_before_any_run(arguments, message, 
     [
         ("--export", "file", "the store {}/file cannot be written"),
         ("--export", "file/new/store", "the store {}/file/new/store cannot be written"),
-        ("--out", "file/table.csv", "the folder {}/file cannot be written"),
-        ("--out", "", "{} is a folder; name a file for the table"),
+        ("--out", "file/table.csv", "{}/file/table.csv cannot be written: {}/file is a file, no folder"),
+        ("--out", "", "{} is a folder; give the name of a file"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_named_before_any_run(option, place, message, capsys, tmp_path):

@@ -191,21 +191,28 @@ class FolderSource(FilesSource):
     """A folder of class folders, or of split folders that hold class folders.
 
     `splits` maps each split to its folder under `folder`, None where that split must be made; where a
-    card does not say, folders called train, val and test are used as far as they are there.
+    card does not say, folders called train, val and test are used as far as they are there. Files whose
+    name fits `skip_files` ("*_mask*.png") are no images of the set.
     """
 
     kind: Literal["folder"]
+    skip_files: str = ""
     splits: Annotated[dict[Split, str | None], _over(dict.fromkeys(SPLITS))] = {s: s for s in SPLITS}
 
 
 class CsvSource(FilesSource):
     """A table with one image a row; `columns` names its path, label, split and group columns.
 
-    Paths are relative to `folder`. The split and group columns may be None: not there. `file` is one table,
-    or one for each split. `second_file` lists some of the images again, with attributes as another expert
-    noted them. Of each table FILE.gz will do, too.
+    Paths are relative to `folder`; where a table has only a part of them, `image_files` has the rest, with {}
+    in its place ("images/{}.png"), or several such, of which the first that is there is taken. The split and
+    group columns may be None: not there. `label_columns`, one for each class with a 1 in one of them, stand
+    for a label column. `file` is one table, or one for each split. `second_file` lists some of the images
+    again, with attributes as another expert noted them. Of each table FILE.gz will do, too; FILE.json is a
+    list of objects, each a row.
 
     `rows` says which rows are meant, by column: those with one of these values. The others are left out.
+    `split_words` are values of the split column that are no usual names ("1": train). `split_rows` are
+    tables, one for each split, whose column "indexes" has its rows in `file`, the first being 0.
     """
 
     kind: Literal["csv"]
@@ -216,7 +223,11 @@ class CsvSource(FilesSource):
         Field(validate_default=True),
         _over({"path": "path", "label": "label", "split": None, "group": None}),
     ] = {}
+    image_files: Names = ["{}"]
+    label_columns: list[Name] = []
     rows: dict[Name, Names] = {}
+    split_words: dict[Name, Split] = {}
+    split_rows: dict[Split, str] = {}
 
     @field_validator("columns")
     @classmethod

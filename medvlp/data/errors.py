@@ -173,14 +173,8 @@ def _fits(value: object, kind: Any) -> bool:
 
 def _in_words(kind: Any) -> str:
     """An annotation in words, such as "ImageSet or None, such as load_dataset('pneumonia').test"."""
-    words = re.sub(r"\b\w+\.", "", formatannotation(kind))
-    for code, word in {
-        " | ": " or ",
-        "Mapping[": "dict[",
-        "Sequence[": "list[",
-        "Iterable[": "list[",
-    }.items():
-        words = words.replace(code, word)
+    words = re.sub(r"\b\w+\.", "", formatannotation(kind)).replace(" | ", " or ")
+    words = re.sub(r"\b(Sequence|Iterable)\[", "list[", words.replace("Mapping[", "dict["))
     example = next((example for name, example in _SUCH_AS.items() if re.search(rf"\b{name}\b", words)), "")
     return f"{words}, such as {example}" if example else words
 

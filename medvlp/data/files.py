@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pandas as pd
 from tqdm.auto import tqdm
 
 from medvlp.data.errors import unknown_name, visible
@@ -227,14 +228,14 @@ def read_table(
     None where there is no column for a role; of those in `columns` only the `optional` ones may be missing.
     Columns are parted by comma, semicolon, tab or |: by what the header has most of the columns with. What
     stands beyond the header's columns is the row's "too many"; commas at the end of a line are not. Without
-    such a file FILE.gz will do.
+    such a file FILE.gz will do. A .json file, a list of objects, is read as the table that it would be.
     """
     try:
-        if not file.exists() and table_is_there(file):
-            with gzip.open(f"{file}.gz", "rt", encoding="utf-8-sig") as packed:
-                text = packed.read()
-        else:
-            text = file.read_text(encoding="utf-8-sig")
+        packed = not file.exists() and table_is_there(file)
+        raw = gzip.decompress(Path(f"{file}.gz").read_bytes()) if packed else file.read_bytes()
+        text = raw.decode("utf-8-sig")
+        if file.suffix == ".json":
+            text = pd.DataFrame(json.loads(text)).to_csv(index=False)
         tables = {mark: _rows(text, mark) for mark in DELIMITERS}
         headers = {mark: [composed(name) for name in next(rows)[1]] for mark, rows in tables.items()}
         wanted = {role: composed(column) for role, column in columns.items() if column}
@@ -249,14 +250,15 @@ def read_table(
             values = {role: row[i] if i < len(row) else "" for role, i in place.items()}
             extra = ", ".join(filter(None, row[len(header) :]))
             yield line, dict.fromkeys(columns) | values | {"too many": extra}
-    except (OSError, UnicodeError, StopIteration, csv.Error) as error:
+    except (OSError, UnicodeError, StopIteration, csv.Error, json.JSONDecodeError) as error:
         reason = "it is empty" if isinstance(error, StopIteration) else error
         raise ValueError(f"cannot read the table {file}: {reason}. Save it as CSV in UTF-8.") from error
 
 
 def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of a table that are not blank, each with the line where it begins."""
-    reader, line = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True), 1
+    lines = io.StringIO(text, newline=None)  # whichever mark is at their ends
+    reader, line = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True), 1
     for row in reader:
         if any(row):
             yield line, [value.strip() for value in row]

@@ -4,6 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import regex
@@ -47,11 +48,8 @@ def find_folder(card: DataCard, root: str | Path | None, fits: Callable[[Path], 
 
     FileNotFoundError names the card, what is expected, where it was looked for and how to get it.
     """
-    if root is not None:
-        starts = [root]
-    else:
-        starts = [os.environ["MEDVLP_DATA"]] if os.environ.get("MEDVLP_DATA") else []
-        starts += [card.path.parent] if card.path else []
+    default = [os.environ.get("MEDVLP_DATA") or None, card.path and card.path.parent]
+    starts = [start for start in (default if root is None else [root]) if start is not None]
     starts = [Path(os.path.expanduser(start)) for start in starts]  # Path's own fails on unknown users
     name = os.path.expanduser(getattr(card.source, "folder", "."))
     tried = list(dict.fromkeys(folder for start in starts for folder in (on_disk(start, name), start)))
@@ -130,7 +128,7 @@ def read_folder(
     unused = [path for path in subfolders if path not in present.values()] if present else []
     parts, others = {}, Counter()
     for split, folder in (present or {"test" if test_only else "train": base}).items():
-        walk = _Walk(base, split if present else None, problems)
+        walk = _Walk(base, split if present else None, problems, source.skip_files)
         parts[split] = _read_class_folders(card, split, folder, walk)
         others += walk.others
     return parts, {"other_files": dict(others), "unused_folders": [printable(path.name) for path in unused]}
@@ -174,11 +172,12 @@ class _Walk:
     """Reads what is under class folders, through links, each folder once.
 
     A name is a path within `base`, spelled as on the disk, with / between folders. `split` is that of the
-    folder that is read, None where there are no split folders. `others` counts what is no image, by ending.
+    folder that is read, None where there are no split folders. `others` counts what is no image, by ending,
+    and files that are to be skipped, by the pattern of their names.
     """
 
-    def __init__(self, base: Path, split: str | None, problems: Problems) -> None:
-        self.base, self.split, self.problems = base, split, problems
+    def __init__(self, base: Path, split: str | None, problems: Problems, skip: str) -> None:
+        self.base, self.split, self.problems, self.skip = base, split, problems, skip
         self.suffixes, self.others = image_suffixes(), Counter()
 
     def images(self, name: str) -> list[str]:
@@ -232,6 +231,7 @@ class _Walk:
         """Whether it is one by its ending, with a name that can be used; if not, it is counted."""
         file = name.rsplit("/", 1)[1]
         ending = "hidden" if file.startswith(".") else os.path.splitext(file)[1].lower()
+        ending = f"called {self.skip}" if fnmatch(file, self.skip) else ending
         if ending in self.suffixes:
             return self.is_text(name)
         self.others[printable(ending)] += 1
@@ -288,8 +288,8 @@ def image_set(card: DataCard, split: str, base: Path, rows: list[tuple[str, int,
     names, labels, groups = map(list, zip(*rows, strict=True))
     ids = [composed(name) for name in names]
     pattern = card.source.group_pattern and regex.compile(card.source.group_pattern)
-    for i, name in enumerate(ids):
-        groups[i] = groups[i] or (pattern and _group(card, pattern, name)) or name
+    pairs = zip(groups, ids, strict=True)
+    groups = [group or (pattern and _group(card, pattern, name)) or name for group, name in pairs]
     store = Files(base, names)
     if is_shipped(base):
         store = Shipped.read(base, card.source.how_to_get).called(names)

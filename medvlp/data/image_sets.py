@@ -10,7 +10,6 @@ whether images are the same, the cheapest first. None is like nothing.
 import copy
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +25,7 @@ from torch.utils.data import Dataset
 
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import check_choice, check_same_classes, listed, visible
-from medvlp.data.files import file_hashes, in_threads, sha256, short
+from medvlp.data.files import file_hashes, in_threads, open_regular, sha256, short
 from medvlp.data.images import ImageError, read_image
 from medvlp.data.phantoms.worlds import Latents, Rendered, World
 from medvlp.data.tensor_files import Shipped
@@ -66,29 +65,16 @@ class Files:
 
     @property
     def looks(self) -> Looks:
-        """The sizes, a few bytes from the middle, and all bytes."""
-        return (
-            self._sizes,
-            self._middles,
-            lambda rows: file_hashes(self.folder, [self.names[i] for i in rows]),
-        )
+        """The size with a few bytes from the middle, and all bytes."""
+        return self._middles, lambda rows: file_hashes(self.folder, [self.names[i] for i in rows])
 
-    def _sizes(self, rows: Sequence[int]) -> list[int | None]:
-        def size(i: int) -> int | None:
+    def _middles(self, rows: Sequence[int]) -> list[tuple[int, bytes] | None]:
+        def middle(i: int) -> tuple[int, bytes] | None:
             try:
-                info = os.stat(os.path.join(self.folder, self.names[i]))
-            except OSError:
-                return None
-            return info.st_size if stat.S_ISREG(info.st_mode) else None
-
-        return [size(i) for i in rows]
-
-    def _middles(self, rows: Sequence[int]) -> list[bytes | None]:
-        def middle(i: int) -> bytes | None:
-            try:
-                with open(os.path.join(self.folder, self.names[i]), "rb", buffering=0) as file:
-                    file.seek(os.fstat(file.fileno()).st_size // 2)
-                    return file.read(64)
+                with open_regular(os.path.join(self.folder, self.names[i])) as file:
+                    size = file.seek(0, os.SEEK_END)
+                    file.seek(size // 2)
+                    return size, file.read(64)
             except OSError:
                 return None
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from medvlp.data.card_parts import SPLITS, Attribute, CsvSource
 from medvlp.data.cards import DataCard
-from medvlp.data.errors import brief, check_choice, unknown_name
+from medvlp.data.errors import brief, check_choice, listed, unknown_name
 from medvlp.data.files import as_word, composed, on_disk, read_table, short, table_is_there
 from medvlp.data.folders import SPLIT_WORDS, TEST_ONLY, Problems, find_folder, image_set
 from medvlp.data.image_sets import ImageSet
@@ -36,20 +36,24 @@ def read_csv(
         "the table " + " and ".join(map(brief, needed)),
     )
     rows: dict[str, list[tuple[str, int, str]]] = {split: [] for split in SPLITS}
-    noted: dict[str, list[Noted]] = {split: [] for split in SPLITS}
-    listed: dict[Path, str] = {}  # where each image is listed
+    noted: dict[Path, Noted] = {}
+    found_in: dict[Path, str] = {}  # where each image is listed
     others: dict[Path, str] = {}  # images that are not meant, and why
     shipped = {base / name for name in Shipped.read(base).names} if is_shipped(base) else None
     columns = source.columns | {_role(attribute): attribute.column for attribute in card.attributes}
     columns |= {_which(column): column for column in source.rows}
+    if source.label_columns:
+        columns |= {"label": None} | {_which(column): column for column in source.label_columns}
+    words = SPLIT_WORDS | {as_word(word): split for word, split in source.split_words.items()}
+    numbers = _numbers(card, base)
     optional = {"split", "group", *map(_role, card.attributes)} if test_only else set()
     seen: dict[str, set[str]] = {column: set() for column in source.rows}
     for split_of_table, name_of_table in tables.items():
         file = on_disk(base, name_of_table)
         if not table_is_there(file):
             continue  # of a split that is not asked for
-        for number, row in read_table(file, columns, optional):
-            name, where = row["path"], f"line {number} of {file}"
+        for i, (number, row) in enumerate(read_table(file, columns, optional)):
+            name, where = _image_file(card, base, row), f"line {number} of {file}"
             path = on_disk(base, name)
             for column in source.rows:
                 seen[column].add(row[_which(column)])
@@ -59,41 +63,36 @@ def read_csv(
             try:
                 if row["too many"]:
                     raise ValueError(f"it has more values than the header, such as {brief(row['too many'])}.")
-                label = label_from(card, row["label"])
-                split = split_of_table or first if row["split"] is None else _split_name(row["split"])
-                values = _noted(card, row)
-            except ValueError as error:
-                problems.add(name, f"{where}: {error}")
+                label = label_from(card, _label(card, row))
+                row["split"] = numbers.get(f"{i}", f"of row {i}") if numbers else row["split"]
+                split = split_of_table or first if row["split"] is None else words.get(as_word(row["split"]))
+                if split is None:
+                    raise ValueError(unknown_name("split", row["split"], SPLITS))
+                noted_here = _noted(card, row)
+                if not (os.path.isfile(path) if shipped is None else path in shipped):
+                    raise FileNotFoundError(f"there is no image file {short(base / name)}.")
+                if path in found_in:
+                    raise ValueError(f"the image '{short(name)}' is already in {found_in[path]}.")
+            except (ValueError, FileNotFoundError) as error:
+                problems.add(name, f"{where}: {error}", type(error))
                 continue
-            if not (os.path.isfile(path) if shipped is None else path in shipped):
-                problems.add(
-                    name, f"{where}: there is no image file {short(base / name)}.", FileNotFoundError
-                )
-            elif path in listed:
-                problems.add(name, f"{where}: the image '{short(name)}' is already in {listed[path]}.")
-            else:
-                listed[path] = f"line {number}" if len(tables) == 1 else where
-                inside = path.relative_to(base) if path.is_relative_to(base) else path
-                rows[split].append((inside.as_posix(), label, composed(row["group"] or "")))
-                noted[split].append(values)
+            found_in[path] = f"line {number}" if len(tables) == 1 else where
+            inside = path.relative_to(base) if path.is_relative_to(base) else path
+            rows[split].append((inside.as_posix(), label, composed(row["group"] or "")))
+            noted[path] = noted_here
     for column, values in source.rows.items():
         for value in values:
             if as_word(value) not in map(as_word, seen[column]):
                 where = f"{' and '.join(tables.values())}, which the card asks for under source, rows"
-                raise ValueError(
-                    unknown_name(f"value of {brief(column)}", value, sorted(seen[column]), where)
-                )
+                check_choice(f"value of {brief(column)}", value, sorted(seen[column]), where)
     if not rows[first]:
         table, advice = on_disk(base, needed[0]), TEST_ONLY if rows["test"] else ""
         raise ValueError(f"the table {table} names no image for {first}.{advice}")
     parts = {split: image_set(card, split, base, rows[split]) for split in SPLITS if rows[split]}
-    if card.attributes:
-        parts = {split: _annotated(images, noted[split]) for split, images in parts.items()}
+    experts = [noted] if card.attributes else []
     if source.second_file and table_is_there(on_disk(base, source.second_file)):
-        again = _second_notes(card, base, listed.keys() | others.keys(), problems)
-        for split, images in parts.items():
-            paths = [Path(base, name) for name in images.store.names]
-            parts[split] = _annotated(images, [again.get(path, {}) for path in paths])
+        experts.append(_second_notes(card, base, found_in.keys() | others.keys(), problems))
+    parts = {split: _annotated(images, base, experts) for split, images in parts.items()}
     return parts, {"other_rows": dict(Counter(others.values()).most_common())}
 
 
@@ -106,7 +105,8 @@ def tables_of(card: DataCard, test_only: bool = False) -> list[str]:
         file = {"test": file} if isinstance(file, str) else file
         check_choice("table", "test", file, f"card {card.name!r}, source, file")
         return [file["test"]]
-    return [*(file.values() if isinstance(file, dict) else [file]), *filter(None, [card.source.second_file])]
+    more = [*filter(None, [card.source.second_file]), *card.source.split_rows.values()]
+    return [*(file.values() if isinstance(file, dict) else [file]), *more]
 
 
 def _role(attribute: Attribute) -> str:
@@ -130,12 +130,10 @@ def _noted(card: DataCard, row: Row) -> Noted:
     """What a row says of the card's attributes; ValueError for a value that the card does not have."""
     noted = {}
     for attribute in card.attributes:
-        text = row[_role(attribute)]
-        value = text if text in attribute.values else None
+        text, values = row[_role(attribute)] or "", {as_word(value): value for value in attribute.values}
+        value = text if text in attribute.values else values.get(as_word(text))
         if text and value is None:
-            value = {as_word(value): value for value in attribute.values}.get(as_word(text))
-            if value is None:
-                raise ValueError(unknown_name(f"value of {brief(attribute.name)}", text, attribute.values))
+            raise ValueError(unknown_name(f"value of {brief(attribute.name)}", text, attribute.values))
         noted[attribute.name] = value
     return noted
 
@@ -146,7 +144,7 @@ def _second_notes(card: DataCard, base: Path, images: set[Path], problems: Probl
     columns |= {_role(attribute): attribute.column for attribute in card.attributes}
     file, notes = on_disk(base, card.source.second_file), {}
     for number, row in read_table(file, columns):
-        path, where = on_disk(base, row["path"]), f"line {number} of {file}"
+        path, where = on_disk(base, _image_file(card, base, row)), f"line {number} of {file}"
         try:
             if path not in images:
                 raise ValueError(f"no image '{short(row['path'])}' is in {card.source.file}.")
@@ -158,15 +156,12 @@ def _second_notes(card: DataCard, base: Path, images: set[Path], problems: Probl
     return notes
 
 
-def _annotated(images: ImageSet, noted: list[Noted]) -> ImageSet:
-    """The images with one table more: a row an image, a categorical column an attribute."""
-    columns = {
-        attribute.name: pd.Categorical(
-            [values.get(attribute.name) for values in noted], categories=list(attribute.values)
-        )
-        for attribute in images.card.attributes
-    }
-    return replace(images, annotations=(*images.annotations, pd.DataFrame(columns, index=images.ids)))
+def _annotated(images: ImageSet, base: Path, experts: list[dict[Path, Noted]]) -> ImageSet:
+    """The images with what each expert noted: a table with a categorical column for each attribute."""
+    kinds = {one.name: pd.CategoricalDtype(list(one.values)) for one in images.card.attributes}
+    notes = [[noted.get(base / name, {}) for name in images.store.names] for noted in experts]
+    tables = [pd.DataFrame(rows, images.ids, list(kinds), dtype=object).astype(kinds) for rows in notes]
+    return replace(images, annotations=tuple(tables))
 
 
 def label_from(card: DataCard, text: str) -> int:
@@ -189,7 +184,25 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"-?[0-9]+", text) is not None
 
 
-def _split_name(text: str) -> str:
-    if as_word(text) not in SPLIT_WORDS:
-        raise ValueError(unknown_name("split", text, SPLITS))
-    return SPLIT_WORDS[as_word(text)]
+def _numbers(card: DataCard, base: Path) -> dict[str, str]:
+    """The split of each row by its number, as tables of a split's row numbers have it; {} where none is."""
+    splits: dict[str, str] = {}
+    for split, name in card.source.split_rows.items():
+        if table_is_there(file := on_disk(base, name)):
+            splits |= {row["number"]: split for _, row in read_table(file, {"number": "indexes"})}
+    return splits
+
+
+def _image_file(card: DataCard, base: Path, row: Row) -> str:
+    """The path of a row's image within the card's folder."""
+    names = [name.replace("{}", row["path"]) for name in card.source.image_files]
+    return next((name for name in names[:-1] if os.path.isfile(on_disk(base, name))), names[-1])
+
+
+def _label(card: DataCard, row: Row) -> str:
+    """The label in a row's column or, where each class has a column, the name of the one with a 1."""
+    columns = card.source.label_columns
+    marked = [column for column in columns if re.fullmatch(r"1([.,]0*)?", row[_which(column)])]
+    if columns and len(marked) != 1:
+        raise ValueError(f"{len(marked)} of the columns {listed(columns)} have a 1; expected one of them.")
+    return marked[0] if columns else row["label"]

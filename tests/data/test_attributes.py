@@ -152,31 +152,6 @@ def test_real_cells(data_root):
     assert bands.eq("unsegmented-band").mean() == pytest.approx(0.67, abs=5e-3)
 
 
-def test_the_seven_criteria_are_read_from_a_table_that_the_cards_own_code_writes(tmp_path, monkeypatch):
-    card, columns = load_card("derm7pt"), ["case_num", "diagnosis", "derm"]
-    values = {attribute.column: list(attribute.values) for attribute in card.attributes}
-    names = ["clark nevus", "melanoma (in situ)", "basal cell carcinoma"]
-    rows = [
-        [i, names[i % 3], f"{i}.jpg", *(known[i % len(known)] for known in values.values())]
-        for i in range(18)
-    ]
-    for folder in ("images", "meta"):
-        (tmp_path / "derm7pt" / folder).mkdir(parents=True)
-    meta = tmp_path / "derm7pt" / "meta"
-    pd.DataFrame(rows, columns=[*columns, *values]).to_csv(meta / "meta.csv", index=False)
-    for n, split in enumerate(("train", "valid", "test")):
-        pd.DataFrame({"indexes": range(6 * n, 6 * n + 6)}).to_csv(meta / f"{split}_indexes.csv", index=False)
-    for i in range(18):
-        Image.new("RGB", (4, 4), (10 * i, 0, 0)).save(meta.parent / "images" / f"{i}.jpg")
-    monkeypatch.chdir(tmp_path)
-    exec(re.search(r"```python\n(.*?)```", card.prose, re.DOTALL)[1], {})
-    data = load_dataset(card, tmp_path)
-    assert [len(images) for images in data.splits.values()] == [4, 4, 4]
-    assert data.test.ids == ["images/12.jpg", "images/13.jpg", "images/15.jpg", "images/16.jpg"]
-    assert data.test.attributes["streaks"].tolist() == ["absent", "regular", "absent", "regular"]
-    assert data.test.attributes.loc["images/16.jpg", "vascular structures"] == "absent"
-
-
 WHICH = "  second_file: again.csv\n"
 ROWS = WHICH + "  rows: {label: [plain, Dotted], col: [nil, red]}\n"
 

@@ -51,7 +51,8 @@ def phrases(card: DataCard):
 def test_the_packaged_cards_are_there():
     mnist = [f"{what}mnist" for what in ("pneumonia", "breast", "derma", "retina", "blood")]
     phantom = [f"phantom-{world}{shift}" for world in ("derm", "cxr", "fundus") for shift in ("", "-shifted")]
-    files = ["adam", "cpn-x-ray", "derm7pt", "kvasir", "neutrophil-maturity", "pneumonia", "wbcatt"]
+    files = "adam aptos2019 busi chaoyang cpn-x-ray derm7pt fetal-us isic kvasir odir pneumonia"
+    files = [*files.split(), "wbcatt", "neutrophil-maturity"]
     assert set(CARDS) == {*files, *mnist, *phantom}
 
 
