@@ -84,7 +84,7 @@ def test_wrong_arguments_end_with_a_sentence_before_any_run(arguments, message, 
     [
         ("--export", "file", "the store {}/file cannot be written"),
         ("--export", "file/new/store", "the store {}/file/new/store cannot be written"),
-        ("--out", "file/table.csv", "{}/file/table.csv cannot be written: {}/file is a file, no folder"),
+        ("--out", "file/table.csv", "{}/file/table.csv cannot be written: "),
         ("--out", "", "{} is a folder; give the name of a file"),
     ],
 )

@@ -212,7 +212,7 @@ VALID = "derm7pt/meta/valid_indexes.csv"
         ),
         ("chaoyang", "chaoyang/test.json", '"label": 0}', '"label": 0', "cannot read the table .*test.json"),
         ("fetal-us", next(iter(LAYOUTS["fetal-us"].tables)), "Other;0", "Other;2", "unknown split '2'"),
-        ("odir", "odir/full_df.csv", "['N']", "['N', 'D']", "unknown class"),
+        ("odir", "odir/full_df.csv", "['N']", "\"['N', 'D']\"", "unknown class"),
     ],
 )
 def test_what_is_wrong_in_such_a_table_is_said(name, table, old, new, said, tmp_path):
