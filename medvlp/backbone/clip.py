@@ -22,6 +22,7 @@ from medvlp.data.files import sha256
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BFLOAT16_PRODUCTS = ("avx512_bf16", "amx_bf16", "bf16")  # x86 with vectors, with tiles; ARM
 PROFILES = {"clip": "ViT-B-16-quickgelu/openai", "large": "ViT-L-14-336-quickgelu/openai"}  # as ViP uses
+NO_FEATURE = ("_name_or_path", "transformers_version", "dtype", "architectures")  # of a tower's config.json
 TEXTS_AT_ONCE = 256  # texts encoded in one go
 PROBE = [  # the fingerprint knows a tokenizer by what it makes of these
     "a dermoscopy image of an asymmetric lesion with irregular dots, 3 colours & a blue-white veil.",
@@ -79,6 +80,8 @@ class Clip(nn.Module):
         self.context_length = int(tokenizer.context_length)
         self.embed_dim = int(model_cfg["embed_dim"])
         self.precision, self.dtype = precision, PRECISIONS[precision]
+        for tower in (model.visual, model.text):  # the scale of logits stays exact
+            tower.to(self.dtype)
         if isinstance(model.text, TextTransformer):
             model.text.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
         self.eval()
@@ -100,6 +103,15 @@ class Clip(nn.Module):
     def logit_scale(self) -> float:
         """The factor on cosines: exp of the learned scale, about 100 in a trained CLIP."""
         return float(self.model.logit_scale.exp())
+
+    @property
+    def logit_bias(self) -> float:
+        """What is added to all logits: about -10 in CLIPs trained by sigmoids (SigLIP), in others 0.
+
+        It changes no softmax. `method(images).sigmoid()` are then the probabilities that each class's text
+        fits, each by itself: they need not add up to 1.
+        """
+        return float(getattr(self.model, "logit_bias", None) or 0.0)
 
     @property
     def token_embedding(self) -> nn.Embedding:
@@ -131,8 +143,7 @@ class Clip(nn.Module):
             "probe": self.tokenizer(PROBE).tolist(),
         }
         if tower is not None:
-            names = ("_name_or_path", "transformers_version", "dtype", "architectures")
-            settings["tower"] = {k: v for k, v in tower.to_dict().items() if k not in names}
+            settings["tower"] = {k: v for k, v in tower.to_dict().items() if k not in NO_FEATURE}
         if rules is not None:  # to which the probe's call has given padding and truncation
             settings["tokenizer"] = rules.to_str()
         digests = [sha256(json.dumps(settings, sort_keys=True, default=list))]
@@ -232,6 +243,9 @@ def load_clip(name: str = "tiny", device: str | torch.device = "auto", precision
             `clip`, `large`: OpenAI's ViT-B/16 and ViT-L/14 at 336 pixels (see `PROFILES`);
             `ARCH/TAG`: an architecture and a pretrained tag of open_clip, as "ViT-B-16-quickgelu/openai"
             (`open_clip.list_pretrained()` lists them);
+            `ARCH=FILE`: an architecture of open_clip and a file of weights (.pt, .pth, .bin, .safetensors; as
+            they are, or under "state_dict" as a training run saves them), as "ViT-B-16-quickgelu=epoch_5.pt".
+            With ARCH-quickgelu or ARCH-gelu you say which activation they were trained with;
             `ARCH/random`: random weights from a fixed seed, for benchmarks;
             `hf-hub:OWNER/REPO`: an open_clip model on the Hugging Face hub;
             `local-dir:FOLDER`: a folder with open_clip_config.json and weights. A folder that holds the
@@ -254,8 +268,7 @@ def load_clip(name: str = "tiny", device: str | torch.device = "auto", precision
     check_choice("precision", precision, PRECISIONS)
     where = find_device(device)
     name = PROFILES.get(name, name)
-    model, tokenizer, cfg = load_source(name, precision)
-    return Clip(name, model, tokenizer, cfg, precision).to(where)
+    return Clip(name, *load_source(name), precision).to(where)
 
 
 def find_device(device: str | torch.device, mps: bool = True) -> torch.device:

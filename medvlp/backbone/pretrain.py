@@ -14,7 +14,7 @@ ship with the package were helped besides, see `pretrain_annotated`.
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +23,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from open_clip import CustomTextCLIP, SimpleTokenizer
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.loss import ClipLoss
 from open_clip.model import set_model_preprocess_cfg
+from open_clip.transform import PreprocessCfg
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -44,15 +44,7 @@ TINY = {  # open_clip's model_cfg: two towers of four layers; embed_dim differs 
     "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 128, "head_width": 32, "layers": 4},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 4},
 }
-PREPROCESS = {
-    "size": TINY["vision_cfg"]["image_size"],
-    "mode": "RGB",
-    "mean": OPENAI_DATASET_MEAN,
-    "std": OPENAI_DATASET_STD,
-    "interpolation": "bicubic",
-    "resize_mode": "shortest",
-    "fill_color": 0,
-}
+PREPROCESS = asdict(PreprocessCfg(size=TINY["vision_cfg"]["image_size"]))
 Share = Annotated[float, Field(ge=0, le=1)]
 STREAM = 0x9E3779B9  # keeps the images of pre-training apart from those of every data set
 
@@ -120,10 +112,10 @@ def pretrain(
     clip = new_clip(config.seed)
     draws = torch.Generator().manual_seed(config.seed)
     worlds = [get_world(name) for name in config.worlds]
-    corpora = [
-        _corpus(world, config, number)
-        for number, world in enumerate(tqdm(worlds, desc="drawing phantoms", disable=not progress))
-    ]
+    corpora = []
+    for number, world in enumerate(tqdm(worlds, desc="drawing phantoms", disable=not progress)):
+        latents = corpus_latents(world, config, number)
+        corpora.append((world, latents, world.render(latents, PREPROCESS["size"])))
     criterion = ClipLoss()
 
     def loss_of(step: int) -> tuple[Tensor, float]:
@@ -227,11 +219,6 @@ def save_clip(clip: Clip, folder: str | Path, record: dict) -> None:
     }.items():
         with atomic_write(folder / name) as part:
             part.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _corpus(world: World, config: PretrainConfig, number: int) -> tuple[World, Latents, Tensor]:
-    latents = corpus_latents(world, config, number)
-    return world, latents, world.render(latents, PREPROCESS["size"])
 
 
 def _features(clip: Clip, images: Tensor, words: list[str], bf16: bool) -> tuple[Tensor, Tensor]:

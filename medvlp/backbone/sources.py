@@ -5,7 +5,6 @@ clear error at once, not a log of retries. Python code that lies beside a model 
 model's configuration asks for.
 """
 
-import difflib
 import json
 import os
 import ssl
@@ -41,7 +40,13 @@ WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 TOWER_CONFIG = ("config.json",)
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZER = (*VOCABULARY, "tokenizer_config.json")
+WRONG_FILES = {  # what is said of files that are no weights alone, and what to do
+    "TorchScript": "it is a TorchScript archive, whose code is not run; save its state_dict()",
+    "Weights only": "it holds Python objects beside tensors, which are not opened; save model.state_dict()",
+    "'logit_scale'": "it holds no weights of a CLIP under the names that open_clip and OpenAI give them",
+}
 PLACES = ("local-dir:", "hf-hub:")  # what begins so can hold anything; the other names are open_clip's own
 NO_CODE = "Python code that comes with a model is never run here"
 # by process: one that is forked while a thread has its turn would wait for it for ever
@@ -66,22 +71,24 @@ def random_turn(seed: int | None = None, devices: Sequence[torch.device] = ()) -
         yield
 
 
-def load_source(name: str, precision: str) -> Loaded:
+def load_source(name: str) -> Loaded:
     """Load the open_clip model of `name` (see `load_clip`) on the CPU, with tokenizer and configuration.
 
-    The state of torch's random generator stays as it was; random weights come from seed 0.
+    The weights are float32. The state of torch's random generator stays as it was; random weights come from
+    seed 0.
     """
     with random_turn(seed=0):
         if name in EMBEDDED:
-            return _load_folder(name, ASSETS / name, precision)
+            return _load_folder(name, ASSETS / name)
         if name.startswith("local-dir:"):
-            return _load_folder(name, Path(name.removeprefix("local-dir:")).expanduser(), precision)
+            return _load_folder(name, Path(name.removeprefix("local-dir:")).expanduser())
         if name.startswith("hf-hub:"):
-            return _load_hub(name, precision)
-        return _load_builtin(name, precision)
+            return _load_folder(name, _hub_folder(name))
+        return _load_file(name) if "=" in name else _load_builtin(name)
 
 
-def _load_folder(name: str, folder: Path, precision: str) -> Loaded:
+def _load_folder(name: str, folder: Path) -> Loaded:
+    hub = name.startswith("hf-hub:")  # its tokenizer may be another repository's
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"clip {brief(name)}: there is no folder {short(folder)}.")
     config = folder / "open_clip_config.json"
@@ -100,15 +107,15 @@ def _load_folder(name: str, folder: Path, precision: str) -> Loaded:
         raise ValueError(
             f"clip {brief(name)}: {config} is no open_clip configuration ({brief(error)})."
         ) from error
-    if text_cfg.get("hf_tokenizer_name") and not any(
-        file.name == "tokenizer.json" or file.stem == "vocab" or file.suffix == ".model"
-        for file in folder.iterdir()
-    ):  # transformers would make an empty vocabulary without a word
+    # without it transformers would make an empty vocabulary without a word
+    if text_cfg.get("hf_tokenizer_name") and not hub and not _first(str(folder), VOCABULARY):
         raise FileNotFoundError(f"clip {brief(name)}: no tokenizer; {folder / 'tokenizer.json'} is missing.")
-    refuse_code(f"clip {brief(name)}", str(folder))
+    refuse_code(f"clip {brief(name)}", name.removeprefix("hf-hub:") if hub else str(folder))
     overrides = {}
     if text_cfg.get("hf_model_name"):
-        if (folder / "config.json").is_file():
+        own = folder / "config.json"
+        # that of a whole CLIP, such as a BertCLIPModel's, is not the tower's own
+        if own.is_file() and not {"text_config", "vision_config"} & json.loads(own.read_text()).keys():
             text_cfg["hf_model_name"] = str(folder)
         tower = text_cfg["hf_model_name"]
         check_at_hand(name, tower, TOWER_CONFIG, f"Put the config.json of {brief(tower)} into {folder}.")
@@ -116,11 +123,7 @@ def _load_folder(name: str, folder: Path, precision: str) -> Loaded:
         overrides["text_cfg"] = text_cfg | {"hf_model_pretrained": False}
     try:
         model = open_clip.create_model(
-            f"local-dir:{folder}",
-            precision=precision,
-            force_custom_text=True,
-            require_pretrained=True,
-            **overrides,
+            f"local-dir:{folder}", force_custom_text=True, require_pretrained=True, **overrides
         )
     except (SafetensorError, RuntimeError, TypeError, KeyError, AssertionError) as error:
         why = str(error) or f"a value that {config.name} may not have ({type(error).__name__})"
@@ -128,68 +131,94 @@ def _load_folder(name: str, folder: Path, precision: str) -> Loaded:
             f"clip {brief(name)}: the weights in {folder} cannot be loaded as {config} says: {why}"
         ) from error
     try:
-        return model, _tokenizer(f"local-dir:{folder}", text_cfg), cfg
+        return model, _tokenizer(name if hub else f"local-dir:{folder}", text_cfg), cfg
     except (OSError, ValueError) as error:
         raise ValueError(
             f"clip {brief(name)}: the tokenizer files in {folder} cannot be read: {why_not(error)}"
         ) from error
 
 
-def _load_hub(name: str, precision: str) -> Loaded:
+def _hub_folder(name: str) -> Path:
+    """The folder of the hub's cache with a repository's configuration and weights, fetched if need be."""
     repo = name.removeprefix("hf-hub:")
-    check_at_hand(name, repo, CONFIG, _take_along(repo))
-    check_at_hand(name, repo, WEIGHTS, _take_along(repo))
-    try:
-        refuse_code(f"clip {brief(name)}", repo)
-        cfg = open_clip.get_model_config(name)
-        if tower := cfg["text_cfg"].get("hf_model_name"):
-            _check_tower(name, tower)
-        model = open_clip.create_model(
-            name, precision=precision, force_custom_text=True, require_pretrained=True
-        )
-        return model, _tokenizer(name, cfg["text_cfg"]), cfg
-    except (OSError, RuntimeError) as error:
-        raise ConnectionError(
-            f"clip {brief(name)} could not be loaded: {error} {_take_along(repo)}"
-        ) from error
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"clip {brief(name)} cannot be loaded: {why_not(error)}") from error
+    for files in (CONFIG, WEIGHTS):
+        check_at_hand(name, repo, files, _take_along(repo))
+    weights, config = (_first(repo, files) for files in (WEIGHTS, CONFIG))
+    return Path(config or weights or repo).parent
 
 
-def _load_builtin(name: str, precision: str) -> Loaded:
+def _first(place: str, files: Sequence[str], revision: str | None = None) -> str | None:
+    """Where the first of these files is that a folder or a repository has."""
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    return next(filter(None, (cached_file(place, file, revision=revision, **quiet) for file in files)), None)
+
+
+def _load_builtin(name: str) -> Loaded:
+    """`ARCH/TAG`: an architecture and weights of open_clip's list."""
     arch, _, tag = name.rpartition("/")
     arch = arch.replace("/", "-")
     if not arch:
         raise ValueError(_no_such_clip(name))
-    if arch not in open_clip.list_models():
-        raise ValueError(_unknown_architecture(arch))
+    cfg = _architecture(name, arch)
     tags = [*open_clip.list_pretrained_tags_by_model(arch), "random"]
     check_choice("pretrained tag", tag, tags, where=f"architecture {brief(arch)}")
-    cfg = open_clip.get_model_config(arch)
     source = open_clip.get_pretrained_cfg(arch, tag)
-    quick_gelu = bool(cfg.get("quick_gelu") or source.get("quick_gelu"))  # as the weights were trained
-    repo = source.get("hf_hub", "").rpartition("/")[0]
+    repo, _, file = source.get("hf_hub", "").rpartition("/")
     if repo:
-        check_at_hand(name, repo, WEIGHTS, _take_along(repo))
-    for key, files in (("hf_model_name", TOWER_CONFIG), ("hf_tokenizer_name", TOKENIZER)):
-        if part := cfg["text_cfg"].get(key):
-            check_at_hand(name, part, files, f"Run `hf download {part}` elsewhere and copy the cache here.")
+        check_at_hand(name, repo, (file,) if file else WEIGHTS, _take_along(repo))
     try:
-        model = open_clip.create_model(
-            arch,
-            pretrained=None if tag == "random" else tag,
-            precision=precision,
-            force_custom_text=True,
-            force_quick_gelu=quick_gelu,
-            pretrained_text=False,
-            require_pretrained=tag != "random",
-        )
-        tokenizer = _tokenizer(arch, cfg["text_cfg"])
+        return _create(arch, cfg, None if tag == "random" else tag, source)
     except (OSError, RuntimeError) as error:
         raise ConnectionError(
             f"clip {brief(name)} could not be loaded: {error} {_take_along(repo)}"
         ) from error
-    return model, tokenizer, cfg | {"quick_gelu": quick_gelu}
+
+
+def _load_file(name: str) -> Loaded:
+    """`ARCH=FILE`: an architecture of open_clip and a file of weights."""
+    said, _, file = name.partition("=")
+    arch, path = said.removesuffix("-gelu"), Path(file).expanduser()
+    cfg = _architecture(name, arch)
+    if not path.is_file():
+        raise FileNotFoundError(f"clip {brief(name)}: there is no file {short(path)}.")
+    if arch == said and f"{arch}-quickgelu" in open_clip.list_models():
+        raise ValueError(
+            f"clip {brief(name)}: no file says with which activation its weights were trained, and another "
+            f"one changes every feature. Write '{arch}-quickgelu={file}' for OpenAI's CLIP and what was "
+            f"trained on from it, '{arch}-gelu={file}' for LAION's and most others."
+        )
+    tags = [open_clip.get_pretrained_cfg(arch, tag) for tag in open_clip.list_pretrained_tags_by_model(arch)]
+    same = {key: value for key, value in (tags or [{}])[0].items() if all(t.get(key) == value for t in tags)}
+    try:
+        return _create(arch, cfg, str(path), {**same, "quick_gelu": False})
+    except Exception as error:  # whatever a file of another kind makes torch and safetensors raise
+        why = next((WRONG_FILES[sign] for sign in WRONG_FILES if sign in str(error)), brief(str(error)))
+        raise ValueError(f"clip {brief(name)}: {short(path)} cannot be loaded as {arch}: {why}") from error
+
+
+def _architecture(name: str, arch: str) -> dict:
+    """The configuration of an architecture of open_clip, whose tower and tokenizer are at hand."""
+    check_choice("architecture", arch, open_clip.list_models())
+    cfg = open_clip.get_model_config(arch)
+    for key, files in (("hf_model_name", TOWER_CONFIG), ("hf_tokenizer_name", TOKENIZER)):
+        if part := cfg["text_cfg"].get(key):
+            check_at_hand(name, part, files, f"Run `hf download {part}` elsewhere and copy the cache here.")
+    return cfg
+
+
+def _create(arch: str, cfg: dict, pretrained: str | None, source: dict) -> Loaded:
+    """Weights by a tag of the architecture or a path; `source` says how they were trained."""
+    quick_gelu = bool(cfg.get("quick_gelu") or source.get("quick_gelu"))
+    model = open_clip.create_model(
+        arch,
+        pretrained,
+        force_custom_text=True,
+        force_quick_gelu=quick_gelu,
+        force_preprocess_cfg=source,
+        pretrained_text=False,
+        require_pretrained=pretrained is not None,
+    )
+    return model, _tokenizer(arch, cfg["text_cfg"]), cfg | {"quick_gelu": quick_gelu}
 
 
 def refuse_code(who: str, place: str, revision: str | None = None) -> None:
@@ -206,9 +235,8 @@ def refuse_code(who: str, place: str, revision: str | None = None) -> None:
     Raises:
         ValueError: one of them does, or is no JSON; the message names the file.
     """
-    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
     for file in (*CONFIG, *TOWER_CONFIG, "tokenizer_config.json"):
-        path = cached_file(place, file, revision=revision, **quiet)
+        path = _first(place, [file], revision)
         if path is None:
             continue
         try:
@@ -264,15 +292,8 @@ def _no_such_clip(name: str) -> str:
         return f"clip {brief(name)} names no weights; write '{name}/TAG'. Tags: {listed(tags)}."
     if os.path.isdir(name):  # which a name of any length may be asked
         return f"clip {brief(name)} is a folder; write 'local-dir:{name}'."
-    kinds = ["ARCH/TAG", "ARCH/random", "hf-hub:OWNER/REPO", "local-dir:FOLDER"]
+    kinds = ["ARCH/TAG", "ARCH=FILE", "ARCH/random", "hf-hub:OWNER/REPO", "local-dir:FOLDER"]
     return unknown_name("clip", name, [*EMBEDDED, "clip", "large", *kinds])
-
-
-def _unknown_architecture(arch: str) -> str:
-    known = {model.lower(): model for model in open_clip.list_models()}
-    near = difflib.get_close_matches(arch.lower(), known, n=1, cutoff=0.5)
-    hint = f"; did you mean {brief(known[near[0]])}?" if near else "."
-    return f"unknown architecture {brief(arch)}{hint} open_clip.list_models() lists all {len(known)}."
 
 
 def check_at_hand(name: str, repo: str, files: Sequence[str], way_on: str, timeout: float = 5.0) -> None:

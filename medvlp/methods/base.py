@@ -98,6 +98,7 @@ class Method(nn.Module):
         if logit_scale is not None and not logit_scale > 0:
             raise ValueError(f"logit_scale must be above 0, got {logit_scale}; None takes the CLIP's own.")
         self.logit_scale = clip.logit_scale if logit_scale is None else logit_scale
+        self.logit_bias = getattr(clip, "logit_bias", 0.0)
 
     @property
     def keeps_image_tower(self) -> bool:
@@ -121,7 +122,7 @@ class Method(nn.Module):
     def logits_from_features(self, image_features: Tensor) -> Tensor:
         """Logits of normalised image features: (B, D) -> (B, n_cls)."""
         t = self.class_features()  # (n_cls, D)
-        return self.logit_scale * image_features.to(t) @ t.T
+        return self.logit_scale * image_features.to(t) @ t.T + self.logit_bias
 
     def class_features(self, f: Tensor | None = None) -> Tensor:
         """t: the classes' features, (n_cls, D), L2-normalised.

@@ -187,7 +187,7 @@ class CILMP(PromptedTower):
     def logits_from_features(self, image_features: Tensor) -> Tensor:
         """Logits of normalised image features: (B, D) -> (B, n_cls)."""
         f = image_features.to(self.ctx)
-        return self.logit_scale * (f[:, None] * self.class_features(f)).sum(dim=-1)
+        return self.logit_scale * (f[:, None] * self.class_features(f)).sum(dim=-1) + self.logit_bias
 
     def class_features(self, f: Tensor) -> Tensor:
         """t: the classes' text features for each image, (B, D) -> (B, n_cls, D), L2-normalised."""

@@ -113,7 +113,9 @@ class ZeroShot(Method):
 
     def logits_from_features(self, image_features: Tensor) -> Tensor:
         """Logits of normalised image features: (B, D) -> (B, n_cls)."""
-        return self.logit_scale * image_features.to(self.text_features) @ self.text_features.T
+        return (
+            self.logit_scale * image_features.to(self.text_features) @ self.text_features.T + self.logit_bias
+        )
 
     def class_features(self, f: Tensor | None = None) -> Tensor:
         """The directions of t, (n_cls, D); with symptoms t itself is shorter."""

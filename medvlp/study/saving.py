@@ -118,7 +118,7 @@ def load(
         raise ValueError(f"{path} holds {facts['method']}, not {kind.__name__}.")
     card = _card(path, facts, card)
     name = facts["clip"]["name"]
-    if clip is None and name.startswith(PLACES) and not trust_clip:
+    if clip is None and (name.startswith(PLACES) or "=" in name) and not trust_clip:
         raise ValueError(
             f"{path} names the clip {brief(name)}, and a file may name any folder or repository. If you know "
             f"it, load with clip=load_clip({brief(name)}), or with trust_clip=True."

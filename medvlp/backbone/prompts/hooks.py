@@ -13,6 +13,7 @@ import torch
 from open_clip.hf_model import HFTextEncoder
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -45,9 +46,11 @@ def image_blocks(clip: Clip) -> nn.ModuleList | nn.Sequential:
         return visual.transformer.resblocks
     if isinstance(visual, TimmModel) and isinstance(visual.trunk, TimmVisionTransformer):
         return visual.trunk.blocks
-    kind = type(visual.trunk if isinstance(visual, TimmModel) else visual).__name__
+    tower = visual.trunk if isinstance(visual, TimmModel) else visual
+    turned = "turns each token by its place, of which a prompt has none"  # rotary positions
+    why = turned if isinstance(tower, Eva) else "is no vision transformer"
     raise ValueError(
-        f"the image tower of clip {clip.name!r}, {kind}, is no vision transformer, so no learned prompts can "
+        f"the image tower of clip {clip.name!r}, {type(tower).__name__}, {why}, so no learned prompts can "
         "be appended to its tokens; take another CLIP, or image_depth=0 where a method has it."
     )
 

@@ -129,7 +129,7 @@ class BiomedCoOp(ContextPrompts):
         with _training_mode(self.clip.model.text, self.text_dropout and self.training):
             t = self.class_features()  # (n_cls, D)
         f = image_features.to(t)
-        logits = self.logit_scale * f @ t.T
+        logits = self.logit_scale * f @ t.T + self.logit_bias
         sccm = F.mse_loss(t, self.w_mean)
         taught = (self.logit_scale * f @ self.selected_features(f).T).log_softmax(dim=-1)  # (B, n_cls), log q
         learned = logits.log_softmax(dim=-1)

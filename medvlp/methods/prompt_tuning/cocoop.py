@@ -84,7 +84,7 @@ class CoCoOp(ContextPrompts):
     def logits_from_features(self, image_features: Tensor) -> Tensor:
         """Logits of normalised image features: (B, D) -> (B, n_cls)."""
         f = image_features.to(self.ctx)
-        return self.logit_scale * (f[:, None] * self.class_features(f)).sum(dim=-1)
+        return self.logit_scale * (f[:, None] * self.class_features(f)).sum(dim=-1) + self.logit_bias
 
     def class_features(self, f: Tensor) -> Tensor:
         """t: the classes' text features for each image, (B, D) -> (B, n_cls, D), L2-normalised."""

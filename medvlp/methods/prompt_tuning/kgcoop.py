@@ -90,5 +90,5 @@ class KgCoOp(ContextPrompts):
         """Logits (B, n_cls) of normalised image features (B, D), and the penalty (B,), the same for all."""
         t = self.class_features()  # (n_cls, D)
         penalty = self.weight * (1 - (t * self.w).sum(dim=-1).mean())
-        logits = self.logit_scale * image_features.to(t) @ t.T
+        logits = self.logit_scale * image_features.to(t) @ t.T + self.logit_bias
         return logits, penalty.expand(len(logits))

@@ -101,7 +101,7 @@ class PromptSRC(IVLP):
         f = inputs if self.keeps_image_tower else self.image_features(inputs)  # (B, D)
         t, t0 = self.class_features(), self.frozen_text_features  # (n_cls, D) each
         f = f.to(t)
-        logits = self.logit_scale * f @ t.T  # (B, n_cls)
+        logits = self.logit_scale * f @ t.T + self.logit_bias  # (B, n_cls)
         penalty = (self.text_weight * F.l1_loss(t, t0)).expand(len(f))  # (B,)
         if self.image_weight or self.logits_weight:
             with torch.no_grad():
