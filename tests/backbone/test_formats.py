@@ -14,6 +14,7 @@ from timm.models.eva import Eva
 
 from medvlp.backbone.clip import load_clip
 from medvlp.backbone.prompts.hooks import image_blocks
+from medvlp.knowledge.llm.representations import Representations
 from medvlp.methods.cilmp import CILMP
 from medvlp.methods.prompt_tuning.coop import CoOp
 from medvlp.methods.vip import ViP
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CFG = {"embed_dim": 40, "vision_cfg": small_clips.VISION, "text_cfg": small_clips.TEXT}
 TEXTS = ["a dermoscopy image of a dark lesion.", "opacity"]
 CARD = make_card(2)
-ROWS = {name: torch.randn(8, 12, generator=torch.Generator().manual_seed(0)) for name in CARD.classnames}
+ROWS = Representations({name: torch.eye(8, 12) for name in CARD.classnames})
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +123,11 @@ WRONG = {
     "a pickled model": ("Alone=FILE", torch.nn.Linear(2, 2), "holds Python objects .* save model.state_dict"),
     "a number": ("Alone=FILE", 3, "cannot be loaded as Alone"),
     "an empty dictionary": ("Alone=FILE", {}, "cannot be loaded as Alone"),
-    "other weights": ("Alone=FILE", {"fc.weight": torch.ones(2)}, "cannot be loaded as Alone: it holds no weights of a CLIP"),
+    "other weights": (
+        "Alone=FILE",
+        {"fc.weight": torch.ones(2)},
+        "cannot be loaded as Alone: it holds no weights of a CLIP",
+    ),
     "weights of another size": (
         "Alone=FILE",
         open_clip.CLIP(**CFG | {"embed_dim": 8}, init_logit_bias=-10.0).state_dict(),
