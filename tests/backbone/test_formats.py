@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import huggingface_hub
 import open_clip
@@ -187,10 +188,10 @@ def test_the_configuration_of_a_whole_clip_is_not_its_text_towers(tmp_path):
     assert torch.equal(load_clip(name, device="cpu").encode_texts(TEXTS), expected.encode_texts(TEXTS))
 
 
-def test_a_tower_with_rotary_positions_is_called_what_it_is(clip, monkeypatch):
+def test_a_tower_with_rotary_positions_is_called_what_it_is():
     tower = TimmModel("test_vit", 40, 160, pool="", proj="none")
     tower.trunk = Eva(img_size=32, patch_size=8, embed_dim=48, depth=1, num_heads=2)
-    monkeypatch.setattr(clip.model, "visual", tower)
+    clip = SimpleNamespace(name="eva", model=SimpleNamespace(visual=tower))
     with pytest.raises(ValueError, match="Eva, turns each token by its place, of which a prompt has none"):
         image_blocks(clip)
 
