@@ -144,13 +144,16 @@ def orders_of(rng, draws: int, K: int) -> list:
 
 
 def controls(rng) -> list[list]:
+    """Draw scores and draws of the control, three or more of which come to different nets."""
     out = []
-    for (n, K, M), draws in zip(((4, 3, 5), (20, 3, 7), (30, 4, 9)), (3, 6, 6), strict=True):
-        orders, turns = orders_of(rng, draws, K), rng.integers(2, size=(draws, K)).tolist()
-        drawn = half_true(rng, n, K, M)
-        while any(on_the_edge(held) for held in held_against(*drawn, orders, turns)):
-            drawn = half_true(rng, n, K, M)
-        out.append([*drawn, orders, turns])
+    for (n, K, M), draws in zip(((6, 3, 5), (20, 3, 7), (30, 4, 9)), (3, 6, 6), strict=True):
+        edge, nets = True, []
+        while edge or len(set(nets)) < 3:
+            drawn = [*half_true(rng, n, K, M), orders_of(rng, draws, K)]
+            drawn.append(rng.integers(2, size=(draws, K)).tolist())
+            edge = any(on_the_edge(held) for held in held_against(*drawn))
+            nets = control_reference(*drawn).round(6).tolist()
+        out.append(drawn)
     return out
 
 
