@@ -46,6 +46,8 @@ WRONG_FILES = {  # what is said of files that are no weights alone, and what to 
     "TorchScript": "it is a TorchScript archive, whose code is not run; save its state_dict()",
     "Weights only": "it holds Python objects beside tensors, which are not opened; save model.state_dict()",
     "'logit_scale'": "it holds no weights of a CLIP under the names that open_clip and OpenAI give them",
+    "text_model.": "Names of transformers' CLIPModel and SiglipModel are not read yet",
+    "text_encoder.": "a ViT and a BERT under UniMed-CLIP's names are not read yet",
 }
 PLACES = ("local-dir:", "hf-hub:")  # what begins so can hold anything; the other names are open_clip's own
 NO_CODE = "Python code that comes with a model is never run here"
@@ -93,8 +95,10 @@ def _load_folder(name: str, folder: Path) -> Loaded:
         raise FileNotFoundError(f"clip {brief(name)}: there is no folder {short(folder)}.")
     config = folder / "open_clip_config.json"
     if not config.is_file():
+        other = f" {folder / 'config.json'} is of a model of transformers. {WRONG_FILES['text_model.']}."
         raise FileNotFoundError(
             f"clip {brief(name)}: {config} is missing; it says what the model is made of."
+            f"{other if (folder / 'config.json').is_file() else ''}"
         )
     if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
         raise FileNotFoundError(
@@ -141,10 +145,14 @@ def _load_folder(name: str, folder: Path) -> Loaded:
 def _hub_folder(name: str) -> Path:
     """The folder of the hub's cache with a repository's configuration and weights, fetched if need be."""
     repo = name.removeprefix("hf-hub:")
-    for files in (CONFIG, WEIGHTS):
-        check_at_hand(name, repo, files, _take_along(repo))
-    weights, config = (_first(repo, files) for files in (WEIGHTS, CONFIG))
-    return Path(config or weights or repo).parent
+    check_at_hand(name, repo, CONFIG + TOWER_CONFIG, _take_along(repo))
+    config = _first(repo, CONFIG + TOWER_CONFIG)
+    if config is None:
+        raise FileNotFoundError(f"clip {brief(name)}: {brief(repo)} has no {CONFIG[0]}.")
+    if Path(config).name in CONFIG:
+        check_at_hand(name, repo, WEIGHTS, _take_along(repo))
+        _first(repo, WEIGHTS)  # into the same folder
+    return Path(config).parent
 
 
 def _first(place: str, files: Sequence[str], revision: str | None = None) -> str | None:

@@ -13,6 +13,7 @@ from open_clip.timm_model import TimmModel
 from safetensors.torch import save_file
 from timm.models.eva import Eva
 
+from medvlp.backbone import sources
 from medvlp.backbone.clip import load_clip
 from medvlp.backbone.prompts.hooks import image_blocks
 from medvlp.knowledge.llm.representations import Representations
@@ -134,6 +135,16 @@ WRONG = {
         open_clip.CLIP(**CFG | {"embed_dim": 8}, init_logit_bias=-10.0).state_dict(),
         "cannot be loaded as Alone.*size mismatch",
     ),
+    "transformers' names": (
+        "Alone=FILE",
+        {"logit_scale": torch.ones(()), "text_model.final_layer_norm.bias": torch.ones(2)},
+        "Names of transformers' CLIPModel and SiglipModel are not read yet",
+    ),
+    "UniMed-CLIP's names": (
+        "Alone=FILE",
+        {"logit_scale": torch.ones(()), "text_encoder.proj.0.weight": torch.ones(2)},
+        "a ViT and a BERT under UniMed-CLIP's names are not read yet",
+    ),
     "a script": ("Alone=FILE", "script", "is a TorchScript archive.*save its state_dict"),
 }
 
@@ -151,6 +162,22 @@ def test_a_wrong_file_is_named(what, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=f"(?s)clip '.*{message}|^{message}") as error:
         load_clip(name.replace("FILE", str(file)), device="cpu")
     assert len(str(error.value)) < 1500
+
+
+def test_a_folder_of_transformers_is_named(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    names = [f"local-dir:{tmp_path}", "hf-hub:some/plip"]
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file: f"{repo}/{file}")
+    here = lambda place, file, **_: tmp_path / file if (tmp_path / file).is_file() else None  # noqa: E731
+    monkeypatch.setattr(sources, "cached_file", here)
+    for name in names:
+        with pytest.raises(
+            FileNotFoundError, match="config.json is missing.*model of transformers.*not read"
+        ):
+            load_clip(name)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="'some/plip' has no open_clip_config.json"):
+        load_clip("hf-hub:some/plip")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
