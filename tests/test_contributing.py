@@ -14,18 +14,19 @@ from medvlp.study.training.config import TrainConfig
 from tests.study.training.small_training import CARD, small_sets
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-FILE, LINE, _ = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+FILE, LINE = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.fixture
 def biases(tmp_path, monkeypatch):
-    """The file as it is printed, in a folder of its own, and the line as it is printed, in the registry."""
-    name, home = ast.literal_eval("(" + LINE.strip().replace(": ", ", ", 1) + ")")[:2]
+    """The file as it is printed, in a folder of its own, and the line as it is printed, in the stub."""
+    home, name = re.fullmatch(r"from \.(\S+) import (\w+)\n", LINE).groups()
+    home = f"medvlp.{home}"
     folder = tmp_path / "methods"
     folder.mkdir()
     (folder / f"{home.rsplit('.')[-1]}.py").write_text(FILE, encoding="utf-8")
     monkeypatch.setattr(medvlp.methods, "__path__", [*medvlp.methods.__path__, str(folder)])
-    monkeypatch.setitem(registry.HOMES, name, home)
+    monkeypatch.setitem(registry.METHODS.data, name, home)
     yield name
     sys.modules.pop(home, None)
 

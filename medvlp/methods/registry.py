@@ -1,47 +1,34 @@
 """The methods by name: for saved files, for ablations, and as public names of the package.
 
-A new method is one file in this folder and one line here.
+A new method is one file in this folder and one line in `medvlp/__init__.pyi`.
 """
 
-from collections.abc import Iterator, Mapping
-from importlib import import_module
+import ast
+from collections import UserDict
+from functools import cached_property
+from importlib import import_module, resources
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
 
-HOMES = {
-    "ZeroShot": "medvlp.methods.zero_shot",
-    "LinearProbe": "medvlp.methods.adapters.linear_probe",
-    "TextProbe": "medvlp.methods.adapters.text_probe",
-    "TipAdapter": "medvlp.methods.adapters.tip_adapter",
-    "CLIPAdapter": "medvlp.methods.adapters.clip_adapter",
-    "LPPlusPlus": "medvlp.methods.adapters.lp_plus_plus",
-    "SSText": "medvlp.methods.adapters.ss_text",
-    "CoOp": "medvlp.methods.prompt_tuning.coop",
-    "CoCoOp": "medvlp.methods.prompt_tuning.cocoop",
-    "KgCoOp": "medvlp.methods.prompt_tuning.kgcoop",
-    "BiomedCoOp": "medvlp.methods.prompt_tuning.biomedcoop",
-    "VPT": "medvlp.methods.prompt_tuning.vpt",
-    "IVLP": "medvlp.methods.prompt_tuning.ivlp",
-    "MaPLe": "medvlp.methods.prompt_tuning.maple",
-    "PromptSRC": "medvlp.methods.prompt_tuning.promptsrc",
-    "ViP": "medvlp.methods.vip",
-    "CILMP": "medvlp.methods.cilmp",
-}
 
-
-class _Methods(Mapping[str, "type[nn.Module]"]):
+class _Methods(UserDict[str, str]):
     """{name: class}; a class is imported when it is asked for."""
 
+    def __init__(self) -> None:
+        """Nothing is read yet."""
+
+    @cached_property
+    def data(self) -> dict[str, str]:
+        """{name: module}, by the lines of the stub that import from this folder."""
+        stub = ast.parse((resources.files("medvlp") / "__init__.pyi").read_text(encoding="utf-8"))
+        lines = [line for line in stub.body if isinstance(line, ast.ImportFrom) and "methods." in line.module]
+        homes = {one.name: f"medvlp.{line.module}" for line in lines for one in line.names}
+        return {name: home for name, home in homes.items() if home != "medvlp.methods.base"}
+
     def __getitem__(self, name: str) -> "type[nn.Module]":
-        return getattr(import_module(HOMES[name]), name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(HOMES)
-
-    def __len__(self) -> int:
-        return len(HOMES)
+        return getattr(import_module(self.data[name]), name)
 
 
 METHODS = _Methods()

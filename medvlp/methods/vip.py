@@ -14,9 +14,8 @@ from medvlp.backbone.prompts.hooks import encode_prompts, in_parts
 from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, slotted, symptom_text
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import brief, check_choice
-from medvlp.data.html import Table
 from medvlp.methods.base import Method
-from medvlp.methods.zero_shot import checked_symptoms
+from medvlp.methods.zero_shot import checked_symptoms, score_table
 
 AGGREGATIONS = ("merge", "mean", "max")
 
@@ -185,12 +184,9 @@ class ViP(Method):
             raise ValueError(f"aggregation={self.aggregation!r} learns no weights; take aggregation='merge'.")
         T = self._by_class(self.symptom_features())  # (n_cls, m, D)
         _, attention = merge(T, self.g, self.Wq, self.Wk, self.mask)  # (n_cls, m)
-        rows = [
-            (classname, symptom, weight)
-            for (classname, phrases), weights in zip(self.symptoms.items(), attention.tolist(), strict=True)
-            for symptom, weight in zip(phrases, weights, strict=False)  # the rest fills up
-        ]
-        return Table(rows, columns=["classname", "symptom", "weight"])
+        of_class = zip(self.symptoms, attention, self._counts, strict=True)
+        weights = {name: row[None, :m] for name, row, m in of_class}  # (1, m_c) each; the rest fills up
+        return score_table(weights, self.symptoms, "weight")
 
     def _by_class(self, T: Tensor) -> Tensor:
         """(N, D) -> (n_cls, m, D), classes with fewer than m symptoms filled up with zeros."""

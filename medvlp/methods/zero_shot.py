@@ -25,14 +25,16 @@ def template_features(clip: Clip, card: DataCard, templates: Sequence[str] | Non
     return features[0] if len(features) == 1 else F.normalize(features.mean(dim=0), dim=-1)
 
 
-def score_table(scores: Mapping[str, Tensor], symptoms: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def score_table(
+    scores: Mapping[str, Tensor], symptoms: Mapping[str, Sequence[str]], column: str = "score"
+) -> pd.DataFrame:
     """One image's symptom scores, {classname: (1, m_c)}, as rows of classname, symptom, score."""
     rows = [
         (classname, symptom, score)
         for classname, phrases in symptoms.items()
         for symptom, score in zip(phrases, scores[classname][0].tolist(), strict=True)
     ]
-    return Table(rows, columns=["classname", "symptom", "score"])
+    return Table(rows, columns=["classname", "symptom", column])
 
 
 class ZeroShot(Method):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from medvlp.backbone.clip import Clip
@@ -84,9 +84,9 @@ def attribute_accuracy(
     return Table.from_dict(rows, orient="index").rename_axis("attribute")
 
 
-def attribute_probe() -> LogisticRegression:
-    """A linear probe of an attribute, not fitted yet."""
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, class_weight="balanced"))
+def attribute_probe(class_weight: str | None = "balanced", C: float = 1.0) -> Pipeline:
+    """A linear probe of features, such as for an attribute, not fitted yet."""
+    return make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000, class_weight=class_weight))
 
 
 def wordings_of(images: ImageSet) -> dict[str, Mapping[str, Sequence[str]]]:

@@ -22,7 +22,7 @@ from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import check_choice, check_kinds, visible
 from medvlp.data.files import short
 from medvlp.data.html import Table, escaped, literal_block
-from medvlp.methods.base import Method
+from medvlp.methods.base import Method, Reading
 from medvlp.study.metrics import METRICS, bootstrap, class_auroc, metric_values, resamples
 
 _IMAGES, _FEATURES = 64, 256  # batch sizes
@@ -230,31 +230,25 @@ def evaluate(
         raise ValueError('there is no data set to evaluate; give some by name, such as {"test": data.test}.')
     for one in [*sets.values()] + ([] if calibrate_on is None else [calibrate_on]):
         one.check(method.card, type(method).__name__)
-    temperature, how = 1.0, {"cache_dir": cache_dir, "num_workers": num_workers}
+    temperature, reading = 1.0, Reading(cache_dir, num_workers=num_workers)
     if calibrate_on is not None:
         fitted_on = set(zip(calibrate_on.ids, calibrate_on.hashes, strict=True))
         both = {i for one in sets.values() for i in zip(one.ids, one.hashes, strict=True)} & fitted_on
         if both:
             why = f"has {len(both)} image(s) that are to be tested on, such as '{short(min(both)[0])}'"
             raise ValueError(f"calibrate_on {why}; a temperature is fitted on validation images.")
-        temperature = _temperature(finite_logits(method, calibrate_on, **how), calibrate_on.labels)
+        temperature = _temperature(finite_logits(method, calibrate_on, reading), calibrate_on.labels)
     reports = {}
     for name, one in sets.items():
-        logits = finite_logits(method, one, **how) / temperature  # (N, n_cls)
+        logits = finite_logits(method, one, reading) / temperature  # (N, n_cls)
         p, who = logits.softmax(dim=1).numpy(), type(method).__name__  # (N, n_cls)
         reports[name] = report_of(who, one, p, n_bootstrap, seed, temperature)
     return Reports(reports) if isinstance(images, Mapping) else reports[""]
 
 
-def finite_logits(
-    method: Method,
-    images: ImageSet,
-    cache_dir: str | Path | None = None,
-    progress: bool = True,
-    num_workers: int | None = None,
-) -> Tensor:
+def finite_logits(method: Method, images: ImageSet, reading: Reading) -> Tensor:
     """`predict_logits` (N, n_cls) in float64; ValueError where one is not finite."""
-    logits = predict_logits(method, images, cache_dir, progress, num_workers)
+    logits = predict_logits(method, images, **vars(reading))
     bad = (~torch.isfinite(logits)).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise ValueError(

@@ -9,10 +9,7 @@ the same tests is in `controls`.
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.proportion import proportion_confint
 
 from medvlp.backbone.clip import Clip
@@ -31,6 +28,7 @@ from medvlp.show.counterfactuals.twins import (
     some,
     with_flips,
 )
+from medvlp.study.attributes import attribute_probe
 from medvlp.study.metrics import bootstrap
 
 MOVES = ("matching", "others", "largest")  # columns of a counterfactual table
@@ -170,7 +168,7 @@ def what_is_seen(
     t = clip.encode_texts(texts).detach().cpu().unflatten(0, (-1, 2))  # (K, 2, D)
     rows = {}
     for k, attribute in enumerate(world.attributes):
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, present[:, k])
+        probe = attribute_probe(class_weight=None).fit(x, present[:, k])
         g = encode(clip, flipped[k]).numpy()  # (N, D)
         here = plain.latents.attributes[:, k].numpy()  # (N,)
         score = probe.decision_function(np.concatenate([f, g]))  # (2 N,)

@@ -154,7 +154,6 @@ def failures(
     train: ImageSet | None = None,
     clip: Clip | None = None,
     n_neighbours: int = 3,
-    cache_dir: str | Path | None = None,
 ) -> Failures:
     """The images that a method gets wrong, the most confident first.
 
@@ -164,7 +163,6 @@ def failures(
         train: training images, of which the nearest are found by the cosine of the frozen image features.
         clip: gives these features where `method` is logits; else the method's own.
         n_neighbours: training images for each failure.
-        cache_dir: of the image features; by default the features' own.
 
     Raises:
         ValueError: no image, other classes than the method's, a label outside the card, logits of another
@@ -180,10 +178,10 @@ def failures(
         [1, 2, 3]
     """
     check_kinds(failures, locals())
-    logits = _logits(method, images, cache_dir)  # (N, n_cls)
+    logits = _logits(method, images)  # (N, n_cls)
     wrong = np.flatnonzero(logits.argmax(dim=1).numpy() != images.labels.numpy())
     title = f"{name_of(method)} on {images.card.name}, {images.split}: {len(wrong)} of {len(images)} wrong"
-    return describe(title, images, wrong, method, logits, train, clip, n_neighbours, cache_dir=cache_dir)
+    return describe(title, images, wrong, method, logits, train, clip, n_neighbours=n_neighbours)
 
 
 def right_and_wrong(
@@ -193,8 +191,6 @@ def right_and_wrong(
     train: ImageSet | None = None,
     clip: Clip | None = None,
     names: tuple[str, str] | None = None,
-    n_neighbours: int = 3,
-    cache_dir: str | Path | None = None,
 ) -> Failures:
     """The images that the method `right` gets right and the method `wrong` wrong; see `failures`.
 
@@ -213,14 +209,14 @@ def right_and_wrong(
     """
     check_kinds(right_and_wrong, locals())
     ours, yours = names or (name_of(right), name_of(wrong))
-    theirs = _logits(right, images, cache_dir)  # (N, n_cls)
-    logits = _logits(wrong, images, cache_dir)
+    theirs = _logits(right, images)  # (N, n_cls)
+    logits = _logits(wrong, images)
     labels = images.labels
     rows = ((theirs.argmax(dim=1) == labels) & (logits.argmax(dim=1) != labels)).nonzero().flatten().numpy()
     title = f"{ours} right, {yours} wrong on {images.card.name}, {images.split}: {len(rows)} of {len(images)}"
     sure = theirs.double().softmax(dim=1).max(dim=1).values[torch.from_numpy(rows)].tolist()
     notes = [f"{ours} is right, with {p:.2f}" for p in sure]
-    return describe(title, images, rows, wrong, logits, train, clip, n_neighbours, notes, cache_dir)
+    return describe(title, images, rows, wrong, logits, train, clip, notes)
 
 
 def describe(
@@ -231,9 +227,8 @@ def describe(
     logits: Tensor,
     train: ImageSet | None = None,
     clip: Clip | None = None,
-    n_neighbours: int = 3,
     notes: Sequence[str] | None = None,
-    cache_dir: str | Path | None = None,
+    n_neighbours: int = 3,
 ) -> Failures:
     """Everything that is known of the images `rows` (n,), right or wrong; arguments as in `failures`.
 
@@ -249,11 +244,11 @@ def describe(
     symptoms = Table(columns=SYMPTOMS)
     neighbours = Table(columns=[*NEIGHBOURS, "classname"])
     if len(rows) and (has_symptoms or train is not None):
-        features = image_features(clip, images, cache_dir=cache_dir).features  # (N, D)
+        features = image_features(clip, images).features  # (N, D)
         if has_symptoms:
             symptoms = symptom_evidence(method, features, rows, images.labels.numpy(), predicted)
         if train is not None:
-            theirs = image_features(clip, train, cache_dir=cache_dir).features  # (N_train, D)
+            theirs = image_features(clip, train).features  # (N_train, D)
             ids = [images.ids[i] for i in rows]
             near = nearest_images(features[torch.from_numpy(rows)], ids, theirs, train.ids, n_neighbours)
             neighbours = with_classnames(neighbour_table(rows, *near), train)
@@ -298,11 +293,11 @@ def name_of(method: Method | Tensor | np.ndarray) -> str:
     return type(method).__name__ if isinstance(method, Method) else "the method"
 
 
-def _logits(method: Method | Tensor | np.ndarray, images: ImageSet, cache_dir: str | Path | None) -> Tensor:
+def _logits(method: Method | Tensor | np.ndarray, images: ImageSet) -> Tensor:
     """Finite logits (N, n_cls) on the CPU."""
     if isinstance(method, Method):
         images.check(method.card, name_of(method))
-        logits = predict_logits(method, images, cache_dir)
+        logits = predict_logits(method, images)
     else:
         images.check(images.card, name_of(method))
         logits = torch.as_tensor(method).detach().cpu()

@@ -1,12 +1,7 @@
 """Labels that may be wrong: where a probe that has not seen an image, and its neighbours, both disagree."""
 
-from pathlib import Path
-
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
@@ -16,17 +11,13 @@ from medvlp.data.image_sets import ImageSet
 from medvlp.data.splits import group_folds
 from medvlp.show.gallery.failures import Failures, prediction_table, with_classnames
 from medvlp.show.gallery.reasons import SYMPTOMS, nearest_images, neighbour_table
+from medvlp.study.attributes import attribute_probe
 
 C = 0.01  # of the probe: strong, so that it does not learn single labels by heart
 
 
 def label_noise_suspects(
-    images: ImageSet,
-    clip: Clip,
-    n_neighbours: int = 15,
-    folds: int = 5,
-    seed: int = 1,
-    cache_dir: str | Path | None = None,
+    images: ImageSet, clip: Clip, n_neighbours: int = 15, folds: int = 5, seed: int = 1
 ) -> Failures:
     """The images whose label two witnesses contradict; no method is asked.
 
@@ -46,7 +37,6 @@ def label_noise_suspects(
         n_neighbours: nearest images that are asked.
         folds: parts; every class needs as many groups.
         seed: of the parts.
-        cache_dir: of the image features; by default the features' own.
 
     Returns:
         The suspects: true is the label that was given, predicted the class that both suggest, confidence and
@@ -70,9 +60,9 @@ def label_noise_suspects(
             f"n_neighbours is {n_neighbours}: {len(images)} images allow 1 to {len(images) - 1}."
         )
     parts = group_folds(images, folds, seed)
-    features = image_features(clip, images, cache_dir=cache_dir).features  # (N, D)
+    features = image_features(clip, images).features  # (N, D)
     x = features.double().numpy()
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000))
+    probe = attribute_probe(None, C)
     p = cross_val_predict(probe, x, labels, cv=parts, method="predict_proba")  # (N, n_cls), out of fold
     suggested = confident_label(p, labels)  # (N,)
 

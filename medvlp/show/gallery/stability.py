@@ -1,7 +1,6 @@
 """Decisions that a change which means nothing turns round: a shift, a mirror image, a little more light."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -63,12 +62,7 @@ def _light(clip: Clip, factor: float) -> Change:
 
 
 def stability(
-    method: Method,
-    images: ImageSet,
-    train: ImageSet | None = None,
-    changes: Mapping[str, Change] | None = None,
-    n_neighbours: int = 3,
-    cache_dir: str | Path | None = None,
+    method: Method, images: ImageSet, train: ImageSet | None = None, changes: dict[str, Change] | None = None
 ) -> Failures:
     """The images whose predicted class a harmless change turns round, right or wrong before.
 
@@ -77,8 +71,6 @@ def stability(
         images: images of its classes.
         train: training images, of which the nearest are found.
         changes: functions of preprocessed images by name; default `harmless_changes`.
-        n_neighbours: training images for each.
-        cache_dir: of the image features; by default the features' own.
 
     Returns:
         Those images as they are unchanged, the most confident first; the note names the changes that turn the
@@ -118,7 +110,7 @@ def stability(
         f"{name_of(method)} on {images.card.name}, {images.split}: {len(rows)} of {len(images)} decisions "
         "flip under a harmless change"
     )
-    return describe(title, images, rows, method, logits, train, None, n_neighbours, notes, cache_dir)
+    return describe(title, images, rows, method, logits, train, None, notes)
 
 
 def _note(classnames: list[str], names: list[str], decisions: np.ndarray, turned: np.ndarray) -> str:

@@ -7,7 +7,6 @@ to be seen in one map together with `Embeddings.concat`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -109,13 +108,7 @@ class Embeddings:
         return cls(np.concatenate([part.vectors for part in parts]), points)
 
 
-def image_points(
-    method: Method | Clip,
-    images: ImageSet,
-    stage: str = "",
-    cache_dir: str | Path | None = None,
-    progress: bool = True,
-) -> Embeddings:
+def image_points(method: Method | Clip, images: ImageSet, stage: str = "") -> Embeddings:
     """The features of images as a CLIP, or a method's own image tower, sees them: one point an image.
 
     Methods that leave the image tower as it is (ZeroShot, CoOp, ViP...) have the CLIP's features, which come
@@ -130,20 +123,14 @@ def image_points(
         ['CLIP', 'CLIP', 'CLIP', 'CLIP', 'CLIP']
     """
     check_kinds(image_points, locals())
-    features, of_method = _image_features(method, images, cache_dir, progress)
+    features, of_method = _image_features(method, images)
     name = type(method).__name__ if of_method else "CLIP"
     labels = images.labels.numpy()  # (N,)
     columns = {"stage": stage, "what": "image", "modality": "image", "image": np.arange(len(images))}
     return _embeddings(features, name, images.card.classnames, labels, columns)
 
 
-def class_points(
-    method: Method,
-    images: ImageSet | None = None,
-    stage: str = "",
-    cache_dir: str | Path | None = None,
-    progress: bool = True,
-) -> Embeddings:
+def class_points(method: Method, images: ImageSet | None = None, stage: str = "") -> Embeddings:
     """What a method holds an image against: one point a class, or one an image and class.
 
     These are `class_features` (CoOp and its family, ViP's merged features), the frozen text features
@@ -167,9 +154,9 @@ def class_points(
     if method.conditional:
         if images is None:
             raise ValueError(f"the class features of {name} differ from image to image; give images.")
-        f, _ = _image_features(method, images, cache_dir, progress)  # (N, D)
+        f, _ = _image_features(method, images)  # (N, D)
         with evaluating(method):
-            bar = _bar(f.to(method.clip.device).split(_IMAGES), "class features", progress)
+            bar = _bar(f.to(method.clip.device).split(_IMAGES), "class features")
             features = torch.cat([method.class_features(part).cpu() for part in bar]).flatten(0, 1)
         columns["image"] = np.repeat(np.arange(len(images)), len(classnames))
     else:
@@ -203,9 +190,7 @@ def symptom_points(method: Method, stage: str = "") -> Embeddings:
     return _embeddings(features, type(method).__name__, list(symptoms), labels, columns)
 
 
-def llm_points(
-    method: CILMP, images: ImageSet, site: int = 0, cache_dir: str | Path | None = None, progress: bool = True
-) -> Embeddings:
+def llm_points(method: CILMP, images: ImageSet, site: int = 0) -> Embeddings:
     """CILMP's LLM representations before and after the intervention, in the LLM's own space.
 
     Stage "before intervention" has a point for every edited row h of a class; "after intervention" one for
@@ -216,8 +201,6 @@ def llm_points(
         method: A CILMP whose intervention is not "none".
         images: Whose features the interventions are given.
         site: The text block, from 0.
-        cache_dir: Of image features, where the image tower has no prompts.
-        progress: Show a bar over two seconds.
 
     Raises:
         ValueError: no intervention, or an unknown site.
@@ -240,7 +223,7 @@ def llm_points(
     edits = {end: (edit, h) for end, (edit, h) in edits.items() if edit is not None}
     if not edits:
         raise ValueError("this CILMP edits no row: there is nothing after the intervention.")
-    f, _ = _image_features(method, images, cache_dir, progress)  # (N, D)
+    f, _ = _image_features(method, images)  # (N, D)
     f, parts = f.to(method.ctx), []
     for end, (edit, h) in edits.items():  # h (n_cls, P, d)
         with evaluating(method):
@@ -304,17 +287,15 @@ def _embeddings(
     return Embeddings(features.detach().float().cpu().numpy(), points[COLUMNS])
 
 
-def _image_features(
-    method: Method | Clip, images: ImageSet, cache_dir: str | Path | None, progress: bool
-) -> tuple[Tensor, bool]:
+def _image_features(method: Method | Clip, images: ImageSet) -> tuple[Tensor, bool]:
     """Features (N, D) on the CPU, and whether they are the method's own and not the CLIP's."""
     clip = method if isinstance(method, Clip) else method.clip
     if isinstance(method, Method) and not method.keeps_image_tower:
         loader = ImageLoader.in_order(clip, images, _IMAGES, num_workers=0)
         with evaluating(method):
-            bar = _bar(loader, "image features", progress)
+            bar = _bar(loader, "image features")
             return torch.cat([method.image_features(x.to(clip.device)).cpu() for x, _ in bar]), True
-    features = image_features(clip, images, cache_dir=cache_dir, progress=progress).features  # (N, D)
+    features = image_features(clip, images).features  # (N, D)
     if isinstance(method, Clip):
         return features, False
     with evaluating(method):
@@ -323,5 +304,5 @@ def _image_features(
     return adapted.cpu(), adapted is not features
 
 
-def _bar(batches: Sequence, what: str, progress: bool) -> tqdm:
-    return tqdm(batches, desc=what, unit="batch", leave=False, delay=2, disable=not progress)
+def _bar(batches: Sequence, what: str) -> tqdm:
+    return tqdm(batches, desc=what, unit="batch", leave=False, delay=2)

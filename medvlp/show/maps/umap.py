@@ -19,6 +19,7 @@ METRICS = ("cosine", "euclidean")
 PARAMETERS = ["n_neighbors", "min_dist", "metric", "seed"]
 _ROWS = 1000  # points whose neighbours are looked for at once
 _LEAST = 5  # points of the smallest map
+_MEASURED, _NEIGHBOURS = 2000, 15  # points that `what_a_map_hides` looks at, at most, and neighbours of each
 GAP = "gap "  # how the rows of modality gaps begin
 
 
@@ -79,13 +80,7 @@ def map_points(
     return pd.concat(maps, ignore_index=True)
 
 
-def what_a_map_hides(
-    embeddings: Embeddings,
-    maps: pd.DataFrame,
-    labels: str = "classname",
-    n_neighbors: int = 15,
-    sample: int = 2000,
-) -> pd.DataFrame:
+def what_a_map_hides(embeddings: Embeddings, maps: pd.DataFrame, labels: str = "classname") -> pd.DataFrame:
     """Measures of the original space beside the same of its map: what the eye may not conclude.
 
     One row a measure, with the columns original, map (of the first seed), lowest and highest (of all seeds):
@@ -94,20 +89,18 @@ def what_a_map_hides(
       (Rousseeuw 1987)
     - between / within classes: mean distance of points of two classes over that of one class; 1 says that
       classes mean nothing;
-    - trustworthiness, from 0 to 1: are neighbours in the map neighbours in the original space? (Venna &
-      Kaski 2001)
+    - trustworthiness, from 0 to 1: are a point's 15 neighbours in the map neighbours in the original space?
+      (Venna & Kaski 2001)
     - where there are several modalities, the silhouette of the modality, and the gap between each pair of
       them (`modality_gap`; it cannot be measured in a map).
 
     UMAP keeps neither distances nor sizes: where the map's numbers differ from the original's, in either
-    direction, the map misleads.
+    direction, the map misleads. Of more than 2,000 points so many are measured, always the same ones.
 
     Args:
         embeddings: What was mapped.
         maps: What `map_points` made of it.
         labels: The column of classes; points without one are left out of the first two measures.
-        n_neighbors: How many neighbours trustworthiness looks at.
-        sample: Points measured, at most; always the same ones of the same N.
 
     Raises:
         ValueError: maps of other embeddings, or an unknown column.
@@ -130,7 +123,7 @@ def what_a_map_hides(
             "give the embeddings that were mapped."
         )
     n = len(embeddings)
-    rows = np.sort(np.random.default_rng(0).permutation(n)[:sample])  # (n_sample,)
+    rows = np.sort(np.random.default_rng(0).permutation(n)[:_MEASURED])  # (n_sample,)
     points = embeddings.points.iloc[rows]
     metric = str(maps["metric"].iloc[0])
     X = _ready(embeddings.vectors[rows], metric).astype(np.float64)  # (n_sample, D)
@@ -138,7 +131,7 @@ def what_a_map_hides(
     plane = [one[["x", "y"]].to_numpy(float)[rows] for one in each]  # (n_sample, 2) each
     flat = [_distances(xy, "euclidean") for xy in plane]
 
-    k = min(n_neighbors, (len(rows) - 1) // 2)
+    k = min(_NEIGHBOURS, (len(rows) - 1) // 2)
     trust = [trustworthiness(original, xy, n_neighbors=k, metric="precomputed") for xy in plane]
     measures = {  # each in the original space, then in the map of each seed
         f"silhouette of {labels}": [_silhouette(d, points[labels]) for d in (original, *flat)],

@@ -21,7 +21,7 @@ from medvlp.backbone.sources import random_turn
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.data.files import sha256
-from medvlp.methods.base import Method, learned_parameters
+from medvlp.methods.base import Method, Reading, learned_parameters
 from medvlp.methods.registry import METHODS
 from medvlp.study.ablation.plan import Run
 from medvlp.study.ablation.store import DONE, FAILED, RunStore, pack, unpack
@@ -216,7 +216,7 @@ def _train(
 def _logits(method: Method, images: ImageSet, workshop: Workshop) -> Tensor:
     """The finished method's logits, (N, n_cls)."""
     workshop.encode(method, images)
-    return finite_logits(method, images, workshop.cache_dir, progress=False)
+    return finite_logits(method, images, Reading(workshop.cache_dir, progress=False))
 
 
 def _tested(method: Method, test: ImageSet, workshop: Workshop) -> dict[str, Any]:
