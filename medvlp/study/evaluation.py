@@ -72,11 +72,8 @@ class Report:
         """Number of images by true class (rows) and predicted class (columns)."""
         labels, probabilities = self.arrays()
         counts = confusion_matrix(labels, probabilities.argmax(1), labels=range(len(self.classnames)))
-        return Table(
-            counts,
-            index=pd.Index(self.classnames, name="true"),
-            columns=pd.Index(self.classnames, name="predicted"),
-        )
+        table = Table(counts, index=self.classnames, columns=self.classnames)
+        return table.rename_axis(index="true", columns="predicted")
 
     def operating_point(
         self, classname: str, validation: "Report", sensitivity: float | None = None

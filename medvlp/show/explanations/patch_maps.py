@@ -7,7 +7,7 @@ importance. How far to trust each map `localisation` measures on phantoms, whose
 
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise, product
 
 import matplotlib.pyplot as plt
@@ -233,16 +233,11 @@ def _attention(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
 def _watched(*modules: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """What each module is given and what it returns, in the order in which they run."""
     seen: list[tuple[Tensor, Tensor]] = []
-
-    def watch(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append((inputs[0], output))
-
-    handles = [module.register_forward_hook(watch) for module in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            handle = module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+            hooks.enter_context(handle)
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 VISIBLE = 12 / 255  # a pixel has changed where one of its channels has by more than this

@@ -72,11 +72,10 @@ def map_points(
     k = min(n_neighbors, len(embeddings) - 1)
     X = _ready(embeddings.vectors, metric)  # (N, D)
     nearest = nearest_points(X, k, metric, progress)
-    maps = []
+    maps, parameters = [], {"n_neighbors": k, "min_dist": min_dist, "metric": metric}
     for s in seeds:
-        xy = _umap(X, nearest, min_dist, metric, s, progress)  # (N, 2)
-        parameters = {"n_neighbors": k, "min_dist": min_dist, "metric": metric, "seed": s}
-        maps.append(embeddings.points.assign(x=xy[:, 0], y=xy[:, 1], **parameters))
+        xy = _umap(X, nearest, parameters, s, progress)  # (N, 2)
+        maps.append(embeddings.points.assign(x=xy[:, 0], y=xy[:, 1], **parameters, seed=s))
     return pd.concat(maps, ignore_index=True)
 
 
@@ -167,12 +166,7 @@ def nearest_points(X: np.ndarray, k: int, metric: str, progress: bool) -> tuple[
 
 
 def _umap(
-    X: np.ndarray,
-    nearest: tuple[np.ndarray, np.ndarray],
-    min_dist: float,
-    metric: str,
-    seed: int,
-    progress: bool,
+    X: np.ndarray, nearest: tuple[np.ndarray, np.ndarray], parameters: dict, seed: int, progress: bool
 ) -> np.ndarray:
     """UMAP's map of X (N, D), (N, 2)."""
     threads = torch.get_num_threads()
@@ -182,9 +176,7 @@ def _umap(
         raise ImportError('maps need umap-learn: pip install "medvlp[umap]".') from None
     bar = {"desc": f"UMAP, seed {seed}", "delay": 2, "leave": False, "disable": not progress}
     reducer = UMAP(
-        n_neighbors=nearest[0].shape[1],
-        min_dist=min_dist,
-        metric=metric,
+        **parameters,
         disconnection_distance=np.inf,  # or a point that is opposite to all others gets no place
         random_state=seed,
         n_jobs=1,  # what a seed comes down to, said before UMAP warns of it

@@ -10,7 +10,7 @@ A lock is the operating system's and ends with the process that holds it, howeve
 may share a store where the file system has locks for all of them (NFS has; some Lustre is mounted without).
 """
 
-import math
+import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -55,8 +55,9 @@ class RunStore:
         return record
 
     def write(self, run_id: str, record: dict[str, Any]) -> None:
-        """Keep the record of a run in place of an earlier one."""
-        write_json(self.folder / f"{run_id}.json", finite({"kind": KIND, "id": run_id} | record))
+        """Keep a run's record in place of an earlier one; a number that is not finite becomes None."""
+        text = json.dumps({"kind": KIND, "id": run_id} | record, default=lambda number: number.item())
+        write_json(self.folder / f"{run_id}.json", json.loads(text, parse_constant=lambda _: None))
 
     def read_test(self, fingerprint: str) -> tuple[np.ndarray, np.ndarray]:
         """Labels (N,) and group codes (N,) of a test set, both int64."""
@@ -145,17 +146,6 @@ def unpack(packed: dict[str, Any]) -> np.ndarray:
     logs = np.frombuffer(b64decode(packed["float16"]), dtype=LOGITS).reshape(packed["shape"])
     probabilities = np.exp(logs.astype(np.float64))
     return probabilities / probabilities.sum(axis=1, keepdims=True)
-
-
-def finite(value: Any) -> Any:
-    """The value with None in place of numbers that are not finite, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(path: Path, kind: str) -> dict[str, Any] | None:

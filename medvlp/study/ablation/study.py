@@ -43,7 +43,7 @@ from medvlp.study.ablation.run import Workshop, check_methods, tested_images
 from medvlp.study.ablation.statistics import Predictions, compare, summary
 from medvlp.study.ablation.store import DONE, FAILED, RunStore, unpack
 from medvlp.study.metrics import METRICS
-from medvlp.study.training.config import LOWER_IS_BETTER, SELECTION
+from medvlp.study.training.config import SELECTION
 
 ALWAYS = ("method", "data", "seed")  # columns of every table of runs
 
@@ -102,8 +102,7 @@ def run_ablation(
         tune: Keys of the grid whose values are chosen on the validation images, by their loss, with the first
             seed of the grid and apart for every combination of the other keys; the other seeds run with what
             was chosen. The study has the chosen runs. {"lr": [0.002, 0.02, 0.2]} with `tune="lr"` gives every
-            method the same care; `Study.chosen` is the choice for every seed by itself. One value
-            needs no choice.
+            method the same care. One value needs no choice.
         jobs: Processes. None: what `joblib.parallel_config` says, else this process alone. They load a CLIP
             or data set that is given by name, once each; one that is given itself goes to them with each run.
         cache_dir: Of the image features; by default the features' own.
@@ -267,31 +266,6 @@ class Study:
             }
             rest = {key: value for key, value in record.items() if key not in ("test", "sha256")}
             other.write(run_id, rest | {"metrics": kept})
-
-    def chosen(self, over: str | Sequence[str], metric: str = "loss") -> "Study":
-        """The study with some settings chosen on validation: of runs that differ in `over` alone, the best.
-
-        `study.chosen("lr").summary()` gives every method, number of shots and seed the learning rate that
-        suits it, as validation images see it. Ties: the run that the grid has first.
-
-        Args:
-            over: What is chosen, a key of the grid or several.
-            metric: On the validation images: "loss", or a metric of `evaluate`.
-
-        Raises:
-            ValueError: a key that does not vary, an unknown metric.
-        """
-        over = [over] if isinstance(over, str) else list(over)
-        choices = [key for key in self.varied if key not in ALWAYS]
-        for key in over:
-            check_choice("key", key, choices, "what varies")
-        check_choice("metric", metric, SELECTION)
-        rest = [key for key in self.varied if key not in over]
-        done = self.runs[self.runs["status"] == DONE]
-        best_first = done.sort_values(f"val {metric}", ascending=metric in LOWER_IS_BETTER, kind="stable")
-        ids = set(best_first.drop_duplicates(rest)["run"])
-        settings = {run_id: one for run_id, one in self._settings.items() if run_id in ids}
-        return Study(self.store.folder, settings, rest)
 
     def summary(
         self, metric: str = "balanced accuracy", by: Sequence[str] | None = None, **options: Any

@@ -345,24 +345,6 @@ def test_base_to_new_reads_what_is_given_by_class(folder):
     assert made.runs["new accuracy"][0] == right.double().mean().item()
 
 
-def test_a_setting_is_chosen_on_validation_for_each_method_and_seed(folder):
-    grid = {"method": "Prototypes", "lr": [1e-6, 0.5, 3.0], "dropout": [0.0, 0.5], "seed": [1, 2]}
-    made = study(folder, grid)
-    chosen = made.chosen("lr")
-    assert len(chosen) == 4 and "lr" not in chosen.varied and "lr" not in chosen.runs
-    for (dropout, seed), rows in made.runs.groupby(["dropout", "seed"]):
-        own = chosen.runs[(chosen.runs["dropout"] == dropout) & (chosen.runs["seed"] == seed)]
-        assert own["run"].tolist() == [rows.loc[rows["val loss"].idxmin(), "run"]]
-    assert chosen.summary()["seeds"].tolist() == [2, 2]
-    by_accuracy = made.chosen(["lr", "dropout"], "accuracy").runs
-    best = made.runs.groupby("seed")["val accuracy"].max()
-    assert by_accuracy.set_index("seed")["val accuracy"].to_dict() == best.to_dict()
-    with pytest.raises(ValueError, match="unknown key 'lrs' in what varies; did you mean 'lr'"):
-        made.chosen("lrs")
-    with pytest.raises(ValueError, match="unknown metric 'los'; did you mean 'loss'"):
-        made.chosen("lr", "los")
-
-
 def test_what_validation_says_of_a_run_is_what_the_finished_method_says(folder):
     data = small_data()
     made = study(folder, {"method": "Prototypes", "config.keep": ["best", "last"], "num_shots": 4}, data=data)
