@@ -19,6 +19,7 @@ class Layout:
     tables: dict[str, str] = field(default_factory=dict)
     splits: dict[str, int] | None = None  # images of each, where the data says; else they are made
     groups: dict[str, str] = field(default_factory=dict)  # of some images
+    split_of: dict[str, str] = field(default_factory=dict)
 
 
 def folders(pattern: str, n: int = 8, **classes: str) -> dict[str, str]:
@@ -56,6 +57,7 @@ def derm7pt() -> Layout:
         {f"derm7pt/meta/{name}.csv": "\n".join(map(str, lines)) for name, lines in tables.items()},
         dict.fromkeys(("train", "val", "test"), n - 1),
         {"images/NEL/Nel000.JPG": "7"},
+        {f"images/NEL/Nel{n * k:03}.JPG": split for k, split in enumerate(("train", "val", "test"))},
     )
 
 
@@ -171,6 +173,8 @@ def test_the_published_layout_is_read(name, tmp_path):
         assert {split: len(images) for split, images in data.splits.items()} == layout.splits
     groups = {name: group for s in data.splits.values() for name, group in zip(s.ids, s.groups, strict=True)}
     assert layout.groups.items() <= groups.items()
+    split_of = {name: split for split, images in data.splits.items() for name in images.ids}
+    assert layout.split_of.items() <= split_of.items()
     if card.attributes:
         assert data.test.attributes.notna().all(axis=None)
 
