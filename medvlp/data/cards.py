@@ -29,7 +29,7 @@ class DataCard(Strict):
     """A data set as the code sees it. Label i is `classes[i]`, everywhere.
 
     `modality` is a phrase ("a chest X-ray"), each template has one `{}` for the class name.
-    `images` is how many of them the data has as it is published, None where that is unknown.
+    `images` is how many images the data has as it was published, None where that is unknown.
     `prose` is the Markdown under the front matter, `path` the file the card was read from.
 
     Example:

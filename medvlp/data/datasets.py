@@ -65,6 +65,9 @@ class Data:
             lines.append(
                 f"the pictures are not here: these are features that clip {self.test.store.clip!r} computed"
             )
+        here, published = self.record.get("images_here"), self.card.images
+        if here and published not in (None, here):
+            lines.append(f"images: {here}, where the data has {published} as it was published")
         if self.record["skipped"]:
             lines.append(f"left out: {len(self.record['skipped'])}; see record['skipped']")
         if self.record.get("other_files"):
@@ -166,6 +169,7 @@ def load_dataset(
         notes["without_group"] = _without_group(card, parts, test_only)
     parts, made = _test_alone(card, parts) if test_only else _all_splits(card, parts, seed)
     shared = _check_disjoint(parts, made)
+    notes["images_here"] = None if test_only else sum(map(len, parts.values()))
     if num_shots is not None:
         parts["train"], parts["val"] = cut_to_shots(parts["train"], parts["val"], num_shots, seed)
         for name in ("train", "val"):

@@ -173,6 +173,9 @@ def test_the_published_layout_is_read(name, tmp_path):
         assert {split: len(images) for split, images in data.splits.items()} == layout.splits
     groups = {name: group for s in data.splits.values() for name, group in zip(s.ids, s.groups, strict=True)}
     assert layout.groups.items() <= groups.items()
+    said = f"images: {len(read)}, where the data has {card.images} as it was published"
+    assert said in repr(data) and said in repr(load_dataset(name, root=tmp_path, num_shots=1))
+    assert "published" not in repr(load_dataset(name, root=tmp_path, test_only=True))
     split_of = {name: split for split, images in data.splits.items() for name in images.ids}
     assert layout.split_of.items() <= split_of.items()
     if card.attributes:
