@@ -106,7 +106,7 @@ class Clip(nn.Module):
 
     @property
     def logit_bias(self) -> float:
-        """What is added to all logits: about -10 in CLIPs trained by sigmoids (SigLIP), in others 0.
+        """What is added to scaled cosines: about -10 in CLIPs trained by sigmoids (SigLIP), in others 0.
 
         It changes no softmax. `method(images).sigmoid()` are then the probabilities that each class's text
         fits, each by itself: they need not add up to 1.

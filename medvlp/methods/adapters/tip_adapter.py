@@ -191,7 +191,7 @@ class TipAdapter(Method):
         return self._text_logits(f) + self.alpha * self._votes(f @ self.keys.T, self.beta)
 
     def _text_logits(self, f: Tensor) -> Tensor:
-        return self.logit_scale * f @ self.text_features.T  # (B, n_cls)
+        return self.logit_scale * f @ self.text_features.T + self.logit_bias  # (B, n_cls)
 
     def _votes(self, affinity: Tensor, beta: float | Tensor) -> Tensor:
         """What the cache says, (B, n_cls), from cosines with the keys, (B, N)."""
