@@ -23,34 +23,42 @@ import open_clip
 import torch
 from huggingface_hub.errors import HFValidationError
 from open_clip.hf_configs import arch_dict
+from open_clip.tokenizer import HFTokenizer
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
-from transformers.utils import cached_file
 
+from medvlp.backbone.formats import (
+    CONFIG,
+    NO_CODE,
+    TOWER_CONFIG,
+    first_file,
+    from_transformers,
+    refuse_code,
+    why_not,
+)
 from medvlp.data.errors import brief, check_choice, listed, unknown_name
 from medvlp.data.files import short
 
 ASSETS = Path(__file__).parents[1] / "assets"
 EMBEDDED = ("tiny", "tiny-cells")  # come with the package, each a folder of ASSETS
-CONFIG = ("open_clip_config.json",)
 WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-TOWER_CONFIG = ("config.json",)
+TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 TOKENIZER = (*VOCABULARY, "tokenizer_config.json")
 WRONG_FILES = {  # what is said of files that are no weights alone, and what to do
     "TorchScript": "it is a TorchScript archive, whose code is not run; save its state_dict()",
     "Weights only": "it holds Python objects beside tensors, which are not opened; save model.state_dict()",
     "'logit_scale'": "it holds no weights of a CLIP under the names that open_clip and OpenAI give them",
-    "text_model.": "Names of transformers' CLIPModel and SiglipModel are not read yet",
+    "text_model.": "transformers' names are read in a folder with their config.json: local-dir:FOLDER",
     "text_encoder.": "a ViT and a BERT under UniMed-CLIP's names are not read yet",
 }
 PLACES = ("local-dir:", "hf-hub:")  # what begins so can hold anything; the other names are open_clip's own
-NO_CODE = "Python code that comes with a model is never run here"
 # by process: one that is forked while a thread has its turn would wait for it for ever
 _TURNS: dict[int, threading.RLock] = {}
 Loaded = tuple[nn.Module, Any, dict]  # model, tokenizer, model configuration
@@ -95,10 +103,10 @@ def _load_folder(name: str, folder: Path) -> Loaded:
         raise FileNotFoundError(f"clip {brief(name)}: there is no folder {short(folder)}.")
     config = folder / "open_clip_config.json"
     if not config.is_file():
-        other = f" {folder / 'config.json'} is of a model of transformers. {WRONG_FILES['text_model.']}."
+        if (folder / "config.json").is_file():
+            return _load_transformers(name, name.removeprefix("hf-hub:") if hub else str(folder))
         raise FileNotFoundError(
             f"clip {brief(name)}: {config} is missing; it says what the model is made of."
-            f"{other if (folder / 'config.json').is_file() else ''}"
         )
     if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
         raise FileNotFoundError(
@@ -112,7 +120,7 @@ def _load_folder(name: str, folder: Path) -> Loaded:
             f"clip {brief(name)}: {config} is no open_clip configuration ({brief(error)})."
         ) from error
     # without it transformers would make an empty vocabulary without a word
-    if text_cfg.get("hf_tokenizer_name") and not hub and not _first(str(folder), VOCABULARY):
+    if text_cfg.get("hf_tokenizer_name") and not hub and not first_file(str(folder), VOCABULARY):
         raise FileNotFoundError(f"clip {brief(name)}: no tokenizer; {folder / 'tokenizer.json'} is missing.")
     refuse_code(f"clip {brief(name)}", name.removeprefix("hf-hub:") if hub else str(folder))
     overrides = {}
@@ -142,23 +150,41 @@ def _load_folder(name: str, folder: Path) -> Loaded:
         ) from error
 
 
+def _load_transformers(name: str, place: str) -> Loaded:
+    """A folder or repository with a CLIPModel or a SiglipModel of transformers."""
+    refuse_code(f"clip {brief(name)}", place)
+    check_at_hand(name, place, TRANSFORMERS_WEIGHTS, _take_along(place))
+    parts = [TOWER_CONFIG, PROCESSOR, TRANSFORMERS_WEIGHTS, VOCABULARY]
+    files = [first_file(place, part) for part in parts]
+    try:
+        for part, file in zip(parts, files, strict=True):
+            if file is None:
+                raise ValueError(f"there is no {part[0]}")
+        config, processor = (json.loads(Path(file).read_text(encoding="utf-8")) for file in files[:2])
+        model, cfg = from_transformers(config, processor, Path(files[2]))
+        # as SigLIP's own tokenizer reads, where another class of transformers stands in for it
+        clean = "canonicalize" if config["model_type"] == "siglip" else "whitespace"
+        cfg["text_cfg"] |= {"tokenizer_kwargs": {"clean": clean}}
+        length = cfg["text_cfg"]["context_length"]
+        return model, HFTokenizer(place, length, clean=clean, trust_remote_code=False), cfg
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError, ImportError) as error:
+        raise ValueError(
+            f"clip {brief(name)}: {place} holds no CLIPModel or SiglipModel of transformers that can be "
+            f"loaded: {why_not(error)}."
+        ) from error
+
+
 def _hub_folder(name: str) -> Path:
     """The folder of the hub's cache with a repository's configuration and weights, fetched if need be."""
     repo = name.removeprefix("hf-hub:")
     check_at_hand(name, repo, CONFIG + TOWER_CONFIG, _take_along(repo))
-    config = _first(repo, CONFIG + TOWER_CONFIG)
+    config = first_file(repo, CONFIG + TOWER_CONFIG)
     if config is None:
         raise FileNotFoundError(f"clip {brief(name)}: {brief(repo)} has no {CONFIG[0]}.")
     if Path(config).name in CONFIG:
         check_at_hand(name, repo, WEIGHTS, _take_along(repo))
-        _first(repo, WEIGHTS)  # into the same folder
+        first_file(repo, WEIGHTS)  # into the same folder
     return Path(config).parent
-
-
-def _first(place: str, files: Sequence[str], revision: str | None = None) -> str | None:
-    """Where the first of these files is that a folder or a repository has."""
-    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
-    return next(filter(None, (cached_file(place, file, revision=revision, **quiet) for file in files)), None)
 
 
 def _load_builtin(name: str) -> Loaded:
@@ -227,52 +253,6 @@ def _create(arch: str, cfg: dict, pretrained: str | None, source: dict) -> Loade
         require_pretrained=pretrained is not None,
     )
     return model, _tokenizer(arch, cfg["text_cfg"]), cfg | {"quick_gelu": quick_gelu}
-
-
-def refuse_code(who: str, place: str, revision: str | None = None) -> None:
-    """Look whether the configurations of a model ask for code of its own.
-
-    Whoever loads the model passes `trust_remote_code=False`, too: then transformers takes its own class where
-    it has one, and refuses where it has none.
-
-    Args:
-        who: the model that was asked for, for the message.
-        place: a folder, or a repository on the hub.
-        revision: branch, tag or commit there.
-
-    Raises:
-        ValueError: one of them does, or is no JSON; the message names the file.
-    """
-    for file in (*CONFIG, *TOWER_CONFIG, "tokenizer_config.json"):
-        path = _first(place, [file], revision)
-        if path is None:
-            continue
-        try:
-            config = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{who}: {path} is damaged ({error}).") from None
-        # transformers ignores this word in files of its own: without code beside it, it was left over there
-        trusts = any(_values(config, "trust_remote_code"))
-        if trusts and (file in CONFIG or any(_values(config, "auto_map"))):
-            raise ValueError(f"{who}: {path} asks for trust_remote_code. {NO_CODE}; take the entry away.")
-        kernels = [*_values(config, "attn_implementation"), *_values(config, "_attn_implementation")]
-        if any("/" in str(kernel) for kernel in kernels):
-            raise ValueError(f"{who}: {path} asks for attn_implementation {kernels[0]!r}. {NO_CODE}.")
-
-
-def why_not(error: Exception) -> str:
-    """What transformers says of a model that it does not load, without its advice to run the model's code."""
-    return f"it needs code of its own. {NO_CODE}." if "trust_remote_code" in str(error) else str(error)
-
-
-def _values(config: Any, key: str) -> Iterator[Any]:
-    """Every value that stands under `key`, however deep."""
-    if isinstance(config, dict):
-        yield from (value for name, value in config.items() if name == key)
-        config = list(config.values())
-    if isinstance(config, list):
-        for part in config:
-            yield from _values(part, key)
 
 
 def _check_tower(name: str, tower: str) -> None:

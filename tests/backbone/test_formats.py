@@ -2,6 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -12,8 +15,15 @@ import torch.nn.functional as F
 from open_clip.timm_model import TimmModel
 from safetensors.torch import save_file
 from timm.models.eva import Eva
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
 
-from medvlp.backbone import sources
 from medvlp.backbone.clip import load_clip
 from medvlp.backbone.prompts.hooks import image_blocks
 from medvlp.knowledge.llm.representations import Representations
@@ -59,7 +69,7 @@ def training_run(state: dict) -> dict:
     return {"epoch": 5, "name": "run", "state_dict": {f"module.{k}": v for k, v in state.items()}}
 
 
-KEPT = {
+FILES = {
     "plain.pt": lambda state, file: torch.save(state, file),
     "half.pth": lambda state, file: torch.save({k: v.half() for k, v in state.items()}, file),
     "pytorch_model.bin": lambda state, file: torch.save({"state_dict": state}, file),
@@ -68,11 +78,11 @@ KEPT = {
 }
 
 
-@pytest.mark.parametrize("kept", KEPT)
-def test_an_architecture_and_a_file_give_what_open_clip_gives(kept, original, tmp_path):
-    KEPT[kept](original.state_dict(), tmp_path / kept)
-    clip = load_clip(f"Small-quickgelu={tmp_path / kept}", device="cpu")
-    images, close = torch.randn(2, 3, 32, 32), 2e-3 if kept == "half.pth" else 1e-5
+@pytest.mark.parametrize("file", FILES)
+def test_an_architecture_and_a_file_give_what_open_clip_gives(file, original, tmp_path):
+    FILES[file](original.state_dict(), tmp_path / file)
+    clip = load_clip(f"Small-quickgelu={tmp_path / file}", device="cpu")
+    images, close = torch.randn(2, 3, 32, 32), 2e-3 if file == "half.pth" else 1e-5
     expected = F.normalize(original.encode_image(images), dim=-1)
     torch.testing.assert_close(clip.encode_images(images), expected, atol=close, rtol=0)
     expected = F.normalize(original.encode_text(open_clip.tokenize(TEXTS)), dim=-1)
@@ -138,7 +148,7 @@ WRONG = {
     "transformers' names": (
         "Alone=FILE",
         {"logit_scale": torch.ones(()), "text_model.final_layer_norm.bias": torch.ones(2)},
-        "Names of transformers' CLIPModel and SiglipModel are not read yet",
+        "transformers' names are read in a folder",
     ),
     "UniMed-CLIP's names": (
         "Alone=FILE",
@@ -164,20 +174,74 @@ def test_a_wrong_file_is_named(what, tmp_path):
     assert len(str(error.value)) < 1500
 
 
-def test_a_folder_of_transformers_is_named(tmp_path, monkeypatch):
-    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    names = [f"local-dir:{tmp_path}", "hf-hub:some/plip"]
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file: f"{repo}/{file}")
-    here = lambda place, file, **_: tmp_path / file if (tmp_path / file).is_file() else None  # noqa: E731
-    monkeypatch.setattr(sources, "cached_file", here)
-    for name in names:
-        with pytest.raises(
-            FileNotFoundError, match="config.json is missing.*model of transformers.*not read"
-        ):
-            load_clip(name)
-    (tmp_path / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="'some/plip' has no open_clip_config.json"):
-        load_clip("hf-hub:some/plip")
+SMALL = {"hidden_size": 48, "intermediate_size": 100, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def clip_model(folder: Path, act: str = "quick_gelu") -> CLIPModel:
+    """As PubMedCLIP and PLIP are kept."""
+    size = small_clips.write_sentence_tokenizer(folder)
+    text = SMALL | {"vocab_size": size, "max_position_embeddings": 40, "eos_token_id": 1, "hidden_act": act}
+    vision = SMALL | {"image_size": 32, "patch_size": 8, "hidden_act": act}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=40))
+
+
+def siglip_model(folder: Path) -> SiglipModel:
+    """As MedSigLIP is kept."""
+    size = small_clips.write_sentence_tokenizer(folder, pad="</s>")
+    text = SMALL | {"vocab_size": size, "max_position_embeddings": 32, "projection_size": 48}
+    vision = SMALL | {"image_size": 32, "patch_size": 8}
+    SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+
+
+def kept(make: Callable, folder: Path, **options: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = make(folder, **options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("make", [clip_model, partial(clip_model, act="gelu"), siglip_model])
+def test_a_model_of_transformers_gives_what_transformers_gives(make, tmp_path):
+    model, clip = kept(make, tmp_path), load_clip(f"local-dir:{tmp_path}", device="cpu")
+    images = torch.randn(2, 3, 32, 32)
+    theirs = model.get_image_features(pixel_values=images).pooler_output
+    torch.testing.assert_close(clip.encode_images(images), F.normalize(theirs, dim=-1), atol=1e-5, rtol=0)
+    theirs = model.get_text_features(input_ids=clip.tokenizer(TEXTS)).pooler_output
+    torch.testing.assert_close(clip.encode_texts(TEXTS), F.normalize(theirs, dim=-1), atol=1e-5, rtol=0)
+    squash = make is siglip_model
+    assert clip.preprocess_cfg["resize_mode"] == ("squash" if squash else "shortest")
+    assert (clip.preprocess_cfg["mean"][0] == 0.5) == squash and (clip.logit_bias != 0) == squash
+    coop = CoOp(clip, CARD, ctx_init="a photo of a")
+    plain = clip.encode_texts([f"a photo of a {name}." for name in CARD.plain_names])
+    torch.testing.assert_close(F.cosine_similarity(coop.class_features(), plain), torch.ones(2))
+
+
+CHANGES = {
+    "config.json": ({"model_type": "blip"}, "unknown model_type 'blip'"),
+    "preprocessor_config.json": (
+        {"resample": 0},
+        "resized to 32 pixels by interpolation 2 or 3",
+    ),
+    "model.safetensors": (None, "there is no model.safetensors"),
+    "tokenizer.json": (None, "there is no tokenizer.json"),
+}
+
+
+@pytest.mark.parametrize("file", CHANGES)
+def test_a_model_of_transformers_that_cannot_be_loaded_says_why(file, tmp_path):
+    kept(clip_model, tmp_path)
+    change, message = CHANGES[file]
+    if change is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_text(json.dumps(json.loads((tmp_path / file).read_text()) | change))
+    with pytest.raises(ValueError, match=f"holds no CLIPModel or SiglipModel of transformers.*{message}"):
+        load_clip(f"local-dir:{tmp_path}")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
