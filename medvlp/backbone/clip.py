@@ -247,8 +247,9 @@ def load_clip(name: str = "tiny", device: str | torch.device = "auto", precision
             they are, or under "state_dict" as a training run saves them), as "ViT-B-16-quickgelu=epoch_5.pt".
             With ARCH-quickgelu or ARCH-gelu you say which activation they were trained with;
             `ARCH/random`: random weights from a fixed seed, for benchmarks;
-            `hf-hub:OWNER/REPO`: an open_clip model on the Hugging Face hub;
-            `local-dir:FOLDER`: a folder with open_clip_config.json and weights. A folder that holds the
+            `hf-hub:OWNER/REPO`: a model on the Hugging Face hub, of open_clip or, as a CLIPModel or a
+            SiglipModel, of transformers;
+            `local-dir:FOLDER`: a folder with the files of such a repository. A folder that holds the
             config.json of its Hugging Face text tower needs no hub.
         device: "auto" (CUDA, else MPS, else CPU) or a torch device.
         precision: "fp32", "bf16" or "fp16".
