@@ -108,18 +108,21 @@ def biomedclip_kind(folder: Path, pooler: str = "cls_last_hidden_state_pooler") 
     return name
 
 
-def write_sentence_tokenizer(folder: Path, pad: str = "<pad>") -> int:
+def write_sentence_tokenizer(folder: Path, pad: str = "<pad>", start: str = "") -> int:
     """A tokenizer as T5's and SigLIP's: a word is one piece with the space before it, or falls into letters.
 
-    There is no start of text, and "X" is two pieces: the space and the letter.
+    There is no start of text unless given, and "X" is two pieces: the space and the letter.
     """
     folder.mkdir(parents=True, exist_ok=True)
     letters = [chr(code) for code in range(33, 127)]
     words = [f"\u2581{word}" for word in ["photo", "in", "and", *WORDS[8:26]]]
-    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *words, *letters]
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *words, *letters, *filter(None, [start])]
     tokenizer = Tokenizer(models.Unigram([(p, -(len(p) ** 0.5)) for p in pieces], unk_id=2))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A </s>".strip(),
+        special_tokens=[("</s>", 1), *([(start, len(pieces) - 1)] if start else [])],
+    )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=pad, eos_token="</s>", unk_token="<unk>"
     )

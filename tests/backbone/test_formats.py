@@ -105,22 +105,6 @@ def test_a_file_is_preprocessed_as_all_weights_of_its_architecture(tmp_path):
     assert clip.preprocess_cfg["mean"] == (0.5,) * 3 and clip.preprocess_cfg["resize_mode"] == "squash"
 
 
-@pytest.mark.parametrize("method", ["ViP", "CoOp", "CILMP"])
-def test_methods_train_on_it_and_are_saved_and_loaded(method, original, tmp_path):
-    torch.save(original.state_dict(), tmp_path / "weights.pt")
-    clip = load_clip(f"Small-quickgelu={tmp_path / 'weights.pt'}", device="cpu")
-    given = {"representations": ROWS} if method == "CILMP" else {}
-    trained = {"ViP": ViP, "CoOp": CoOp, "CILMP": CILMP}[method](clip, CARD, **given)
-    data = make_set(CARD, [0, 1] * 2)
-    fit(trained, data, data, TrainConfig(epochs=1, views=0, batch_size=4), progress=False)
-    save(trained, tmp_path / "method.safetensors")
-    with pytest.raises(ValueError, match="names the clip 'Small-quickgelu=.*trust_clip=True"):
-        load(tmp_path / "method.safetensors", card=CARD, **given)
-    again = load(tmp_path / "method.safetensors", card=CARD, trust_clip=True, device="cpu", **given)
-    images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(again.eval()(images), trained.eval()(images))
-
-
 class Anything:
     """Some object that a file may hold."""
 
@@ -179,7 +163,7 @@ SMALL = {"hidden_size": 48, "intermediate_size": 100, "num_hidden_layers": 2, "n
 
 def clip_model(folder: Path, act: str = "quick_gelu") -> CLIPModel:
     """As PubMedCLIP and PLIP are kept."""
-    size = small_clips.write_sentence_tokenizer(folder)
+    size = small_clips.write_sentence_tokenizer(folder, start="<s>")
     text = SMALL | {"vocab_size": size, "max_position_embeddings": 40, "eos_token_id": 1, "hidden_act": act}
     vision = SMALL | {"image_size": 32, "patch_size": 8, "hidden_act": act}
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
@@ -219,6 +203,28 @@ def test_a_model_of_transformers_gives_what_transformers_gives(make, tmp_path):
     coop = CoOp(clip, CARD, ctx_init="a photo of a")
     plain = clip.encode_texts([f"a photo of a {name}." for name in CARD.plain_names])
     torch.testing.assert_close(F.cosine_similarity(coop.class_features(), plain), torch.ones(2))
+
+
+@pytest.mark.parametrize("method", ["ViP", "CoOp", "CILMP"])
+@pytest.mark.parametrize("where", ["file", "clip", "siglip"])
+def test_methods_train_on_it_and_are_saved_and_loaded(method, where, original, tmp_path):
+    name = f"local-dir:{tmp_path}"
+    if where == "file":
+        torch.save(original.state_dict(), tmp_path / "weights.pt")
+        name = f"Small-quickgelu={tmp_path / 'weights.pt'}"
+    else:
+        kept(clip_model if where == "clip" else siglip_model, tmp_path)
+    clip = load_clip(name, device="cpu")
+    given = {"representations": ROWS} if method == "CILMP" else {}
+    trained = {"ViP": ViP, "CoOp": CoOp, "CILMP": CILMP}[method](clip, CARD, **given)
+    data = make_set(CARD, [0, 1] * 2)
+    fit(trained, data, data, TrainConfig(epochs=1, views=0, batch_size=4), progress=False)
+    save(trained, tmp_path / "method.safetensors")
+    with pytest.raises(ValueError, match="names the clip '.*trust_clip=True"):
+        load(tmp_path / "method.safetensors", card=CARD, **given)
+    again = load(tmp_path / "method.safetensors", card=CARD, trust_clip=True, device="cpu", **given)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(again.eval()(images), trained.eval()(images))
 
 
 CHANGES = {
