@@ -40,3 +40,24 @@ def test_each_mean_lies_in_its_interval_and_learning_helps():
         learned = part.loc[part.index.isin(TRAINED), "images low"]
         assert (learned > level).mean() > 0.8, f"methods at chance on {card}"
         assert part.loc["Linear probe", "mean"] > part.loc["ZeroShot, classnames", "mean"]
+
+
+def test_what_the_readme_says_of_few_images_and_nothing_to_choose_by(repository: Path):
+    rows = pd.concat([pd.read_csv(str(ASSETS / name)) for name in ("realistic.csv", "realistic_cells.csv")])
+    assert (rows["seeds"] == 3).all() and (rows["failed"] == 0).all()
+
+    def told(card: str, scenario: str, num_shots: int, words: str) -> tuple[int, int, int]:
+        """How many learners lie below and above zero-shot by these words, and how many there are."""
+        drawn = (rows["data"] == card) & (rows["scenario"] == scenario) & (rows["num_shots"] == num_shots)
+        part = rows[drawn].set_index("method")
+        learned = part[~part.index.str.startswith("ZeroShot")]
+        below = learned["images high"] < part.loc[words, "images low"]
+        return below.sum(), (learned["images low"] > part.loc[words, "images high"]).sum(), len(learned)
+
+    assert told("pneumonia", "realistic", 16, "ZeroShot") == (6, 0, 11)
+    assert told("wbcatt", "realistic", 4, "ZeroShot, symptoms") == (9, 0, 11)
+    assert told("pneumonia", "standard", 16, "ZeroShot")[0] == 1
+    assert told("wbcatt", "standard", 16, "ZeroShot, symptoms")[0] == 2
+    text = (repository / "README.md").read_text("utf-8")
+    assert "Of 11, 6 are clearly below" in text and "9 below zero-shot by symptoms" in text
+    assert "none is above" in text and "it is 1 and 2" in text
