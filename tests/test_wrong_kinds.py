@@ -60,7 +60,7 @@ def right(tmp_path_factory) -> dict[str, Any]:
     report = medvlp.evaluate(zero, images, n_bootstrap=1)
     values = {"clip": clip, "card": data.card, "train": images, "val": images, "images": images}
     values |= {"method": zero, "right": zero, "wrong": zero, "cilmp": cilmp, "methods": {"zero": zero}}
-    values |= {"report": report, "baseline": report, "make": lambda: zero}
+    values |= {"report": report, "reports": report, "baseline": report, "make": lambda: zero}
     values |= {"image": images.image(0), "symptoms": zero.symptoms, "world": images.world}
     values |= {"latents": images.latents, "embeddings": medvlp.show.symptom_points(zero), "fig": plt.figure()}
     values |= dict.fromkeys(("table", "comparison", "runs", "maps", "hidden", "scores", "histories"), TABLE)
@@ -71,6 +71,7 @@ def right(tmp_path_factory) -> dict[str, Any]:
     }
     values |= dict.fromkeys(("bayes", "chance", "seed", "num_shots"), 1) | {"config": medvlp.PretrainConfig()}
     values |= dict.fromkeys(("name", "model", "attribute", "x", "y", "made_by", "name_or_path"), "accuracy")
+    values |= {"classname": data.card.classnames[0]}
     values |= dict.fromkeys(("store", "name_or_card_path"), tmp_path_factory.mktemp("somewhere"))
     return values | {"client": None, "path": values["store"] / "method.safetensors"}
 
