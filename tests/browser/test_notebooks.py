@@ -24,6 +24,7 @@ expect = pytest.importorskip("playwright.sync_api", reason="the Python package p
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 FAILURES = {r"epochs=\d+": "epochs=2", r"n_draws=\d+": "n_draws=2", r"n_images=\d+": "n_images=10"}
+FAILURES |= {r"steps=\d+": "steps=12"}
 PROMPTS = {r"epochs=\d+": "epochs=2", r"load_dataset\(card_name": "load_dataset(card_name, num_shots=100"}
 BROKEN = "() => [...document.images].filter(one => one.complete && !one.naturalWidth).map(one => one.alt)"
 
