@@ -95,8 +95,9 @@ class Report:
             high (95 % intervals over the report's groups) and threshold.
 
         Raises:
-            ValueError: an unknown class, other classes, images of this report in `validation`, a class that
-                `validation` lacks or that all its images have, a sensitivity out of its range.
+            ValueError: an unknown class, other classes, images of this report in `validation`, another method or
+                temperature, a class that `validation` lacks or that all its images have, a sensitivity out of
+                its range.
         """
         check_choice("class", classname, self.classnames)
         other = validation.classnames != self.classnames
@@ -104,6 +105,12 @@ class Report:
         if other or both:
             why = "has other classes" if other else f"has images that are tested here, such as {both[0]!r}"
             raise ValueError(f"the report for validation {why}; a threshold is chosen on validation images.")
+        if (validation.method, validation.temperature) != (self.method, self.temperature):
+            raise ValueError(
+                f"the report for validation is of {validation.method} at temperature "
+                f"{validation.temperature:.3g}, this one of {self.method} at {self.temperature:.3g}; a "
+                "threshold means the same for the same probabilities only."
+            )
         if sensitivity is not None and not 0 < sensitivity <= 1:
             raise ValueError(f"sensitivity is {sensitivity}; it must be above 0, at most 1.")
         c = self.classnames.index(classname)
@@ -111,9 +118,8 @@ class Report:
         if not 0 < (labels == c).sum() < len(labels):
             raise ValueError(f"a threshold needs validation images of class {classname!r} and of others.")
         fpr, tpr, thresholds = roc_curve(labels == c, p[:, c], drop_intermediate=False)
-        best = (
-            1 + ((tpr - fpr) if sensitivity is None else (tpr >= sensitivity))[1:].argmax()
-        )  # 0: none called
+        good = tpr - fpr if sensitivity is None else tpr >= sensitivity  # (T,)
+        best = 1 + good[1:].argmax()  # the first threshold is infinite
         labels, p = self.arrays()
         true, called = labels == c, p[:, c] >= thresholds[best]  # (N,)
         weights = resamples(self.groups, self.n_bootstrap, self.seed)  # (1 + R, N)

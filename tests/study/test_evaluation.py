@@ -1,5 +1,6 @@
 """evaluate: the report of a method whose logits are written in the pixels, then of real ones."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -295,6 +296,9 @@ def test_an_operating_point_says_what_it_cannot_be_chosen_on():
             test.operating_point(name, report, **options)
     with pytest.raises(ValueError, match="unknown class 'nobody'"):
         test.operating_point("nobody", val)
+    for other in (replace(val, temperature=2.0), replace(val, method="ViP")):
+        with pytest.raises(ValueError, match="the same for the same probabilities only"):
+            test.operating_point(name, other)
     alone = evaluate(Reader(), written([0, 0], [[9, 1, 1], [8, 2, 1]]), n_bootstrap=5)
     with pytest.raises(ValueError, match="needs validation images of class"):
         test.operating_point(name, alone)
