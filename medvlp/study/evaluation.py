@@ -95,9 +95,9 @@ class Report:
             high (95 % intervals over the report's groups) and threshold.
 
         Raises:
-            ValueError: an unknown class, other classes, images of this report in `validation`, another method or
-                temperature, a class that `validation` lacks or that all its images have, a sensitivity out of
-                its range.
+            ValueError: an unknown class; other classes, another method or temperature, or images of this
+                report in `validation`; a class that it lacks or that all its images have; a
+                sensitivity out of range.
         """
         check_choice("class", classname, self.classnames)
         other = validation.classnames != self.classnames
