@@ -34,9 +34,12 @@ def native_bfloat16() -> bool:
     """Whether this machine's processor has products in bfloat16.
 
     Without them torch converts every number there and back: a step of pre-training then takes 8 times as long
-    as in float32. A torch too old to tell (`torch.cpu.get_capabilities` is missing) counts as no.
+    as in float32. A torch too old to tell (`torch.cpu.get_capabilities` is missing) counts as no, and so does
+    one that is told to leave them alone (`ATEN_CPU_CAPABILITY=avx2`).
     """
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        return False
     return any(capabilities.get(name, False) for name in BFLOAT16_PRODUCTS)
 
 

@@ -95,6 +95,7 @@ def test_a_diverging_run_says_what_to_try():
 )
 def test_products_in_bfloat16_only_where_the_processor_has_them(monkeypatch, capabilities, native):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     assert PretrainConfig().bf16 is native
     used = []
     autocast = torch.autocast
@@ -103,6 +104,12 @@ def test_products_in_bfloat16_only_where_the_processor_has_them(monkeypatch, cap
     )
     pretrain(PretrainConfig(("derm",), n_images=8, steps=1, batch_size=4), progress=False)
     assert used == [native]
+
+
+def test_products_that_torch_is_told_to_leave_alone_count_as_none(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert PretrainConfig().bf16 is False
 
 
 def test_a_torch_that_cannot_tell_counts_as_a_processor_without(monkeypatch):
