@@ -6,8 +6,7 @@ from .backbone.pretrain import PretrainConfig, pretrain
 from .backbone.pretrain_annotated import AnnotatedConfig, pretrain_annotated
 from .data.cards import DataCard, list_cards, load_card
 from .data.datasets import Data, ImageSet, load_dataset
-from .data.phantoms.captions import captions
-from .data.phantoms.worlds import get_world
+from .data.phantoms.worlds import captions, get_world
 from .data.splits import few_shot
 from .knowledge.llm.local_llm import local_llm
 from .knowledge.llm.representations import Representations, llm_representations, shipped_representations

@@ -36,8 +36,7 @@ from medvlp.backbone.clip import Clip, native_bfloat16
 from medvlp.backbone.sources import random_turn
 from medvlp.data.errors import check_kinds, frozen_config
 from medvlp.data.files import atomic_write
-from medvlp.data.phantoms.captions import captions
-from medvlp.data.phantoms.worlds import Latents, World, get_world
+from medvlp.data.phantoms.worlds import Latents, World, captions, get_world
 
 TINY = {  # open_clip's model_cfg: two towers of four layers; embed_dim differs from the text width
     "embed_dim": 128,

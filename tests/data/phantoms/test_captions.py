@@ -1,7 +1,6 @@
 import pytest
 
-from medvlp.data.phantoms.captions import captions
-from medvlp.data.phantoms.worlds import DRAWINGS, get_world
+from medvlp.data.phantoms.worlds import DRAWINGS, captions, get_world
 
 
 @pytest.mark.parametrize("name", list(DRAWINGS))

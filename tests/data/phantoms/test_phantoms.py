@@ -29,6 +29,7 @@ def test_samples_follow_the_stated_probabilities(world):
         of_class = latents.attributes[latents.labels == c].double()
         error = (of_class.mean(dim=0) - world.probability[c]).abs()  # (K,)
         assert error.max() < 4 * 0.5 / len(of_class) ** 0.5
+        assert len(of_class) > 0.9 * len(latents) / len(world.classnames)
 
 
 @by_name
