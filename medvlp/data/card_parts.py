@@ -219,7 +219,7 @@ class CsvSource(FilesSource):
     file: str | dict[Split, str] = "labels.csv"
     second_file: str | None = None
     columns: Annotated[
-        dict[Literal["path", "label", "split", "group"], str | None],
+        dict[Literal["path", "label", "split", "group"], Name | None],
         Field(validate_default=True),
         _over({"path": "path", "label": "label", "split": None, "group": None}),
     ] = {}
@@ -229,15 +229,10 @@ class CsvSource(FilesSource):
     split_words: dict[Name, Split] = {}
     split_rows: dict[Split, str] = {}
 
-    @field_validator("columns")
-    @classmethod
-    def _path_and_label(cls, columns: dict[str, str | None]) -> dict[str, str | None]:
-        if not (columns["path"] and columns["label"]):
-            raise ValueError("the path and the label column must have a name")
-        return columns
-
     @model_validator(mode="after")
-    def _one_word_on_splits(self) -> "CsvSource":
+    def _one_word_on_columns_and_splits(self) -> "CsvSource":
+        if not (self.columns["path"] and self.columns["label"]):
+            raise ValueError("the path and the label column must have a name")
         if isinstance(self.file, dict) and ("train" not in self.file or self.columns["split"]):
             raise ValueError("with a table for each split there is one for train, and no split column")
         return self

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from medvlp.data.card_parts import SOURCES, AnySource, Attribute, ClassInfo, Phrase, Strict, plain_name
-from medvlp.data.errors import brief, check_choice, check_kinds, listed, unknown_name, visible
+from medvlp.data.errors import brief, check_choice, check_kinds, listed, said, unknown_name, visible
 from medvlp.data.files import as_word, composed, sha256, short
 
 # What a card that is `like` another takes from it.
@@ -122,6 +122,11 @@ class DataCard(Strict):
         return [plain_name(name) for name in self.classnames]
 
     @property
+    def labels(self) -> dict[str, int]:
+        """The label of every name and alias of a class, as they are written."""
+        return {word: label for label, info in enumerate(self.classes) for word in info.words}
+
+    @property
     def kinds(self) -> list[str]:
         """Kinds of knowledge that every class has phrases for."""
         kinds = self.classes[0].knowledge
@@ -172,19 +177,13 @@ class DataCard(Strict):
         that no card may have.
         """
         where = f"card {self.name!r}"
-        phrases = {composed(name): of_class for name, of_class in phrases.items()}
         if kind in self.some_kinds():
             raise ValueError(
                 f"{where} has phrases of kind {brief(kind)} already; its kinds: {listed(self.some_kinds())}."
             )
-        for name in phrases:
-            check_choice("class", name, self.classnames, where)
+        phrases = in_label_order(phrases, self.classnames, self.name)
         front = self.model_dump()
         for info in front["classes"]:
-            if info["name"] not in phrases:
-                raise ValueError(
-                    f"{where}: class {brief(info['name'])} has no phrases of kind {brief(kind)}."
-                )
             info["knowledge"][kind] = [{"text": p, "criterion": origin} for p in phrases[info["name"]]]
         return _validated(front, where).model_copy(update={"prose": self.prose, "path": self.path})
 
@@ -204,12 +203,35 @@ class DataCard(Strict):
 
     def label_of(self, alias: str) -> int:
         """Label of a class by its name or an alias, upper or lower case; ValueError for an unknown one."""
-        labels = {as_word(word): label for label, info in enumerate(self.classes) for word in info.words}
-        label = labels.get(as_word(str(alias)))
+        label = {as_word(word): label for word, label in self.labels.items()}.get(as_word(str(alias)))
         if label is None:
-            words = dict.fromkeys(word for info in self.classes for word in info.words)
-            raise ValueError(unknown_name("class", alias, words, where=f"card {self.name!r}"))
+            raise ValueError(unknown_name("class", alias, self.labels, where=f"card {self.name!r}"))
         return label
+
+
+def in_label_order(
+    symptoms: Mapping[str, Sequence[str]], classnames: Sequence[str], card: str
+) -> dict[str, list[str]]:
+    """The phrases of every class of the card of this name, stripped.
+
+    Raises:
+        TypeError: no mapping.
+        ValueError: a class that is unknown, missing or without a phrase.
+    """
+    if not isinstance(symptoms, Mapping):
+        raise TypeError(f"symptoms is {said(symptoms)}; it should be {{classname: [phrase, ...]}}.")
+    symptoms = {composed(name): phrases for name, phrases in symptoms.items()}
+    for name, phrases in symptoms.items():
+        check_choice("class", name, classnames, f"the symptoms for card {card!r}")
+        texts = [] if isinstance(phrases, str) else phrases
+        if not texts or not all(isinstance(text, str) and text.strip(" .") for text in texts):
+            raise ValueError(
+                f"the symptoms of {brief(name)} must be a list of phrases, not {brief(phrases)}."
+            )
+    missing = [name for name in classnames if name not in symptoms]
+    if missing:
+        raise ValueError(f"no symptoms for {listed(missing)}; give some for every class of card {card!r}.")
+    return {name: [phrase.strip() for phrase in symptoms[name]] for name in classnames}
 
 
 def cards_folder() -> Path:

@@ -12,7 +12,7 @@ import stat
 import tempfile
 import time
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -220,15 +220,12 @@ def table_is_there(file: Path) -> bool:
     return os.path.isfile(file) or os.path.isfile(f"{file}.gz")
 
 
-def read_table(
-    file: Path, columns: dict[str, str | None], optional: Collection[str] = ()
-) -> Iterator[tuple[int, dict[str, str | None]]]:
-    """Each row's line in the file and its values by role ("path", "label", ...), stripped.
+def read_table(file: Path, needed: dict[str, str]) -> Iterator[tuple[int, dict[str, str], str]]:
+    """Each row's line in the file, its values by column, stripped, and what stands beyond the columns.
 
-    None where there is no column for a role; of those in `columns` only the `optional` ones may be missing.
-    Columns are parted by comma, semicolon, tab or |: by what the header has most of the columns with. What
-    stands beyond the header's columns is the row's "too many"; commas at the end of a line are not. Without
-    such a file FILE.gz will do. A .json file, a list of objects, is read as the table that it would be.
+    `needed` says what each column that must be there is for. Columns are parted by comma, semicolon, tab or
+    |: by what the header has most of them with. Commas at the end of a line are nothing. Without such a file
+    FILE.gz will do. A .json file, a list of objects, is read as the table that it would be.
     """
     try:
         packed = not file.exists() and table_is_there(file)
@@ -238,18 +235,16 @@ def read_table(
             text = pd.DataFrame(json.loads(text)).to_csv(index=False)
         tables = {mark: _rows(text, mark) for mark in DELIMITERS}
         headers = {mark: [composed(name) for name in next(rows)[1]] for mark, rows in tables.items()}
-        wanted = {role: composed(column) for role, column in columns.items() if column}
-        mark = max(DELIMITERS, key=lambda mark: len(set(headers[mark]) & set(wanted.values())))
+        mark = max(DELIMITERS, key=lambda mark: len(needed.keys() & headers[mark]))
         header = headers[mark]
-        for role, column in wanted.items():
-            if column not in header and role not in optional:
+        for column, role in needed.items():
+            if column not in header:
                 hint = unknown_name("column", column, header, where=str(file))
                 raise ValueError(f"{hint} Name the {role} column in the card.")
-        place = {role: header.index(column) for role, column in wanted.items() if column in header}
+        place = {column: header.index(column) for column in header}
         for line, row in tables[mark]:
-            values = {role: row[i] if i < len(row) else "" for role, i in place.items()}
-            extra = ", ".join(filter(None, row[len(header) :]))
-            yield line, dict.fromkeys(columns) | values | {"too many": extra}
+            values = {column: row[i] if i < len(row) else "" for column, i in place.items()}
+            yield line, values, ", ".join(filter(None, row[len(header) :]))
     except (OSError, UnicodeError, StopIteration, csv.Error, json.JSONDecodeError) as error:
         reason = "it is empty" if isinstance(error, StopIteration) else error
         raise ValueError(f"cannot read the table {file}: {reason}. Save it as CSV in UTF-8.") from error

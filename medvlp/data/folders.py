@@ -81,7 +81,7 @@ def read_folder(
     split_of = split_of if says else SPLIT_WORDS
     if test_only:
         needed, split_of = {"test": "test"}, SPLIT_WORDS | split_of
-    words = {as_word(word) for info in card.classes for word in info.words}
+    words = set(map(as_word, card.labels))
 
     def named(folder: Path) -> bool:
         """Whether folders in it are named as classes or splits."""

@@ -3,13 +3,14 @@
 The images themselves lie in a store: `Files`, an array (`Pixels`), phantoms that are drawn when looked at
 (`Rendered`), or, where the images are not here, what the package ships of them (`Shipped`). Every store has
 `image(i)`, `take(rows)` (the store of these rows only), `hashes`, one of each image's content, `content()`, a
-hash that changes when an image changes, and `looks`: functions of rows that give what is compared to know
-whether images are the same, the cheapest first. None is like nothing.
+hash that changes when an image changes, and `glances`, what is cheap to see of each image: those of the same
+images are equal, and None is like nothing.
 """
 
 import copy
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,7 +32,6 @@ from medvlp.data.phantoms.worlds import Latents, Rendered, World
 from medvlp.data.tensor_files import Shipped
 
 PLACEHOLDER = 224  # pixels a side
-Looks = tuple[Callable[[Sequence[int]], list], ...]
 
 
 @dataclass
@@ -64,21 +64,19 @@ class Files:
         return sha256(*self.hashes)
 
     @property
-    def looks(self) -> Looks:
-        """The size with a few bytes from the middle, and all bytes."""
-        return self._middles, lambda rows: file_hashes(self.folder, [self.names[i] for i in rows])
+    def glances(self) -> list[tuple[int, bytes] | None]:
+        """The size of each file with a few bytes from its middle."""
 
-    def _middles(self, rows: Sequence[int]) -> list[tuple[int, bytes] | None]:
-        def middle(i: int) -> tuple[int, bytes] | None:
+        def glance(name: str) -> tuple[int, bytes] | None:
             try:
-                with open_regular(os.path.join(self.folder, self.names[i])) as file:
+                with open_regular(os.path.join(self.folder, name)) as file:
                     size = file.seek(0, os.SEEK_END)
                     file.seek(size // 2)
                     return size, file.read(64)
             except OSError:
                 return None
 
-        return in_threads(middle, rows, "comparing images")
+        return in_threads(glance, self.names, "comparing images")
 
 
 @dataclass
@@ -110,13 +108,10 @@ class Pixels:
         return digest.hexdigest()
 
     @property
-    def looks(self) -> Looks:
-        """The middle row of pixels, and all."""
+    def glances(self) -> list[bytes]:
+        """The middle row of pixels of each image."""
         middle = self.array.shape[1] // 2
-        return (
-            lambda rows: [self.array[self.rows[i], middle].tobytes() for i in rows],
-            lambda rows: self.take(np.asarray(rows, dtype=int)).hashes,
-        )
+        return [self.array[row, middle].tobytes() for row in self.rows]
 
 
 @dataclass(repr=False, eq=False)
@@ -271,20 +266,16 @@ class ImageSet(Dataset):
 def same_images(sets: Sequence[ImageSet]) -> list[list[tuple[ImageSet, int]]]:
     """Images, as (set, row), of which several are the same byte for byte. The sets' stores are of one kind.
 
-    Few are looked at in full: those that are alike in all that is cheaper to see.
+    Few are read in full: those that another is like at a glance.
     """
-    keys = [[()] * len(images) for images in sets]
-    rows: list[Sequence[int]] = [range(len(images)) for images in sets]  # those that may have their like
-    for number in range(len(sets[0].store.looks)):
-        alike: dict[tuple, list[tuple[ImageSet, int]]] = {}
-        for images, key, of_set in zip(sets, keys, rows, strict=True):
-            for i, look in zip(of_set, images.store.looks[number](of_set), strict=True):
-                key[i] = (*key[i], look)
-                if look is not None:
-                    alike.setdefault(key[i], []).append((images, i))
-        groups = [group for group in alike.values() if len(group) > 1]
-        rows = [[i for group in groups for other, i in group if other is images] for images in sets]
-    return groups
+    glances = [images.store.glances for images in sets]
+    seen = Counter(glance for of_set in glances for glance in of_set if glance is not None)
+    same: dict[str, list[tuple[ImageSet, int]]] = {}
+    for images, of_set in zip(sets, glances, strict=True):
+        rows = [i for i, glance in enumerate(of_set) if seen[glance] > 1]
+        for i, content in zip(rows, images.subset(rows).hashes, strict=True):
+            same.setdefault(content, []).append((images, i))
+    return [group for group in same.values() if len(group) > 1]
 
 
 class PhantomSet(ImageSet):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medvlp.data.card_parts import SPLITS, Attribute, CsvSource
+from medvlp.data.card_parts import SPLITS, CsvSource
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import brief, check_choice, listed, unknown_name
 from medvlp.data.files import as_word, composed, on_disk, read_table, short, table_is_there
@@ -16,7 +16,7 @@ from medvlp.data.folders import SPLIT_WORDS, TEST_ONLY, Problems, find_folder, i
 from medvlp.data.image_sets import ImageSet
 from medvlp.data.tensor_files import Shipped, is_shipped
 
-Row = dict[str, str | None]  # a row's values by role: "path", "label", ..., "attribute granule colour", ...
+Row = dict[str, str]  # a row's values by column
 Noted = dict[str, str | None]  # what an expert noted of one image, by attribute; None where nobody looked
 
 
@@ -27,47 +27,48 @@ def read_csv(
 
     With `test_only` the table may lack the columns of split, group and attributes.
     """
-    source, needed, first = card.source, tables_of(card, test_only), "test" if test_only else "train"
+    source, asked, first = card.source, tables_of(card, test_only), "test" if test_only else "train"
     tables = source.file if isinstance(source.file, dict) else {"": source.file}
     base = find_folder(
         card,
         root,
-        lambda folder: all(table_is_there(on_disk(folder, name)) for name in needed),
-        "the table " + " and ".join(map(brief, needed)),
+        lambda folder: all(table_is_there(on_disk(folder, name)) for name in asked),
+        "the table " + " and ".join(map(brief, asked)),
     )
     rows: dict[str, list[tuple[str, int, str]]] = {split: [] for split in SPLITS}
     noted: dict[Path, Noted] = {}
     found_in: dict[Path, str] = {}  # where each image is listed
     others: dict[Path, str] = {}  # images that are not meant, and why
     shipped = {base / name for name in Shipped.read(base).names} if is_shipped(base) else None
-    columns = source.columns | {_role(attribute): attribute.column for attribute in card.attributes}
-    columns |= {_which(column): column for column in source.rows}
-    if source.label_columns:
-        columns |= {"label": None} | {_which(column): column for column in source.label_columns}
+    split_column, group_column = source.columns["split"], source.columns["group"]
+    needed = {source.columns["path"]: "path"} | dict.fromkeys(source.rows, "rows")
+    needed |= dict.fromkeys(source.label_columns or [source.columns["label"]], "label")
+    if not test_only:
+        needed |= {attribute.column: f"attribute {attribute.name}" for attribute in card.attributes}
+        needed |= {source.columns[role]: role for role in ("split", "group") if source.columns[role]}
     words = SPLIT_WORDS | {as_word(word): split for word, split in source.split_words.items()}
     numbers = _numbers(card, base)
-    optional = {"split", "group", *map(_role, card.attributes)} if test_only else set()
     seen: dict[str, set[str]] = {column: set() for column in source.rows}
     for split_of_table, name_of_table in tables.items():
         file = on_disk(base, name_of_table)
         if not table_is_there(file):
             continue  # of a split that is not asked for
-        for i, (number, row) in enumerate(read_table(file, columns, optional)):
+        for i, (number, row, extra) in enumerate(read_table(file, needed)):
             name, where = _image_file(card, base, row), f"line {number} of {file}"
             path = on_disk(base, name)
             for column in source.rows:
-                seen[column].add(row[_which(column)])
+                seen[column].add(row[column])
             if other := _other(card, row):
                 others[path] = other
                 continue
             try:
-                if row["too many"]:
-                    raise ValueError(f"it has more values than the header, such as {brief(row['too many'])}.")
+                if extra:
+                    raise ValueError(f"it has more values than the header, such as {brief(extra)}.")
                 label = label_from(card, _label(card, row))
-                row["split"] = numbers.get(f"{i}", f"of row {i}") if numbers else row["split"]
-                split = split_of_table or first if row["split"] is None else words.get(as_word(row["split"]))
+                written = numbers.get(f"{i}", f"of row {i}") if numbers else row.get(split_column)
+                split = split_of_table or first if written is None else words.get(as_word(written))
                 if split is None:
-                    raise ValueError(unknown_name("split", row["split"], SPLITS))
+                    raise ValueError(unknown_name("split", written, SPLITS))
                 noted_here = _noted(card, row)
                 if not (os.path.isfile(path) if shipped is None else path in shipped):
                     raise FileNotFoundError(f"there is no image file {short(base / name)}.")
@@ -78,7 +79,7 @@ def read_csv(
                 continue
             found_in[path] = f"line {number}" if len(tables) == 1 else where
             inside = path.relative_to(base) if path.is_relative_to(base) else path
-            rows[split].append((inside.as_posix(), label, composed(row["group"] or "")))
+            rows[split].append((inside.as_posix(), label, composed(row.get(group_column, ""))))
             noted[path] = noted_here
     for column, values in source.rows.items():
         for value in values:
@@ -86,7 +87,7 @@ def read_csv(
                 where = f"{' and '.join(tables.values())}, which the card asks for under source, rows"
                 check_choice(f"value of {brief(column)}", value, sorted(seen[column]), where)
     if not rows[first]:
-        table, advice = on_disk(base, needed[0]), TEST_ONLY if rows["test"] else ""
+        table, advice = on_disk(base, asked[0]), TEST_ONLY if rows["test"] else ""
         raise ValueError(f"the table {table} names no image for {first}.{advice}")
     parts = {split: image_set(card, split, base, rows[split]) for split in SPLITS if rows[split]}
     experts = [noted] if card.attributes else []
@@ -109,20 +110,11 @@ def tables_of(card: DataCard, test_only: bool = False) -> list[str]:
     return [*(file.values() if isinstance(file, dict) else [file]), *more]
 
 
-def _role(attribute: Attribute) -> str:
-    return f"attribute {attribute.name}"
-
-
-def _which(column: str) -> str:
-    return f"rows {column}"
-
-
 def _other(card: DataCard, row: Row) -> str | None:
     """The first "column: value" by which a row is none of those that the card means; None for one that is."""
     for column, values in card.source.rows.items():
-        value = row[_which(column)]
-        if as_word(value) not in map(as_word, values):
-            return f"{column}: {value}"
+        if as_word(row[column]) not in map(as_word, values):
+            return f"{column}: {row[column]}"
     return None
 
 
@@ -130,7 +122,7 @@ def _noted(card: DataCard, row: Row) -> Noted:
     """What a row says of the card's attributes; ValueError for a value that the card does not have."""
     noted = {}
     for attribute in card.attributes:
-        text, values = row[_role(attribute)] or "", {as_word(value): value for value in attribute.values}
+        text, values = row.get(attribute.column, ""), {as_word(value): value for value in attribute.values}
         value = text if text in attribute.values else values.get(as_word(text))
         if text and value is None:
             raise ValueError(unknown_name(f"value of {brief(attribute.name)}", text, attribute.values))
@@ -140,19 +132,18 @@ def _noted(card: DataCard, row: Row) -> Noted:
 
 def _second_notes(card: DataCard, base: Path, images: set[Path], problems: Problems) -> dict[Path, Noted]:
     """What another expert noted, by the image's file."""
-    columns = {"path": card.source.columns["path"]}
-    columns |= {_role(attribute): attribute.column for attribute in card.attributes}
-    file, notes = on_disk(base, card.source.second_file), {}
-    for number, row in read_table(file, columns):
-        path, where = on_disk(base, _image_file(card, base, row)), f"line {number} of {file}"
+    path_column, file, notes = card.source.columns["path"], on_disk(base, card.source.second_file), {}
+    needed = {path_column: "path"} | {one.column: f"attribute {one.name}" for one in card.attributes}
+    for number, row, _ in read_table(file, needed):
+        name, path = row[path_column], on_disk(base, _image_file(card, base, row))
         try:
             if path not in images:
-                raise ValueError(f"no image '{short(row['path'])}' is in {card.source.file}.")
+                raise ValueError(f"no image '{short(name)}' is in {card.source.file}.")
             if path in notes:
-                raise ValueError(f"the image '{short(row['path'])}' is there twice.")
+                raise ValueError(f"the image '{short(name)}' is there twice.")
             notes[path] = _noted(card, row)
         except ValueError as error:
-            problems.add(row["path"], f"{where}: {error}")
+            problems.add(name, f"line {number} of {file}: {error}")
     return notes
 
 
@@ -169,19 +160,15 @@ def label_from(card: DataCard, text: str) -> int:
 
     A number is the alias that says so, or, where no alias is a number, the label itself. 1.0 is 1.
     """
-    words = [(word, label) for label, info in enumerate(card.classes) for word in info.words]
-    number = re.fullmatch(r"(-?[0-9]+)(?:[.,]0*)?", text)
-    if not number or as_word(text) in {as_word(word) for word, _ in words}:
+    labels, number = card.labels, re.fullmatch(r"(-?[0-9]+)(?:[.,]0*)?", text)
+    if not number or as_word(text) in map(as_word, labels):
         return card.label_of(text)
-    codes = {int(word): label for word, label in words if _is_number(word)} or {i: i for _, i in words}
+    codes = {int(word): label for word, label in labels.items() if re.fullmatch("-?[0-9]+", word)}
+    codes = codes or {label: label for label in labels.values()}
     if int(number[1]) not in codes:
         named = ", ".join(f"{code} {card.classnames[label]}" for code, label in sorted(codes.items()))
         raise ValueError(f"label {text} is out of range; card {card.name!r} has {named}.")
     return codes[int(number[1])]
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"-?[0-9]+", text) is not None
 
 
 def _numbers(card: DataCard, base: Path) -> dict[str, str]:
@@ -189,20 +176,20 @@ def _numbers(card: DataCard, base: Path) -> dict[str, str]:
     splits: dict[str, str] = {}
     for split, name in card.source.split_rows.items():
         if table_is_there(file := on_disk(base, name)):
-            splits |= {row["number"]: split for _, row in read_table(file, {"number": "indexes"})}
+            splits |= {row["indexes"]: split for _, row, _ in read_table(file, {"indexes": "row number"})}
     return splits
 
 
 def _image_file(card: DataCard, base: Path, row: Row) -> str:
     """The path of a row's image within the card's folder."""
-    names = [name.replace("{}", row["path"]) for name in card.source.image_files]
+    names = [name.replace("{}", row[card.source.columns["path"]]) for name in card.source.image_files]
     return next((name for name in names[:-1] if os.path.isfile(on_disk(base, name))), names[-1])
 
 
 def _label(card: DataCard, row: Row) -> str:
     """The label in a row's column or, where each class has a column, the name of the one with a 1."""
     columns = card.source.label_columns
-    marked = [column for column in columns if re.fullmatch(r"1([.,]0*)?", row[_which(column)])]
+    marked = [column for column in columns if re.fullmatch(r"1([.,]0*)?", row[column])]
     if columns and len(marked) != 1:
         raise ValueError(f"{len(marked)} of the columns {listed(columns)} have a 1; expected one of them.")
-    return marked[0] if columns else row["label"]
+    return marked[0] if columns else row[card.source.columns["label"]]

@@ -10,7 +10,7 @@ of image features that comes with the package, in place of images that do not.
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -194,9 +194,9 @@ class Shipped:
         return sha256(*self.hashes)
 
     @property
-    def looks(self) -> tuple[Callable[[Sequence[int]], list], ...]:
+    def glances(self) -> list[str]:
         """The hashes of the files."""
-        return (lambda rows: [self.hashes[i] for i in rows],)
+        return self.hashes
 
     def features(self, clip: str, fingerprint: str) -> Tensor:
         """Normalised features (N, D), float32; FileNotFoundError for a CLIP that did not compute them."""

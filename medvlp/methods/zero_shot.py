@@ -9,10 +9,9 @@ from torch import Tensor
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.slots import in_templates, symptom_text
-from medvlp.data.cards import DataCard
+from medvlp.data.cards import DataCard, in_label_order
 from medvlp.data.errors import brief, check_choice
 from medvlp.data.html import Table
-from medvlp.knowledge.symptoms.sets import in_label_order
 from medvlp.methods.base import Method, check_symptoms
 
 NAME_KINDS = ("classnames", "templates")

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medvlp.data.cards import DataCard
-from medvlp.data.errors import brief, check_choice, listed, said, unknown_name, visible
+from medvlp.data.cards import DataCard, in_label_order
+from medvlp.data.errors import brief, unknown_name, visible
 from medvlp.data.files import check_readable, composed, read_json, write_json
 from medvlp.data.html import Table, escaped, literal_block
 
@@ -276,31 +276,6 @@ class SymptomSet(Mapping[str, list[str]]):
 def now() -> str:
     """This moment in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def in_label_order(
-    symptoms: Mapping[str, Sequence[str]], classnames: Sequence[str], card: str
-) -> dict[str, list[str]]:
-    """The phrases of every class of the card of this name, stripped.
-
-    Raises:
-        TypeError: no mapping.
-        ValueError: a class that is unknown, missing or without a phrase.
-    """
-    if not isinstance(symptoms, Mapping):
-        raise TypeError(f"symptoms is {said(symptoms)}; it should be {{classname: [phrase, ...]}}.")
-    symptoms = {composed(name): phrases for name, phrases in symptoms.items()}
-    for name, phrases in symptoms.items():
-        check_choice("class", name, classnames, f"the symptoms for card {card!r}")
-        texts = [] if isinstance(phrases, str) else phrases
-        if not texts or not all(isinstance(text, str) and text.strip(" .") for text in texts):
-            raise ValueError(
-                f"the symptoms of {brief(name)} must be a list of phrases, not {brief(phrases)}."
-            )
-    missing = [name for name in classnames if name not in symptoms]
-    if missing:
-        raise ValueError(f"no symptoms for {listed(missing)}; give some for every class of card {card!r}.")
-    return {name: [phrase.strip() for phrase in symptoms[name]] for name in classnames}
 
 
 def _reviewed(entry: ClassRecord, phrases: list[str], reviewer: str) -> ClassRecord:
