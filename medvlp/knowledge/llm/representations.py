@@ -14,7 +14,7 @@ authors used is not published, so all are options here. Two layouts:
 """
 
 import os
-import string
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -308,24 +308,21 @@ def main(llm: str = "smollm2", out: Path | None = None) -> None:
 
 def _texts(card: DataCard, prompt: str) -> dict[str, str]:
     """The text of each class, in label order."""
+    named = re.findall("{([^{}]*)}", re.sub("{{|}}", "", prompt))
+    for name in named:
+        if name not in PLACEHOLDERS:
+            unknown = unknown_name("placeholder", name, PLACEHOLDERS, "the prompt")
+            raise ValueError(f"{unknown} Write {{{{ for a brace.")
+    phrases = card.symptoms() if "symptoms" in named else dict.fromkeys(card.classnames, [])
     try:
-        fields = [part[1:] for part in string.Formatter().parse(prompt) if part[1] is not None]
+        texts = {
+            c: prompt.format(name=plain_name(c), modality=card.modality, symptoms="; ".join(phrases[c]))
+            for c in card.classnames
+        }
     except ValueError as error:
         raise ValueError(
             f"the prompt {brief(prompt)} cannot be read ({error}); write {{{{ for a brace."
         ) from None
-    for name, spec, conversion in fields:
-        if name not in PLACEHOLDERS or spec or conversion:
-            written = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
-            raise ValueError(
-                f"{unknown_name('placeholder', written, PLACEHOLDERS, 'the prompt')} Write {{{{ for a brace."
-            )
-    wants_symptoms = any(name == "symptoms" for name, _, _ in fields)
-    phrases = card.symptoms() if wants_symptoms else dict.fromkeys(card.classnames, [])
-    texts = {
-        name: prompt.format(name=plain_name(name), modality=card.modality, symptoms="; ".join(phrases[name]))
-        for name in card.classnames
-    }
     for one, other in combinations(texts, 2):
         if texts[one] == texts[other]:
             raise ValueError(

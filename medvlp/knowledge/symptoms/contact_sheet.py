@@ -4,7 +4,6 @@ Only pixels go into it: the images are pasted onto a new picture, so nothing of 
 comments) is in the JPEG. What is burnt into the pixels of an image, such as a name, stays visible.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -32,19 +31,10 @@ class ContactSheet:
     ids: tuple[str, ...]
 
     @property
-    def picture(self) -> Image.Image:
-        """The sheet as PIL RGB, decoded from the JPEG."""
-        return Image.open(io.BytesIO(self.jpeg)).convert("RGB")
-
-    @property
     def facts(self) -> dict[str, str | int]:
         """What stands for the image in a record: hash, bytes and pixels a side, never the image."""
-        side = ROWS * TILE
-        return {
-            "sha256": sha256(self.jpeg).hexdigest(),
-            "bytes": len(self.jpeg),
-            "pixels": f"{side} x {side}",
-        }
+        pixels = f"{ROWS * TILE} x {ROWS * TILE}"
+        return {"sha256": sha256(self.jpeg).hexdigest(), "bytes": len(self.jpeg), "pixels": pixels}
 
     def _repr_jpeg_(self) -> bytes:
         """Show the sheet in a notebook."""

@@ -21,6 +21,7 @@ from medvlp.data.files import sha256
 
 VERSION = "4"  # of the checks and of what is read in a reply
 N_CTX = 4  # learned vectors that ViP puts before a phrase
+N_NEIGHBOURS = 5  # known terms that are asked about a phrase without a visual word
 LONGEST_WORD = 25  # letters, on average
 MARKUP = "<>{}[]|\\`*"
 ARTICLES = {"a", "an", "the"}
@@ -59,22 +60,16 @@ class PhraseChecker:
         card: Its class names and aliases may not stand in a phrase.
         clip: The model that the phrases are for. Without it, neither neighbours nor tokens are looked at.
         max_words: The most words a phrase may have.
-        n_neighbours: Of how many of the nearest known terms most must be visual, for a phrase without a
-            visual word. Terms are compared by the cosine of their text features.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: `max_words` below 1.
     """
 
-    def __init__(
-        self, card: DataCard, clip: Clip | None = None, *, max_words: int = 12, n_neighbours: int = 5
-    ) -> None:
+    def __init__(self, card: DataCard, clip: Clip | None = None, *, max_words: int = 12) -> None:
         """Read the known terms; see the class."""
-        for name, number in (("max_words", max_words), ("n_neighbours", n_neighbours)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}.")
-        self.card, self.clip = card, clip
-        self.max_words, self.n_neighbours = max_words, n_neighbours
+        if max_words < 1:
+            raise ValueError(f"max_words must be at least 1, got {max_words}.")
+        self.card, self.clip, self.max_words = card, clip, max_words
         raw = (resources.files("medvlp") / "assets" / "terms.yaml").read_text(encoding="utf-8")
         self._terms_sha256 = sha256(raw)
         self.terms: dict[str, list[str]] = yaml.safe_load(raw)
@@ -100,7 +95,7 @@ class PhraseChecker:
         return {
             "version": VERSION,
             "max_words": self.max_words,
-            "n_neighbours": self.n_neighbours,
+            "n_neighbours": N_NEIGHBOURS,
             "n_ctx": N_CTX,
             "terms_sha256": self._terms_sha256,
             "clip": self.clip and self.clip.name,
@@ -187,12 +182,15 @@ class PhraseChecker:
         return None
 
     def _neighbours(self, phrase: str, words: str) -> str | None:
-        """Whether most of the nearest known terms are not visual, for a phrase without a visual word."""
+        """Whether most of the nearest known terms are not visual, for a phrase without a visual word.
+
+        They are compared by the cosine of their text features.
+        """
         if self.clip is None or self._visual_words.intersection(words.split()):
             return None
         cosines = phrase_features(self.clip, [phrase]) @ self._term_features.T  # (1, terms)
         terms = [*self.terms["visual"], *self.terms["nonvisual"]]
-        nearest = cosines[0].topk(min(self.n_neighbours, len(terms))).indices.tolist()
+        nearest = cosines[0].topk(min(N_NEIGHBOURS, len(terms))).indices.tolist()
         not_visual = [i for i in nearest if i >= len(self.terms["visual"])]
         if 2 * len(not_visual) <= len(nearest):
             return None
