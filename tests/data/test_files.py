@@ -60,14 +60,6 @@ def test_a_file_that_may_not_be_read_is_said_to_be_so(tmp_path, monkeypatch):
         read_tensors(tmp_path / "mine", "a test's", "tensors")
 
 
-def test_what_cannot_be_written_is_said_by_name(tmp_path):
-    below, _, _, long = strange_paths(tmp_path)
-    for path, reason in ((below, "is a file, no folder"), (long, "too long")):
-        with pytest.raises(OSError, match=f"cannot be written.*({reason})") as caught:
-            write_tensors(path, {"a": torch.ones(2)}, "a test's", {})
-        assert str(path)[:100] in str(caught.value) and len(str(caught.value)) < 1000
-
-
 def test_what_cannot_be_written_is_named_with_the_reason(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     where = re.escape(f"{tmp_path}/file/new/a.txt cannot be written: {tmp_path}/file is a file, no folder.")
@@ -77,11 +69,9 @@ def test_what_cannot_be_written_is_named_with_the_reason(tmp_path, monkeypatch):
     directory = r"folder cannot be written \(Is a directory\)"
     with pytest.raises(OSError, match=directory), atomic_write(tmp_path / "folder") as part:
         part.write_text("text")
-    with (
-        pytest.raises(OSError, match=r"cannot be written .File name too long"),
-        atomic_write(tmp_path / ("a" * 5000)),
-    ):
-        raise AssertionError("the block must not begin")
+    with pytest.raises(OSError, match=r"aaa.* cannot be written .File name too long") as caught:
+        write_tensors(tmp_path / ("a" * 5000), {"a": torch.ones(2)}, "a test's", {})
+    assert len(str(caught.value)) < 1000
 
     def read_only(self, *args, **options):
         raise PermissionError(errno.EACCES, "Permission denied", str(self))

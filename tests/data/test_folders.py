@@ -8,7 +8,7 @@ import pytest
 
 from medvlp.data.cards import DataCard, load_card
 from medvlp.data.datasets import load_dataset
-from tests.data.test_datasets import FOLDER, LEVELS, card_of, draw, draw_classes, refused
+from tests.data.squares import FOLDER, LEVELS, card_of, draw, draw_classes, left_out, refused, sizes
 
 
 def linked(link, target):
@@ -19,8 +19,8 @@ def linked(link, target):
         pytest.skip("this system makes no links")
 
 
-def total(folder, card=FOLDER, **options):
-    return int(load_dataset(card, root=folder, **options).summary()["total"].sum())
+def total(folder, card=FOLDER):
+    return sum(sizes(load_dataset(card, root=folder)).values())
 
 
 # ---------------------------------------------------------------- links
@@ -45,32 +45,27 @@ def test_images_behind_links_are_read_wherever_the_link_stands(tmp_path, level):
 
 
 @pytest.mark.parametrize("target", [".", "..", "../..", "../../.."])
-def test_a_loop_of_links_is_an_error_that_names_it(tmp_path, target):
-    draw_classes(tmp_path)
-    (tmp_path / "grey" / "deep").mkdir()
-    linked(tmp_path / "grey" / "deep" / "again", Path(target))
-    refused(r"grey.deep.again leads back to .*loop", FOLDER, tmp_path)
-    data = load_dataset(FOLDER, root=tmp_path, on_error="skip")
-    assert [one["id"] for one in data.record["skipped"]] == ["grey/deep/again"]
-    assert data.summary()["total"].sum() == 60
+def test_a_loop_of_links_is_an_error_that_names_it(squares, target):
+    (squares / "grey" / "deep").mkdir()
+    linked(squares / "grey" / "deep" / "again", Path(target))
+    refused(r"grey.deep.again leads back to .*loop", FOLDER, squares)
+    assert left_out(FOLDER, squares) == (["grey/deep/again"], 60)
 
 
-def test_a_folder_that_is_linked_a_second_time_is_read_once(tmp_path):
-    draw_classes(tmp_path)
-    linked(tmp_path / "dark" / "latest", tmp_path / "dark" / "2024")
-    draw(tmp_path / "dark" / "2024" / "a.png", 20)
-    assert total(tmp_path) == 61
+def test_a_folder_that_is_linked_a_second_time_is_read_once(squares):
+    linked(squares / "dark" / "latest", squares / "dark" / "2024")
+    draw(squares / "dark" / "2024" / "a.png", 20)
+    assert total(squares) == 61
 
 
-def test_a_link_to_nothing_is_no_folder_and_is_named_when_it_is_read(tmp_path):
-    draw_classes(tmp_path)
-    linked(tmp_path / "dark" / "gone", tmp_path / "nowhere")
-    linked(tmp_path / "dark" / "gone.png", tmp_path / "nowhere.png")
-    data = load_dataset(FOLDER, root=tmp_path)
+def test_a_link_to_nothing_is_no_folder_and_is_named_when_it_is_read(squares):
+    linked(squares / "dark" / "gone", squares / "nowhere")
+    linked(squares / "dark" / "gone.png", squares / "nowhere.png")
+    data = load_dataset(FOLDER, root=squares)
     assert "1 without ending" in repr(data)
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         [images.fingerprint for images in data.splits.values()]
-    data = load_dataset(FOLDER, root=tmp_path, on_error="skip")
+    data = load_dataset(FOLDER, root=squares, on_error="skip")
     assert [one["id"] for one in data.record["skipped"]] == ["dark/gone.png"]
     assert len([images.fingerprint for images in data.splits.values()]) == 3
 
@@ -79,14 +74,12 @@ def test_a_link_to_nothing_is_no_folder_and_is_named_when_it_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["train", "Test", "val", "validation", "dev", "TRAINING"])
-def test_a_split_folder_inside_a_class_is_an_error_that_says_what_is_there(tmp_path, word):
-    draw_classes(tmp_path)
-    draw(tmp_path / "grey" / word / "a.png", 120)
-    draw(tmp_path / "grey" / "more" / word / "b.png", 120)
-    refused(rf"grey.*{word} holds 1 image.*it is a split", FOLDER, tmp_path)
-    data = load_dataset(FOLDER, root=tmp_path, on_error="skip")
-    assert {one["id"] for one in data.record["skipped"]} == {f"grey/more/{word}", f"grey/{word}"}
-    assert data.summary()["total"].sum() == 60
+def test_a_split_folder_inside_a_class_is_an_error_that_says_what_is_there(squares, word):
+    draw(squares / "grey" / word / "a.png", 120)
+    draw(squares / "grey" / "more" / word / "b.png", 120)
+    refused(rf"grey.*{word} holds 1 image.*it is a split", FOLDER, squares)
+    ids, left = left_out(FOLDER, squares)
+    assert set(ids) == {f"grey/more/{word}", f"grey/{word}"} and left == 60
 
 
 def test_classes_divided_into_splits_are_not_pooled(tmp_path):
@@ -112,32 +105,25 @@ MASKS = ["masks", "Mask", "lung_masks", "leftMask", "segmentations", "Ground Tru
 
 
 @pytest.mark.parametrize("word", [*MASKS, "groundtruth", "annotations", "labels", "overlay", "contours"])
-def test_masks_inside_a_class_are_no_images_of_it(tmp_path, word):
-    draw_classes(tmp_path)
+def test_masks_inside_a_class_are_no_images_of_it(squares, word):
     for folder in ("images", word):
-        draw(tmp_path / "bright" / "p1" / folder / "a.png", 200)
-    refused(rf"{word} holds 1 image.*masks.*p1 holds .*'images'", FOLDER, tmp_path)
-    data = load_dataset(FOLDER, root=tmp_path, on_error="skip")
-    assert [one["id"] for one in data.record["skipped"]] == [f"bright/p1/{word}"]
-    assert data.summary()["total"].sum() == 61
+        draw(squares / "bright" / "p1" / folder / "a.png", 200)
+    refused(rf"{word} holds 1 image.*masks.*p1 holds .*'images'", FOLDER, squares)
+    assert left_out(FOLDER, squares) == ([f"bright/p1/{word}"], 61)
 
 
-def test_what_worked_is_not_refused(tmp_path):
+def test_what_worked_is_not_refused(squares):
     """A folder of images alone, one of annotations that are no images, a class of masks, a name like one."""
-    draw_classes(tmp_path)
     for folder in ("dark/images", "dark/damasked", "dark/weight", "dark/testicles", "dark/trainees"):
-        draw(tmp_path / folder / "a.png", 20)
-    (tmp_path / "dark" / "annotations").mkdir()
-    (tmp_path / "dark" / "annotations" / "a.xml").write_text("<a/>")
-    data = load_dataset(FOLDER, root=tmp_path)
-    assert data.summary()["total"].sum() == 65 and data.record["other_files"] == {".xml": 1}
+        draw(squares / folder / "a.png", 20)
+    (squares / "dark" / "annotations").mkdir()
+    (squares / "dark" / "annotations" / "a.xml").write_text("<a/>")
+    assert total(squares) == 65
+    assert load_dataset(FOLDER, root=squares).record["other_files"] == {".xml": 1}
     for name, other in (("mask", "dark"), ("test", "grey"), ("no mask", "bright")):
-        (tmp_path / other).rename(tmp_path / name)
-    source = {"kind": "folder", "splits": {"train": None}}
-    card = DataCard(
-        name="faces", title="F", modality="a face", classes=["mask", "test", "no mask"], source=source
-    )
-    assert total(tmp_path, card) == 65
+        (squares / other).rename(squares / name)
+    facts = {"name": "faces", "title": "F", "modality": "a face", "classes": ["mask", "test", "no mask"]}
+    assert total(squares, DataCard(**facts, source={"kind": "folder", "splits": {"train": None}})) == 65
 
 
 @pytest.mark.parametrize(
@@ -156,11 +142,10 @@ def test_two_folders_of_one_split_are_refused(tmp_path, one, other):
             assert load_dataset(card, root=tmp_path).record["unused_folders"] == [other]
 
 
-def test_two_folders_of_one_class_are_both_read(tmp_path):
-    draw_classes(tmp_path)
-    draw(tmp_path / "DARK" / "a.png", 20)
-    draw(tmp_path / "d" / "a.png", 20)
-    assert load_dataset(FOLDER, root=tmp_path).summary()["dark"].sum() == 22
+def test_two_folders_of_one_class_are_both_read(squares):
+    draw(squares / "DARK" / "a.png", 20)
+    draw(squares / "d" / "a.png", 20)
+    assert load_dataset(FOLDER, root=squares).summary()["dark"].sum() == 22
 
 
 # ---------------------------------------------------------------- names and places that cannot be read
@@ -182,18 +167,16 @@ def written(path):
         (b"d\xffrk/a.png", r"d\xffrk"),
     ],
 )
-def test_a_name_that_is_not_utf_8_is_named_and_can_be_skipped(tmp_path, name, said):
-    draw_classes(tmp_path)
-    written(tmp_path / os.fsdecode(name))
+def test_a_name_that_is_not_utf_8_is_named_and_can_be_skipped(squares, name, said):
+    written(squares / os.fsdecode(name))
     with pytest.raises(ValueError) as caught:
-        load_dataset(FOLDER, root=tmp_path)
+        load_dataset(FOLDER, root=squares)
     message = str(caught.value)
     assert said in message.replace(os.sep, "/") and "UTF-8" in message
     message.encode()  # fit to be printed
-    data = load_dataset(FOLDER, root=tmp_path, on_error="skip")
-    assert [one["id"] for one in data.record["skipped"]] == [said]
-    assert json.dumps(data.record, ensure_ascii=False).encode()
-    assert data.summary()["total"].sum() == 60
+    assert left_out(FOLDER, squares) == ([said], 60)
+    record = load_dataset(FOLDER, root=squares, on_error="skip").record
+    assert json.dumps(record, ensure_ascii=False).encode()
 
 
 def test_a_folder_outside_the_classes_may_be_called_anything(tmp_path):
@@ -203,8 +186,7 @@ def test_a_folder_outside_the_classes_may_be_called_anything(tmp_path):
     data = load_dataset(FOLDER, root=tmp_path)
     assert json.dumps(data.record, ensure_ascii=False).encode()
     assert data.record["unused_folders"] == [r"n\xfftes"] and data.record["other_files"] == {".txt": 1}
-    data = load_dataset(FOLDER, root=tmp_path / os.fsdecode(b"n\xfftes") / "..")
-    assert data.summary()["total"].sum() == 60
+    assert total(tmp_path / os.fsdecode(b"n\xfftes") / "..") == 60
 
 
 @pytest.fixture
@@ -232,9 +214,7 @@ def test_a_folder_that_cannot_be_read_is_named_not_passed_over(tmp_path, locked,
     locked(tmp_path / place)
     refused(r"the folder .* cannot be read \(Permission denied\)", FOLDER, tmp_path)
     if place == "train/dark/p1":
-        data = load_dataset(FOLDER, root=tmp_path, on_error="skip")
-        assert [one["id"] for one in data.record["skipped"]] == [place]
-        assert data.summary()["total"].sum() == 60
+        assert left_out(FOLDER, tmp_path) == ([place], 60)
     else:  # nothing is left, or no image of a class
         with pytest.raises(ValueError, match="Permission denied|no image of class 'dark'"):
             load_dataset(FOLDER, root=tmp_path, on_error="skip")
@@ -243,13 +223,8 @@ def test_a_folder_that_cannot_be_read_is_named_not_passed_over(tmp_path, locked,
 @pytest.mark.parametrize("where", ["x" * 5000, "x/" * 2500, "nul\0", "~nobody-of-this-name/data"])
 def test_a_place_that_cannot_be_is_not_found(tmp_path, monkeypatch, where):
     table = card_of(kind="csv")
-    for card in (
-        FOLDER,
-        table,
-        card_of(kind="medmnist", flag="pneumoniamnist"),
-        "derm7pt",  # of "pneumonia" the package has features
-        "pneumoniamnist",
-    ):
+    mnist = card_of(kind="medmnist", flag="pneumoniamnist")
+    for card in (FOLDER, table, mnist, "derm7pt", "pneumoniamnist"):  # of "pneumonia" there are features
         for options in ({"root": where}, {"root": tmp_path / where}):
             refused("Give root=", card, error=FileNotFoundError, **options)
         if "\0" not in where:

@@ -31,12 +31,6 @@ def grey(values):
     return np.repeat(np.asarray(values, dtype=np.uint8)[..., None], 3, axis=2)
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
-def test_grey_is_three_equal_channels(tmp_path, suffix):
-    path = saved(tmp_path / f"a.{suffix}", Image.fromarray(RAMP))
-    np.testing.assert_array_equal(read(path), grey(RAMP))
-
-
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_a_16_bit_file_of_8_or_12_bits_is_neither_black_nor_white(tmp_path, suffix):
     dull = RAMP // 2 + 70  # neither black nor white: nothing may stretch it
@@ -46,21 +40,6 @@ def test_a_16_bit_file_of_8_or_12_bits_is_neither_black_nor_white(tmp_path, suff
     pixels = read(path)[..., 0].astype(int)
     assert pixels.max() == 255
     assert np.abs(pixels - RAMP).max() <= 1
-
-
-def test_16_bit_tiff_whose_small_values_are_bright_is_inverted(tmp_path):
-    values = RAMP.astype(np.uint16) * 257
-    path = saved(tmp_path / "a.tif", Image.fromarray(values))
-    min_is_black, min_is_white = (struct.pack("<HHIHH", 262, 3, 1, value, 0) for value in (1, 0))
-    assert path.read_bytes().count(min_is_black) == 1
-    path.write_bytes(path.read_bytes().replace(min_is_black, min_is_white))
-    np.testing.assert_array_equal(read(path), grey(255 - RAMP))
-
-
-def test_float_between_0_and_1_keeps_that_range(tmp_path):
-    values = np.array([[0.0, 0.25, 0.5]], dtype=np.float32)
-    path = saved(tmp_path / "a.tif", Image.fromarray(values))
-    assert read(path)[0, :, 0].tolist() == [0, 64, 128]
 
 
 def test_other_floats_and_negative_values_go_from_minimum_to_maximum(tmp_path):
@@ -78,44 +57,12 @@ def test_nan_is_black_and_an_image_of_nothing_else_is_broken(tmp_path):
         read_image(none)
 
 
-def test_alpha_is_composited_on_black_and_hides_the_colour_beneath(tmp_path):
-    pixels = np.array([[[200, 100, 50, 255], [200, 100, 50, 0], [200, 100, 50, 128]]], dtype=np.uint8)
-    path = saved(tmp_path / "a.png", Image.fromarray(pixels))
-    out = read(path)[0].astype(int)
-    assert out[0].tolist() == [200, 100, 50]
-    assert out[1].tolist() == [0, 0, 0]
-    assert np.abs(out[2] - [100, 50, 25]).max() <= 1
-    path = saved(tmp_path / "grey.png", Image.fromarray(np.array([[[200, 255], [200, 0]]], dtype=np.uint8)))
-    assert read(path)[0, :, 0].tolist() == [200, 0]
-
-
-def test_palette_colours_and_its_transparent_entry(tmp_path):
+def test_a_palettes_transparent_entry_is_black(tmp_path):
     image = Image.new("P", (3, 1))
     image.putpalette([255, 0, 0, 0, 255, 0, 9, 9, 9])
     image.putdata([0, 1, 2])
-    plain = saved(tmp_path / "plain.png", image)
-    assert read(plain)[0].tolist() == [[255, 0, 0], [0, 255, 0], [9, 9, 9]]
     holes = saved(tmp_path / "holes.png", image, transparency=1)
     assert read(holes)[0].tolist() == [[255, 0, 0], [0, 0, 0], [9, 9, 9]]
-
-
-def test_cmyk_and_black_and_white(tmp_path):
-    red = saved(tmp_path / "red.tif", Image.new("CMYK", (4, 4), (0, 255, 255, 0)))
-    assert read(red)[0, 0].tolist() == [255, 0, 0]
-    bits = saved(tmp_path / "bits.png", Image.fromarray(RAMP > 127))
-    np.testing.assert_array_equal(read(bits), grey((RAMP > 127) * 255))
-
-
-def test_exif_orientation_is_applied(tmp_path):
-    upright = np.zeros((20, 40), dtype=np.uint8)
-    upright[:, :20] = 255  # bright on the left
-    exif = Image.Exif()
-    exif[274] = 6  # the camera was turned: rotate by 90 degrees clockwise to show
-    stored = Image.fromarray(upright).rotate(90, expand=True)
-    path = saved(tmp_path / "a.jpg", stored, exif=exif, quality=95)
-    out = read(path)
-    assert out.shape == (20, 40, 3)
-    assert out[:, :18].min() > 240 and out[:, 22:].max() < 15
 
 
 def test_the_first_frame_of_several(tmp_path):
@@ -159,48 +106,26 @@ def on_black(colours, alpha):
 
 
 def palette_image(colours):
-    image = Image.fromarray(
-        np.arange(colours.shape[0] * colours.shape[1], dtype=np.uint8).reshape(ROWS, COLUMNS)
-    )
+    image = Image.fromarray(np.arange(ROWS * COLUMNS, dtype=np.uint8).reshape(ROWS, COLUMNS))
     image.putpalette(colours.astype(np.uint8).reshape(-1).tolist())
     return image
 
 
 LIGHT = COLOURS[..., 0]
+LA, RGBA = np.stack([LIGHT, ALPHA], axis=-1), np.concatenate([COLOURS, ALPHA[..., None]], axis=-1)
 PIL_MODES = {
     "1": (Image.fromarray(LIGHT > 99), grey((LIGHT > 99) * 255)),
     "L": (Image.fromarray(LIGHT.astype(np.uint8)), grey(LIGHT)),
-    "LA": (
-        Image.fromarray(np.stack([LIGHT, ALPHA], axis=-1).astype(np.uint8)),
-        on_black(grey(LIGHT).astype(int), ALPHA),
-    ),
+    "LA": (Image.fromarray(LA.astype(np.uint8)), on_black(grey(LIGHT).astype(int), ALPHA)),
     "P": (palette_image(COLOURS), COLOURS),
     "RGB": (Image.fromarray(COLOURS.astype(np.uint8)), COLOURS),
-    "RGBA": (
-        Image.fromarray(np.concatenate([COLOURS, ALPHA[..., None]], axis=-1).astype(np.uint8)),
-        on_black(COLOURS, ALPHA),
-    ),
+    "RGBA": (Image.fromarray(RGBA.astype(np.uint8)), on_black(COLOURS, ALPHA)),
     "CMYK": (Image.fromarray((255 - COLOURS).astype(np.uint8)).convert("CMYK"), 255 - COLOURS),
     "I;16": (Image.fromarray((LIGHT * 16).astype(np.uint16)), grey(as_8_bits(LIGHT * 16))),
     "I": (Image.fromarray((LIGHT * 200 + 7).astype(np.int32)), grey(as_8_bits(LIGHT * 200 + 7))),
     "F": (Image.fromarray((LIGHT / 255).astype(np.float32)), grey(LIGHT)),
 }
-EXACT = {
-    "BMP",
-    "DIB",
-    "IM",
-    "JPEG2000",
-    "MSP",
-    "PCX",
-    "PNG",
-    "PPM",
-    "QOI",
-    "SGI",
-    "TGA",
-    "TIFF",
-    "WEBP",
-    "XBM",
-}
+EXACT = "BMP DIB IM JPEG2000 MSP PCX PNG PPM QOI SGI TGA TIFF WEBP XBM"
 LOSSLESS = {"WEBP": {"lossless": True, "exact": True}, "JPEG2000": {"irreversible": False}}
 
 
@@ -221,7 +146,7 @@ def test_every_container_and_mode_that_pillow_writes(tmp_path):
         out = read_every_way(buffer.getvalue(), tmp_path)
         asked.append((kind, mode))
         kept = stored[0] in "IF" if mode in ("I;16", "I", "F") else mode != "RGBA" or "A" in stored
-        if kind in EXACT and kept:
+        if kind in EXACT.split() and kept:
             assert np.abs(out - pixels).max() <= 1, (kind, mode)
     assert len(asked) > 60 and len({kind for kind, _ in asked}) > 20
 
@@ -355,9 +280,8 @@ def test_a_16_bit_copy_of_colours_reads_like_the_original(tmp_path):
     samples = (COLOURS * 257).astype(np.uint16)
     for container, (write, channels) in DEEP.items():
         if 3 in channels:
-            np.testing.assert_array_equal(
-                read_every_way(write(samples), tmp_path), COLOURS, err_msg=container
-            )
+            out = read_every_way(write(samples), tmp_path)
+            np.testing.assert_array_equal(out, COLOURS, err_msg=container)
 
 
 def test_hidden_colours_do_not_make_the_others_dark(tmp_path):
@@ -510,11 +434,8 @@ def damaged_metadata():
             # the same tags as texts of 900 letters that lie far beyond the end of the file
             for tag in more:
                 entry = data.rindex(struct.pack("<HH", tag, 4))
-                yield (
-                    "TIFF",
-                    what,
-                    data[:entry] + struct.pack("<HHII", tag, 2, 900, 9**7) + data[entry + 12 :],
-                )
+                far = struct.pack("<HHII", tag, 2, 900, 9**7)
+                yield "TIFF", what, data[:entry] + far + data[entry + 12 :]
     for exif in NOT_EXIF:
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", lossless=True, exif=b"Exif\0\0" + exif)
@@ -606,6 +527,8 @@ def no_files(folder):
     (folder / "device.png").symlink_to("/dev/zero")
     (folder / "folder.png").mkdir()
     (folder / "empty.png").touch()
+    (folder / "text.png").write_text("not an image")
+    yield folder / "text.png", "it is no image that Pillow knows"
     yield folder / "pipe.png", "it is a pipe, a socket or a device"
     yield folder / "socket.png", "it is a pipe, a socket or a device"
     yield folder / "device.png", "it is a pipe, a socket or a device"
@@ -620,8 +543,9 @@ def test_what_is_no_file_is_an_image_error_and_no_wait(tmp_path):
         with pytest.raises(ImageError, match=f"cannot read image .*{reason}") as caught:
             read_image(path)
         assert len(str(caught.value)) < 1000
-    with pytest.raises(FileNotFoundError, match="there is no image file"):
-        read_image(tmp_path / "empty.png" / "below.png")
+    for missing in (tmp_path / "nowhere.png", tmp_path / "empty.png" / "below.png"):
+        with pytest.raises(FileNotFoundError, match=f"there is no image file .*{missing.name}"):
+            read_image(missing)
 
 
 @pytest.mark.parametrize("error", [PermissionError, OSError])
@@ -667,17 +591,3 @@ def test_any_damage_is_one_kind_of_error(tmp_path):
             except ImageError:
                 failures += 1
         assert failures or kind == "bmp"
-
-
-def test_what_is_no_image_is_named_with_its_reason(tmp_path):
-    empty, text = tmp_path / "empty.png", tmp_path / "text.png"
-    empty.touch()
-    text.write_text("not an image")
-    with pytest.raises(ImageError, match=r"empty\.png: the file is empty"):
-        read_image(empty)
-    with pytest.raises(ImageError, match=r"text\.png: it is no image that Pillow knows"):
-        read_image(text)
-    with pytest.raises(ImageError, match="it is a folder"):
-        read_image(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"there is no image file .*nowhere\.png"):
-        read_image(tmp_path / "nowhere.png")

@@ -77,26 +77,19 @@ INDEXES = ("train", "valid", "test")
 KVASIR = """dyed-lifted-polyps dyed-resection-margins esophagitis normal-cecum normal-pylorus normal-z-line
 polyps ulcerative-colitis"""
 KVASIR = {word: word.replace("-", " ").replace("z ", "z-") for word in KVASIR.split()}
-BUSI = {
-    "benign": "benign breast tumor",
-    "malignant": "malignant breast tumor",
-    "normal": "normal breast tissue",
-}
+BUSI = {word: f"{word} breast tumor" for word in ("benign", "malignant")} | {"normal": "normal breast tissue"}
 GRADES = ("no", "mild", "moderate", "severe", "proliferative")
 GRADES = {str(i): f"{grade} diabetic retinopathy" for i, grade in enumerate(GRADES)}
 PLANES = {f"Fetal {part}": f"fetal {part}" for part in ("brain", "femur", "abdomen", "thorax")}
 PLANES |= {"Maternal cervix": "maternal cervix", "Other": "other planes"}
 ISIC = {"MEL": "melanoma", "NV": "melanocytic nevus", "BCC": "basal cell carcinoma"}
-ISIC |= {
-    "AKIEC": "actinic keratosis",
-    "BKL": "benign keratosis",
-    "DF": "dermatofibroma",
-    "VASC": "vascular lesion",
-}
+ISIC |= {"AKIEC": "actinic keratosis", "BKL": "benign keratosis", "DF": "dermatofibroma"}
+ISIC |= {"VASC": "vascular lesion"}
 ODIR = {"N": "normal fundus", "D": "diabetes", "G": "glaucoma", "C": "cataract"}
 ODIR |= {"A": "age-related macular degeneration", "H": "hypertension", "M": "pathological myopia"}
 ODIR |= {"O": "other diseases or abnormalities"}
-FETAL = "Image_name;Patient_num;Plane;Brain_plane;Operator;US_Machine;Train "
+FETAL = "FETAL_PLANES_ZENODO/FETAL_PLANES_DB_data.csv"
+HEADER = "Image_name;Patient_num;Plane;Brain_plane;Operator;US_Machine;Train "
 
 LAYOUTS = {
     "adam": Layout(
@@ -123,12 +116,8 @@ LAYOUTS = {
         folders("FETAL_PLANES_ZENODO/Images/{}_{i}.png", 6, **PLANES)
         | folders("FETAL_PLANES_ZENODO/Images/{}_test{i}.png", 3, **PLANES),
         {
-            "FETAL_PLANES_ZENODO/FETAL_PLANES_DB_data.csv": "\n".join(
-                [
-                    table(FETAL, "{0}_{i};{i};{0};Not A Brain;Op. 1;Aloka;1", 6, **PLANES),
-                    *folders("{0}_test{i};9{i};{0};Not A Brain;Op. 2;Other;0", 3, **PLANES),
-                ]
-            )
+            FETAL: table(HEADER, "{0}_{i};{i};{0};Not A Brain;Op. 1;Aloka;1", 6, **PLANES)
+            + table("", "{0}_test{i};9{i};{0};Not A Brain;Op. 2;Other;0", 3, **PLANES)
         },
         {"train": 30, "val": 6, "test": 18},
         {"Images/Other_1.png": "1", "Images/Fetal femur_test2.png": "92"},
@@ -182,12 +171,6 @@ def test_the_published_layout_is_read(name, tmp_path):
         assert data.test.attributes.notna().all(axis=None)
 
 
-def spoil(path, old, new):
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
-
-
 ISIC_TEST = "isic/ISIC2018_Task3_Test_GroundTruth/ISIC2018_Task3_Test_GroundTruth.csv"
 ONE = "of the columns 'MEL', .* have a 1; expected one"
 VALID = "derm7pt/meta/valid_indexes.csv"
@@ -196,35 +179,19 @@ VALID = "derm7pt/meta/valid_indexes.csv"
 @pytest.mark.parametrize(
     ("name", "table", "old", "new", "said"),
     [
-        (
-            "isic",
-            ISIC_TEST,
-            "1.0,0.0",
-            "1.0,1.0",
-            f"line 2 of .*: 2 {ONE}",
-        ),
-        (
-            "isic",
-            ISIC_TEST,
-            "1.0,0.0",
-            "0.0,0.0",
-            f"line 2 of .*: 0 {ONE}",
-        ),
-        (
-            "derm7pt",
-            "derm7pt/meta/valid_indexes.csv",
-            "\n16",
-            "\n1600",
-            "meta.csv: unknown split 'of row 16'",
-        ),
+        ("isic", ISIC_TEST, "1.0,0.0", "1.0,1.0", f"line 2 of .*: 2 {ONE}"),
+        ("isic", ISIC_TEST, "1.0,0.0", "0.0,0.0", f"line 2 of .*: 0 {ONE}"),
+        ("derm7pt", VALID, "\n16", "\n1600", "meta.csv: unknown split 'of row 16'"),
         ("chaoyang", "chaoyang/test.json", '"label": 0}', '"label": 0', "cannot read the table .*test.json"),
-        ("fetal-us", next(iter(LAYOUTS["fetal-us"].tables)), "Other;0", "Other;2", "unknown split '2'"),
+        ("fetal-us", FETAL, "Other;0", "Other;2", "unknown split '2'"),
         ("odir", "odir/full_df.csv", "['N']", "\"['N', 'D']\"", "unknown class"),
     ],
 )
 def test_what_is_wrong_in_such_a_table_is_said(name, table, old, new, said, tmp_path):
     lay(LAYOUTS[name], tmp_path)
-    spoil(tmp_path / table, old, new)
+    text = (tmp_path / table).read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / table).write_text(text.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(ValueError, match=said):
         load_dataset(name, root=tmp_path)
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import stat
 
 import numpy as np
 import pytest
@@ -12,13 +11,21 @@ from medvlp.data import files
 from medvlp.data.datasets import load_dataset
 from medvlp.data.files import cache_folder, file_hashes
 from medvlp.data.images import ImageError
-from tests.data.test_datasets import FOLDER, LEVELS, MNIST, card_of, draw, draw_classes, ids_of, write_npz
+from tests.data.squares import (
+    FOLDER,
+    LEVELS,
+    PATIENTS,
+    card_of,
+    draw,
+    draw_classes,
+    write_classes,
+    write_table,
+)
+from tests.data.test_datasets import MNIST, write_npz
 
 
-def prints(root, card=FOLDER, **options):
-    return {
-        name: images.fingerprint for name, images in load_dataset(card, root=root, **options).splits.items()
-    }
+def prints(root, card=FOLDER):
+    return {name: images.fingerprint for name, images in load_dataset(card, root=root).splits.items()}
 
 
 def alter(path):
@@ -49,11 +56,9 @@ def reads(monkeypatch):
     return hashed
 
 
-def squares(folder, kind):
+def sixty(folder, kind):
     """A data set of sixty squares in class folders or a table."""
-    draw_classes(folder)
-    rows = [f"{name}/{path.name},{name}" for name in LEVELS for path in sorted((folder / name).iterdir())]
-    (folder / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    write_classes(draw_classes(folder))
     return card_of(kind=kind)
 
 
@@ -63,7 +68,7 @@ def squares(folder, kind):
 @pytest.mark.parametrize("kind", ["folder", "csv"])
 @pytest.mark.parametrize("how", ["copied later", "moved", "linked", "touched"])
 def test_the_same_files_elsewhere_and_at_another_time_are_the_same_data_set(tmp_path, kind, how):
-    card = squares(tmp_path / "one", kind)
+    card = sixty(tmp_path / "one", kind)
     before = prints(tmp_path / "one", card)
     if how == "moved":
         (tmp_path / "one").rename(tmp_path / "two")
@@ -78,7 +83,7 @@ def test_the_same_files_elsewhere_and_at_another_time_are_the_same_data_set(tmp_
 
 @pytest.mark.parametrize("kind", ["folder", "csv"])
 def test_a_noisy_copy_with_the_same_names_sizes_and_times_is_another_data_set(tmp_path, kind, settled):
-    card = squares(tmp_path / "clean", kind)
+    card = sixty(tmp_path / "clean", kind)
     before = prints(tmp_path / "clean", card)
     shutil.copytree(tmp_path / "clean", tmp_path / "noisy")
     assert prints(tmp_path / "noisy", card) == before
@@ -91,23 +96,21 @@ def test_a_noisy_copy_with_the_same_names_sizes_and_times_is_another_data_set(tm
     assert prints(tmp_path / "clean", card) == after
 
 
-def test_a_file_is_hashed_once_and_again_when_it_changes(tmp_path, settled, reads):
-    draw_classes(tmp_path)
-    before = prints(tmp_path)
+def test_a_file_is_hashed_once_and_again_when_it_changes(squares, settled, reads):
+    before = prints(squares)
     assert len(reads) == len(set(reads)) == 60
-    assert prints(tmp_path) == before and len(reads) == 60
-    alter(tmp_path / "dark" / "p000_0.png")
-    assert prints(tmp_path) != before and len(reads) == 61
-    draw(tmp_path / "dark" / "new.png", 20, 99)
-    prints(tmp_path)
+    assert prints(squares) == before and len(reads) == 60
+    alter(squares / "dark" / "p000_0.png")
+    assert prints(squares) != before and len(reads) == 61
+    draw(squares / "dark" / "new.png", 20, 99)
+    prints(squares)
     assert len(reads) == 62
 
 
 def test_a_file_of_this_moment_is_not_remembered(tmp_path, reads):
     """It may change once more without another time: clocks of disks tick slowly."""
     draw_classes(tmp_path, each=4)
-    prints(tmp_path)
-    prints(tmp_path)
+    assert prints(tmp_path) == prints(tmp_path)
     assert len(reads) == 24
 
 
@@ -132,17 +135,16 @@ def test_damaged_hashes_are_made_again(tmp_path, monkeypatch, settled, reads, da
 
 
 @pytest.mark.parametrize("what", ["missing", "folder", "pipe", "locked"])
-def test_what_cannot_be_hashed_is_named(tmp_path, monkeypatch, what):
-    draw_classes(tmp_path)
-    images = load_dataset(FOLDER, root=tmp_path).train
-    path, error = tmp_path / images.ids[3], ImageError
+def test_what_cannot_be_hashed_is_named(squares, monkeypatch, what):
+    images = load_dataset(FOLDER, root=squares).train
+    path, error = squares / images.ids[3], ImageError
     path.unlink()
     if what == "missing":
         error = FileNotFoundError
     elif what == "folder":
         path.mkdir()
     elif what == "pipe":
-        os.mkfifo(path) if hasattr(os, "mkfifo") else pytest.skip("no pipes here")
+        os.mkfifo(path)
     else:
         draw(path, 100)
 
@@ -154,12 +156,11 @@ def test_what_cannot_be_hashed_is_named(tmp_path, monkeypatch, what):
         images.fingerprint  # noqa: B018
 
 
-def test_groups_are_part_of_what_a_set_is(tmp_path):
+def test_groups_are_part_of_what_a_set_is(squares):
     """Intervals and splits follow them. Where each image is its own group, there is nothing to add."""
-    draw_classes(tmp_path)
     whole, by_patient = (
-        load_dataset(card_of(kind="folder", group_pattern=pattern), root=tmp_path).train
-        for pattern in (None, r"^(p\d+)_")
+        load_dataset(card_of(kind="folder", group_pattern=pattern), root=squares).train
+        for pattern in (None, PATIENTS)
     )
     both = sorted(set(whole.ids) & set(by_patient.ids))
     whole, by_patient = (images.subset([images.ids.index(n) for n in both]) for images in (whole, by_patient))
@@ -191,7 +192,7 @@ def test_many_hashes_are_shown_as_they_come(tmp_path, capsys, monkeypatch):
 
 def copies(folder, kind):
     """Sixty squares and twelve in test; one of these is in train as well, one under two labels."""
-    squares(folder / "train", "folder")
+    draw_classes(folder / "train")
     draw_classes(folder / "test", each=4)
     for i, path in enumerate(sorted((folder / "test").rglob("*.png"))):
         draw(path, list(LEVELS.values())[i // 4], 100 + i)
@@ -199,12 +200,10 @@ def copies(folder, kind):
     shutil.copy(folder / "test" / "dark" / "p000_0.png", folder / "test" / "bright" / "no, this.png")
     shutil.copy(folder / "test" / "dark" / "p000_1.png", folder / "test" / "dark" / "twice.png")  # harmless
     if kind == "folder":
-        return card_of(kind="folder")
-    paths = [
-        p.relative_to(folder) for part in ("train", "test") for p in sorted((folder / part).rglob("*.png"))
-    ]
-    rows = [f'"{path.as_posix()}",{path.parts[1]},{path.parts[0]}' for path in paths]
-    (folder / "labels.csv").write_text("\n".join(["path,label,split", *rows]))
+        return FOLDER
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*.png"))]
+    rows = [(path.as_posix(), path.parts[1], path.parts[0]) for path in paths]
+    write_table(folder, rows, ("path", "label", "split"))
     return card_of(kind="csv", columns={"split": "split"})
 
 
@@ -262,18 +261,15 @@ def test_few_bytes_are_read_where_sizes_or_middles_differ(tmp_path, reads, monke
     assert sorted(pair) == ["dark/0.png", "grey/0.png"]
 
 
-def test_what_cannot_be_read_is_like_no_other(tmp_path):
-    draw_classes(tmp_path)
-    (tmp_path / "dark" / "gone.png").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "grey" / "gone.png").symlink_to(tmp_path / "nowhere")
-    if hasattr(os, "mkfifo"):
-        for name in ("dark", "grey"):
-            os.mkfifo(tmp_path / name / "pipe.png")
-            assert stat.S_ISFIFO((tmp_path / name / "pipe.png").stat().st_mode)
-    data = load_dataset(FOLDER, root=tmp_path)
+def test_what_cannot_be_read_is_like_no_other(squares):
+    (squares / "dark" / "gone.png").symlink_to(squares / "nowhere")
+    (squares / "grey" / "gone.png").symlink_to(squares / "nowhere")
+    for name in ("dark", "grey"):
+        os.mkfifo(squares / name / "pipe.png")
+    data = load_dataset(FOLDER, root=squares)
     assert not any(data.record["same_images"].values())
 
 
 def test_phantoms_are_all_different():
     data = load_dataset("phantom-derm", on_same_image="raise")
-    assert not any(data.record["same_images"].values()) and ids_of(data)
+    assert not any(data.record["same_images"].values())

@@ -75,10 +75,7 @@ def test_tokens_that_a_server_does_not_count_are_unknown(ask):
 FAILURES = {
     "key refused": [Say("bad key", status=401), Say("not allowed", status=403)],
     "rate limit": [Say("slow down", status=429)],
-    "no such model": [
-        Say("no model", status=404),
-        Say("", status=400, body=b'{"detail": "pinned to other"}'),
-    ],
+    "no such model": [Say("no", status=404), Say("", status=400, body=b'{"detail": "pinned to other"}')],
     "server": [
         Say("on fire", status=500),
         Say("", status=503, body=b"<html>busy</html>"),
@@ -166,6 +163,10 @@ def drip(head: bytes, body: bytes = b""):
     return answer
 
 
+def client_of(url: str, **settings) -> openai.OpenAI:
+    return openai.OpenAI(**{"api_key": KEY, "base_url": url, "timeout": 0.2, "max_retries": 0} | settings)
+
+
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 DRIPS = {
     "the status line": drip(b"HTTP/1.1 200 ", b"OK"),
@@ -181,42 +182,29 @@ DRIPS = {
 @pytest.mark.parametrize(("what", "retries"), [*((what, 0) for what in DRIPS), ("headers", 2)])
 def test_a_reply_that_drips_ends_at_twice_the_clients_timeout(ask, what, retries):
     with raw_server(DRIPS[what]) as url:
-        client = openai.OpenAI(api_key=KEY, base_url=url, timeout=0.2, max_retries=retries)
         start = time.perf_counter()
         with pytest.raises(SymptomError, match=r"did not finish its reply within 0.4 s, twice") as caught:
-            ask(None, client=client)
+            ask(None, client=client_of(url, max_retries=retries))
     assert time.perf_counter() - start < 4 and caught.value.kind == "timeout"
     assert caught.value.__cause__ is None and caught.value.__context__ is None
 
 
-def test_a_reply_that_drips_over_a_connection_that_was_kept_ends_too(ask):
-    answers = []
-
+@pytest.mark.parametrize(("opened_by_caller", "classname"), [(True, "melanoma"), (False, "nevus")])
+def test_a_reply_that_drips_over_a_connection_that_was_open_ends_too(ask, opened_by_caller, classname):
     def answer(link):
         if answers:
             DRIPS["headers"](link)
         answers.append(link)
         link.sendall(OK + b"Content-Length: %d\r\n\r\n" % len(DONE) + DONE)
 
-    with raw_server(answer) as url, pytest.raises(SymptomError, match="class 'nevus'.*did not finish"):
-        ask(None, client=openai.OpenAI(api_key=KEY, base_url=url, timeout=0.2, max_retries=0), n=1)
-    assert len(answers) == 1
-
-
-def test_a_reply_that_drips_over_a_connection_that_the_caller_opened_ends_too(ask):
-    def answer(link):
-        if used:
-            DRIPS["headers"](link)
-        used.append(link)
-        link.sendall(OK + b"Content-Length: %d\r\n\r\n" % len(DONE) + DONE)
-
-    used = []
+    answers = []
     with raw_server(answer) as url:
-        client = openai.OpenAI(api_key=KEY, base_url=url, timeout=0.2, max_retries=0)
-        client.chat.completions.create(model="m", messages=[])
-        with pytest.raises(SymptomError, match="class 'melanoma'.*did not finish"):
-            ask(None, client=client)
-    assert len(used) == 1
+        client = client_of(url)
+        if opened_by_caller:
+            client.chat.completions.create(model="m", messages=[])
+        with pytest.raises(SymptomError, match=f"class '{classname}'.*did not finish"):
+            ask(None, client=client, n=1)
+    assert len(answers) == 1
 
 
 def test_a_server_that_drips_its_models_is_an_unknown_model_all_the_same(ask):
@@ -230,7 +218,7 @@ def test_a_server_that_drips_its_models_is_an_unknown_model_all_the_same(ask):
 
     asked = []
     with raw_server(answer) as url, pytest.raises(SymptomError, match="it does not say which"):
-        ask(None, client=openai.OpenAI(api_key=KEY, base_url=url, timeout=0.2, max_retries=0))
+        ask(None, client=client_of(url))
 
 
 def flood(head: bytes, piece: bytes):
@@ -261,7 +249,7 @@ def test_a_reply_without_bounds_is_not_read(ask, what):
     answer = flood(*FLOODS[what])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with raw_server(answer) as url, pytest.raises(SymptomError, match="more than 16 MB") as caught:
-        ask(None, client=openai.OpenAI(api_key=KEY, base_url=url, timeout=5, max_retries=2))
+        ask(None, client=client_of(url, timeout=5, max_retries=2))
     assert caught.value.kind == "server" and sum(answer.sent) < (12 if what == "announced" else 40) * 2**20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
@@ -302,7 +290,7 @@ def test_a_long_reply_and_a_compressed_one_are_read(ask, pack, head):
         link.sendall(OK + head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
     with raw_server(answer) as url:
-        assert dict(ask(None, client=openai.OpenAI(api_key=KEY, base_url=url, timeout=5))) == LISTS
+        assert dict(ask(None, client=client_of(url, timeout=5))) == LISTS
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -357,9 +345,8 @@ def test_a_planted_key_is_nowhere(ask, tmp_path, monkeypatch, caplog, capfd, rec
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("SOME_SERVICE_TOKEN", other)
     caplog.set_level(logging.DEBUG)
-    echo = (
-        f"- ragged {KEY} border\n- blue {other} colors\n- Authorization: Bearer {KEY} spot\n- white streaks"
-    )
+    spot = f"Authorization: Bearer {KEY} spot"
+    echo = bullets(f"ragged {KEY} border", f"blue {other} colors", spot, "white streaks")
 
     def script(body):
         if classname(body) == "melanoma":

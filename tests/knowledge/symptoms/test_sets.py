@@ -18,7 +18,7 @@ from medvlp.knowledge.symptoms.sets import (
 )
 from tests.methods.small import SYMPTOMS, flips, make_card
 
-CARD = make_card(2)
+CARD, NOON = make_card(2), "2026-05-01T12:00:00+00:00"
 
 
 @pytest.fixture
@@ -30,31 +30,15 @@ def symptoms() -> SymptomSet:
         Candidate(text="high fever", stage="text", attempt=1, kept=False, reason="not visual"),
         Candidate(text="ragged border", stage="text", attempt=2, kept=False, reason="duplicate"),
     ]
-    call = Call(
-        stage="text",
-        attempt=1,
-        messages=[{"role": "user", "content": "which?"}],
-        options={"seed": 1},
-        reply="- ragged border",
-        prompt_tokens=10,
-        completion_tokens=5,
-        seconds=1.5,
-        time="2026-05-01T10:00:00+00:00",
-    )
-    melanoma = ClassRecord(
-        phrases=["ragged border", "blue gray colors"], candidates=candidates, calls=[call], finished=True
-    )
-    return SymptomSet(
-        SymptomRecord(
-            card=CARD.name,
-            card_hash=CARD.hash,
-            model="some-model",
-            server="http://127.0.0.1:1/v1",
-            prompts={"version": "1"},
-            created="2026-05-01T10:00:00+00:00",
-            classes={"melanoma": melanoma, "nevus": ClassRecord(phrases=["round shape"], finished=True)},
-        )
-    )
+    asked = {"messages": [{"role": "user", "content": "which?"}], "options": {"seed": 1}}
+    cost = {"prompt_tokens": 10, "completion_tokens": 5, "seconds": 1.5, "time": NOON}
+    calls = [Call(stage="text", attempt=1, reply="- ragged border", **asked, **cost)]
+    phrases = ["ragged border", "blue gray colors"]
+    melanoma = ClassRecord(phrases=phrases, candidates=candidates, calls=calls, finished=True)
+    classes = {"melanoma": melanoma, "nevus": ClassRecord(phrases=["round shape"], finished=True)}
+    by = {"model": "some-model", "server": "http://127.0.0.1:1/v1", "prompts": {"version": "1"}}
+    facts = {"card": CARD.name, "card_hash": CARD.hash, "created": NOON}
+    return SymptomSet(SymptomRecord(**facts, **by, classes=classes))
 
 
 def test_a_set_is_a_mapping_in_label_order(symptoms):
@@ -252,16 +236,9 @@ def test_repr_says_model_cost_and_what_was_not_kept(symptoms):
 def test_hostile_text_is_escaped_wherever_it_is_shown():
     """Every field that an LLM, a server or a file could fill; nothing gets a tag or a terminal's escape."""
     evil = "<img src=x onerror=alert(1)>\x1b[2J&\"'"
-    record = SymptomRecord(
-        card=evil,
-        card_hash="",
-        origin=evil,
-        model=evil,
-        server=evil,
-        prompts={"version": evil},
-        created="2026",
-        classes={evil: ClassRecord(phrases=[evil], candidates=[], finished=True)},
-    )
+    facts = dict.fromkeys(("card", "origin", "model", "server"), evil) | {"card_hash": "", "created": "2026"}
+    classes = {evil: ClassRecord(phrases=[evil], finished=True)}
+    record = SymptomRecord(**facts, prompts={"version": evil}, classes=classes)
     shown = SymptomSet(record)
     page = shown._repr_html_()
     assert "<img" not in page and "\x1b" not in page and page.count("&lt;img") >= 4
