@@ -1,28 +1,27 @@
 """Is an explanation true, on real images? Measured where experts noted what each image shows."""
 
 import random
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from medvlp.backbone.features import image_features
 from medvlp.data.errors import check_choice
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 from medvlp.methods.base import Method, check_symptoms
-from medvlp.show.counterfactuals.twins import gibberish, with_symptoms
-from medvlp.study.ablation.statistics import t_interval
+from medvlp.show.counterfactuals.twins import with_nonsense
+from medvlp.study.ablation.statistics import percentiles
 from medvlp.study.attributes import attribute_probe
 from medvlp.study.evaluation import evaluating
 from medvlp.study.metrics import resamples, won_pairs
 
 # {phrase: {attribute: values, of which it claims one}}
 ValueClaims = Mapping[str, Mapping[str, Sequence[str]]]
+MEASURES = ("AUROC", "within")  # over all images, and among those of one class
 
 
 @dataclass
@@ -66,68 +65,55 @@ def truth_of_symptoms(
 ) -> pd.DataFrame:
     """The table of `faithfulness` for annotated images; see there."""
     check_symptoms(method)
-    made = claims_made(method, claims, images)
-    shown, weights = images.attributes, resamples(images.groups, n_bootstrap, seed)
-    classes, features = images.labels.numpy(), image_features(method.clip, images).features  # (N,), (N, D)
+    made, weights = claims_made(method, claims, images), resamples(images.groups, n_bootstrap, seed)
+    features = image_features(method.clip, images).features  # (N, D)
     scores, table = symptom_scores(method, features), []
     learned = None if train is None else image_features(method.clip, train).features.numpy()
     for claim in made:
-        seen = shown[claim.attribute].notna().to_numpy()  # (N,)
-        true = shown[claim.attribute].isin(claim.values).to_numpy()
+        noted = images.attributes[claim.attribute].dropna()
         row = {"classname": claim.classname, "symptom": claim.symptom, "attribute": claim.attribute}
-        row |= {"says": " or ".join(claim.values), "images": int(seen.sum()), "true": true[seen].mean()}
-        row |= _within(true, scores[claim.classname][:, claim.j], classes, weights, seen)
+        row |= {"says": " or ".join(claim.values), "images": len(noted)}
+        row["true"] = noted.isin(claim.values).mean()
+        row |= _row(_measures(claim, images, scores[claim.classname][:, claim.j], weights))
         if train is not None:
-            noted = train.attributes[claim.attribute]
-            probe = attribute_probe().fit(learned[noted.notna()], noted.dropna().isin(claim.values))
+            known = train.attributes[claim.attribute]
+            probe = attribute_probe().fit(learned[known.notna()], known.dropna().isin(claim.values))
             probed = probe.decision_function(features)
-            row |= _named(_within(true, probed, classes, weights[:1], seen), "probe")
+            row["probe"], row["probe within"] = _measures(claim, images, probed, weights[:1])[:, 0]
         if len(images.annotations) > 1:
             second = images.annotations[1][claim.attribute]
-            both = seen & second.notna().to_numpy()
-            says = second.isin(claim.values).to_numpy().astype(float)
-            row |= _named(_within(true, says, classes, weights[:1], both), "second")
+            says = second.isin(claim.values).astype(float).where(second.notna()).to_numpy()
+            row["second"], row["second within"] = _measures(claim, images, says, weights[:1])[:, 0]
         table.append(row)
     return Table(table)
 
 
 def controls_of_symptoms(
-    method: Method, images: ImageSet, claims: ValueClaims | None, n_draws: int, n_bootstrap: int, seed: int
-) -> pd.DataFrame:
-    """The table of `faithfulness_controls` for annotated images; see there."""
+    method: Method, images: ImageSet, claims: ValueClaims | None, n_bootstrap: int, seed: int
+) -> tuple[dict[str, float], Callable[[int], dict[str, dict[str, float]]]]:
+    """For `faithfulness_controls` of annotated images: the symptoms' row, and the controls' by a seed."""
     check_symptoms(method)
-    made, classes = claims_made(method, claims, images), images.labels.numpy()
+    made, weights = claims_made(method, claims, images), resamples(images.groups, n_bootstrap, seed)
     features = image_features(method.clip, images).features  # (N, D)
-    weights = resamples(images.groups, n_bootstrap, seed)
 
     def means(claims: Sequence[Claim], scores: Mapping[str, np.ndarray], weights: np.ndarray) -> np.ndarray:
         """Mean over claims of both measures, (2, R); a claim that two classes make counts once."""
-        measured = {}
+        once: dict[tuple[str, str], Claim] = {}
         for claim in claims:
-            key = claim.symptom, claim.attribute
-            if key not in measured:
-                noted = images.attributes[claim.attribute]
-                seen, true = noted.notna().to_numpy(), noted.isin(claim.values).to_numpy()
-                score = scores[claim.classname][:, claim.j]
-                measured[key] = _both_measures(true, score, classes, weights, seen)
-        return np.nanmean(list(measured.values()), axis=0)
+            once.setdefault((claim.symptom, claim.attribute), claim)
+        each = [_measures(c, images, scores[c.classname][:, c.j], weights) for c in once.values()]
+        return np.nanmean(each, axis=0)
+
+    def controls(seed: int) -> dict[str, dict[str, float]]:
+        of_nonsense = symptom_scores(with_nonsense(method, seed)[0], features)
+        drawn = {
+            "shuffled": means(shuffled_values(made, seed), scores, weights[:1]),
+            "gibberish": means(made, of_nonsense, weights[:1]),
+        }
+        return {name: dict(zip(MEASURES, values[:, 0], strict=True)) for name, values in drawn.items()}
 
     scores = symptom_scores(method, features)
-    of_symptoms = means(made, scores, weights)  # (2, 1 + R)
-    rows = {"symptoms": _ends(of_symptoms[:, 0], np.percentile(of_symptoms[:, 1:], (2.5, 97.5), axis=1).T)}
-    draws_of: dict[str, list[np.ndarray]] = {"shuffled": [], "gibberish": []}
-    for draw in tqdm(range(n_draws), desc="controls", unit="draw", leave=False, delay=2):
-        own = seed * 10_000 + draw
-        draws_of["shuffled"].append(means(shuffled_values(made, own), scores, weights[:1])[:, 0])
-        nonsense = gibberish([phrase for phrases in method.symptoms.values() for phrase in phrases], own)
-        lists = {c: [nonsense[phrase] for phrase in phrases] for c, phrases in method.symptoms.items()}
-        of_nonsense = symptom_scores(with_symptoms(method, lists), features)
-        draws_of["gibberish"].append(means(made, of_nonsense, weights[:1])[:, 0])
-    for name, draws in draws_of.items():
-        drawn = np.array(draws)  # (n_draws, 2)
-        ends = [t_interval(pd.Series(column), least=0, most=1) for column in drawn.T]
-        rows[name] = _ends(drawn.mean(axis=0), ends)
-    return Table.from_dict(rows, orient="index").rename_axis("symptoms")
+    return _row(means(made, scores, weights)), controls
 
 
 def shuffled_values(claims: Sequence[Claim], seed: int) -> list[Claim]:
@@ -149,38 +135,30 @@ def symptom_scores(method: Method, features: Tensor) -> dict[str, np.ndarray]:
         return {name: s.cpu().double().numpy() for name, s in method.symptom_scores(features).items()}
 
 
-def _both_measures(
-    true: np.ndarray, score: np.ndarray, classes: np.ndarray, weights: np.ndarray, seen: np.ndarray
-) -> np.ndarray:
-    """AUROC over all images and within classes, of those seen, under each row of weights: (2, R)."""
-    one = np.zeros_like(classes)
-    of = true[seen], score[seen]
-    return np.stack([stratified_auroc(*of, strata[seen], weights[:, seen]) for strata in (one, classes)])
+def _measures(claim: Claim, images: ImageSet, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUROC of a score (N,) for a claim, over all images and within classes, by row of weights: (2, R).
+
+    Images count that have a score and of which an expert noted the attribute.
+    """
+    noted, classes = images.attributes[claim.attribute], images.labels.numpy()  # (N,) each
+    seen = noted.notna().to_numpy() & ~np.isnan(score)
+    of = noted.isin(claim.values).to_numpy()[seen], score[seen]
+    each = [stratified_auroc(*of, strata[seen], weights[:, seen]) for strata in (0 * classes, classes)]
+    return np.stack(each)
 
 
-def _within(
-    true: np.ndarray, score: np.ndarray, classes: np.ndarray, weights: np.ndarray, seen: np.ndarray
-) -> dict[str, float]:
-    """Both measures, and their intervals where there are resamples."""
-    samples = _both_measures(true, score, classes, weights, seen)  # (2, 1 + R)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All-NaN slice")
-        ends = np.nanpercentile(samples[:, 1:], (2.5, 97.5), axis=1).T if samples.shape[1] > 1 else None
-    return _ends(samples[:, 0], ends)
-
-
-def _ends(values: Sequence[float], ends: Sequence[Sequence[float]] | None) -> dict[str, float]:
+def _row(samples: np.ndarray) -> dict[str, float]:
+    """Both measures, (2, 1 + R), the first of each being its value, with their intervals."""
     row = {}
-    for i, name in enumerate(("AUROC", "within")):
-        row[name] = values[i]
-        if ends is not None:
-            prefix = "" if name == "AUROC" else "within "
-            row |= {f"{prefix}low": ends[i][0], f"{prefix}high": ends[i][1]}
+    for name, of_measure in zip(MEASURES, samples, strict=True):
+        row |= with_interval(name, of_measure[0], percentiles(of_measure[1:]))
     return row
 
 
-def _named(row: dict[str, float], who: str) -> dict[str, float]:
-    return {who: row["AUROC"], f"{who} within": row["within"]}
+def with_interval(measure: str, value: float, ends: Sequence[float]) -> dict[str, float]:
+    """A measure and its interval, as columns: AUROC, low, high; another's are such as "within low"."""
+    of = "" if measure == "AUROC" else f"{measure} "
+    return {measure: value, f"{of}low": ends[0], f"{of}high": ends[1]}
 
 
 def stratified_auroc(

@@ -5,31 +5,31 @@ they pass proves nothing.
 """
 
 import random
+from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from medvlp.data.errors import check_kinds
 from medvlp.data.html import Table
-from medvlp.data.image_sets import ImageSet
+from medvlp.data.image_sets import ImageSet, PhantomSet
 from medvlp.methods.base import Method
-from medvlp.show.counterfactuals.annotated import ValueClaims, controls_of_symptoms
-from medvlp.show.counterfactuals.faithfulness import counterfactual, mean_auroc, with_outcomes
+from medvlp.show.counterfactuals.annotated import ValueClaims, controls_of_symptoms, with_interval
+from medvlp.show.counterfactuals.faithfulness import counterfactual, mean_auroc, share_ends, with_outcomes
 from medvlp.show.counterfactuals.twins import (
     Claims,
     Flips,
     claims_of,
     flip_features,
     flips_of_features,
-    gibberish,
     phantoms,
     some,
-    with_symptoms,
+    with_nonsense,
 )
 from medvlp.study.ablation.statistics import t_interval
 
-SAME_SIGN = "shuffled, same sign"
+OUTCOMES = ["more", "wrong", "most", "net"]
+LEAST = {"AUROC": 0, "within": 0, "net": -1}  # of the measures that have an interval; the most is 1
 
 
 def shuffled_claims(claims: Claims, seed: int = 1, turn: bool = True) -> dict[str, tuple[str, bool]]:
@@ -99,44 +99,50 @@ def faithfulness_controls(
     check_kinds(faithfulness_controls, locals())
     if n_draws < 2:
         raise ValueError(f"n_draws is {n_draws}; an interval over draws needs at least 2, such as 20.")
-    if getattr(images, "annotations", ()):
-        images = some(images, n_images, seed)
-        return controls_of_symptoms(method, images, claims, n_draws, n_bootstrap, seed)
-    images = some(phantoms(images), n_images, seed)
+    annotated = getattr(images, "annotations", ())
+    images = some(images if annotated else phantoms(images), n_images, seed)
+    measured = controls_of_symptoms if annotated else _of_phantoms
+    symptoms, controls = measured(method, images, claims, n_bootstrap, seed)
+    bar = tqdm(range(n_draws), desc="controls", unit="draw", leave=False, delay=2)
+    draws = [controls(seed * 10_000 + draw) for draw in bar]
+    rows = {"symptoms": symptoms}
+    for name in draws[0]:
+        table = pd.DataFrame([draw[name] for draw in draws])
+        rows[name] = table.mean().to_dict()
+        for measure in table.columns.intersection(LEAST):
+            ends = t_interval(table[measure], least=LEAST[measure], most=1)
+            rows[name] |= with_interval(measure, table[measure].mean(), ends)
+    return Table.from_dict(rows, orient="index", columns=list(symptoms)).rename_axis("symptoms")
+
+
+def _of_phantoms(
+    method: Method, images: PhantomSet, claims: Claims | None, n_bootstrap: int, seed: int
+) -> tuple[dict[str, float], Callable[[int], dict[str, dict[str, float]]]]:
+    """The symptoms' row, and the controls' by a seed."""
     features = flip_features(method.clip, images)
     flips = flips_of_features(method, images, features)
     claims = claims_of(flips.world, {"": flips.phrases}) if claims is None else claims
-    value, low, high = mean_auroc(flips, claims, n_bootstrap, seed)
-    row, by_image = _shares(flips, claims)
-    drawn = np.random.default_rng(seed).integers(len(by_image), size=(n_bootstrap, len(by_image)))
-    ends = np.percentile(by_image[drawn].mean(axis=1), (2.5, 97.5))
-    rows = {"symptoms": {"AUROC": value, "low": low, "high": high} | row}
-    rows["symptoms"] |= {"net low": ends[0], "net high": ends[1]}
-    draws_of: dict[str, list[dict[str, float]]] = {"shuffled": [], SAME_SIGN: [], "gibberish": []}
-    for draw in tqdm(range(n_draws), desc="controls", unit="draw", leave=False, delay=2):
-        draw_seed = seed * 10_000 + draw
-        draws_of["shuffled"].append(_control(flips, shuffled_claims(claims, draw_seed)))
-        draws_of[SAME_SIGN].append(_control(flips, shuffled_claims(claims, draw_seed, turn=False)))
-        nonsense = gibberish(flips.phrases, draw_seed)
-        lists = {c: [nonsense[phrase] for phrase in phrases] for c, phrases in method.symptoms.items()}
-        scored = flips_of_features(with_symptoms(method, lists), images, features)
-        draws_of["gibberish"].append(_control(scored, {nonsense[p]: claim for p, claim in claims.items()}))
-    for name, draws in draws_of.items():
-        table = pd.DataFrame(draws)
-        rows[name] = table.mean().to_dict()
-        rows[name]["low"], rows[name]["high"] = t_interval(table["AUROC"], least=0, most=1)
-        rows[name]["net low"], rows[name]["net high"] = t_interval(table["net"], least=-1, most=1)
-    columns = ["AUROC", "low", "high", "more", "wrong", "most", "net", "net low", "net high"]
-    return Table.from_dict(rows, orient="index", columns=columns).rename_axis("symptoms")
+    value, *ends = mean_auroc(flips, claims, n_bootstrap, seed)
+    outcomes = _outcomes(flips, claims)
+    row = with_interval("AUROC", value, ends) | outcomes[OUTCOMES].mean().to_dict()
+    row |= with_interval("net", row["net"], share_ends(outcomes, "net", True, n_bootstrap, seed))
+
+    def control(flips: Flips, claims: Claims) -> dict[str, float]:
+        auroc = mean_auroc(flips, claims, n_bootstrap=1)[0]
+        return {"AUROC": auroc} | _outcomes(flips, claims)[OUTCOMES].mean().to_dict()
+
+    def controls(seed: int) -> dict[str, dict[str, float]]:
+        other, nonsense = with_nonsense(method, seed)
+        of_nonsense = {nonsense[phrase]: claim for phrase, claim in claims.items()}
+        return {
+            "shuffled": control(flips, shuffled_claims(claims, seed)),
+            "shuffled, same sign": control(flips, shuffled_claims(claims, seed, turn=False)),
+            "gibberish": control(flips_of_features(other, images, features), of_nonsense),
+        }
+
+    return row, controls
 
 
-def _control(flips: Flips, claims: Claims) -> dict[str, float]:
-    return {"AUROC": mean_auroc(flips, claims, n_bootstrap=1)[0]} | _shares(flips, claims)[0]
-
-
-def _shares(flips: Flips, claims: Claims) -> tuple[dict[str, float], np.ndarray]:
-    """more, wrong, most and net over all attributes, and net by image (N,)."""
-    table = with_outcomes(counterfactual(flips, claims=claims).dropna(subset="matching"))
-    table["net"] = table["more"].astype(float) - table["wrong"]
-    shares = table[["more", "wrong", "most", "net"]].mean().to_dict()
-    return shares, table.groupby("image")["net"].mean().to_numpy()
+def _outcomes(flips: Flips, claims: Claims) -> pd.DataFrame:
+    """What came of each image and attribute that a symptom names."""
+    return with_outcomes(counterfactual(flips, claims=claims).dropna(subset="matching"))

@@ -17,7 +17,7 @@ from medvlp.data.errors import check_columns, check_kinds, free_name
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet, PhantomSet
 from medvlp.methods.base import Method
-from medvlp.show.counterfactuals.annotated import ValueClaims, truth_of_symptoms
+from medvlp.show.counterfactuals.annotated import ValueClaims, truth_of_symptoms, with_interval
 from medvlp.show.counterfactuals.twins import (
     Claims,
     Flips,
@@ -28,6 +28,7 @@ from medvlp.show.counterfactuals.twins import (
     some,
     with_flips,
 )
+from medvlp.study.ablation.statistics import percentiles
 from medvlp.study.attributes import attribute_probe
 from medvlp.study.metrics import bootstrap
 
@@ -98,18 +99,11 @@ def faithfulness(
         attribute, says = known[phrase]
         true, score = _both_ways(flips, j, attribute, says)
         samples = _auroc_samples(true, score, n_bootstrap, seed)
-        rows.append(
-            {
-                "classname": classname,
-                "symptom": phrase,
-                "attribute": attribute,
-                "says": "present" if says else "absent",
-                "AUROC": roc_auc_score(true, score),
-                "low": np.percentile(samples, 2.5),
-                "high": np.percentile(samples, 97.5),
-                "as drawn": roc_auc_score(true[:n], score[:n]) if 0 < true[:n].sum() < n else np.nan,
-            }
-        )
+        row = {"classname": classname, "symptom": phrase, "attribute": attribute}
+        row["says"] = "present" if says else "absent"
+        row |= with_interval("AUROC", roc_auc_score(true, score), percentiles(samples))
+        row["as drawn"] = roc_auc_score(true[:n], score[:n]) if 0 < true[:n].sum() < n else np.nan
+        rows.append(row)
     return Table(rows)
 
 
@@ -128,8 +122,7 @@ def mean_auroc(
             true, score = _both_ways(flips, j, *known[phrase])
             values.append(roc_auc_score(true, score))
             samples.append(_auroc_samples(true, score, n_bootstrap, seed))
-    low, high = np.percentile(np.mean(samples, axis=0), (2.5, 97.5))
-    return float(np.mean(values)), float(low), float(high)
+    return float(np.mean(values)), *percentiles(np.mean(samples, axis=0))
 
 
 def what_is_seen(
@@ -281,9 +274,9 @@ def counterfactual_summary(table: pd.DataFrame, n_bootstrap: int = 1000, seed: i
     for name, part in [*table.groupby("attribute", sort=False), (every, table)]:
         known = part[part["matching"].notna()]
         row = {"images": part["image"].nunique(), "more": known["more"].mean()}
-        row["low"], row["high"] = _interval(known, "more", name == every, n_bootstrap, seed)
+        row["low"], row["high"] = share_ends(known, "more", name == every, n_bootstrap, seed)
         row |= {"wrong": known["wrong"].mean(), "most": known["most"].mean()}
-        row["most low"], row["most high"] = _interval(known, "most", name == every, n_bootstrap, seed)
+        row["most low"], row["most high"] = share_ends(known, "most", name == every, n_bootstrap, seed)
         row |= {"flips": part["flipped"].mean(), "best flips": part["best flipped"].mean()}
         row["flips where best does"] = part.loc[part["best flipped"], "flipped"].mean()
         rows[name] = row
@@ -291,16 +284,17 @@ def counterfactual_summary(table: pd.DataFrame, n_bootstrap: int = 1000, seed: i
 
 
 def with_outcomes(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of `counterfactual` with what each row came to: more, wrong and most, see its summary."""
-    return table.assign(
-        more=table["matching"] > table["others"],
-        wrong=table["matching"] < -table["others"],
-        most=table["matching"] > table["largest"],
-    )
+    """A table of `counterfactual` with what each row came to: more, wrong and most, see its summary.
+
+    net is more less wrong.
+    """
+    more, wrong = table["matching"] > table["others"], table["matching"] < -table["others"]
+    most = table["matching"] > table["largest"]
+    return table.assign(more=more, wrong=wrong, most=most, net=more.astype(float) - wrong)
 
 
-def _interval(known: pd.DataFrame, column: str, over_images: bool, n: int, seed: int) -> tuple[float, float]:
-    """Ends of the 95 % interval of a share."""
+def share_ends(known: pd.DataFrame, column: str, over_images: bool, n: int, seed: int) -> tuple[float, float]:
+    """Ends of the 95 % interval of a share, or of a difference of shares `over_images`."""
     if not len(known):
         return np.nan, np.nan
     if not over_images:
@@ -308,8 +302,7 @@ def _interval(known: pd.DataFrame, column: str, over_images: bool, n: int, seed:
     sums = known.groupby("image")[column].agg(["sum", "size"]).to_numpy(dtype=float)  # (N, 2)
     drawn = np.random.default_rng(seed).integers(len(sums), size=(n, len(sums)))  # (n, N)
     total = sums[drawn].sum(axis=1)  # (n, 2)
-    low, high = np.percentile(total[:, 0] / total[:, 1], (2.5, 97.5))
-    return float(low), float(high)
+    return percentiles(total[:, 0] / total[:, 1])
 
 
 def _both_ways(flips: Flips, j: int, attribute: str, says: bool) -> tuple[np.ndarray, np.ndarray]:

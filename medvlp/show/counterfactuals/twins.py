@@ -238,3 +238,10 @@ def with_symptoms(method: Method, symptoms: Mapping[str, Sequence[str]]) -> Meth
     other = type(method)(method.clip, method.card, **config)
     load_own_tensors(other, own_tensors(method), f"the trained {type(method).__name__}")
     return other.eval()
+
+
+def with_nonsense(method: Method, seed: int) -> tuple[Method, dict[str, str]]:
+    """The same method with a `gibberish` phrase in place of each symptom, and which stands for which."""
+    nonsense = gibberish([phrase for phrases in method.symptoms.values() for phrase in phrases], seed)
+    lists = {name: [nonsense[phrase] for phrase in phrases] for name, phrases in method.symptoms.items()}
+    return with_symptoms(method, lists), nonsense

@@ -43,17 +43,12 @@ def test_knowing_the_class_is_worth_nothing_within_classes():
 
 
 @pytest.fixture(scope="module")
-def annotated():
+def annotated(data):
     """Phantoms as an expert would describe them, and what their symptoms claim."""
-    images = medvlp.load_dataset("phantom-derm").test.subset(range(100))
+    images = data.test.subset(range(100))
     claims = claims_of(images.world, images.card.symptoms())
     claims = {phrase: {name: ["present" if says else "absent"]} for phrase, (name, says) in claims.items()}
     return replace(images, annotations=(images.attributes,)), claims
-
-
-@pytest.fixture(scope="module")
-def zero():
-    return medvlp.ZeroShot(medvlp.load_clip("tiny", device="cpu"), medvlp.load_card("phantom-derm"))
 
 
 def test_as_drawn_it_agrees_with_the_phantoms(annotated, zero):
@@ -95,11 +90,22 @@ def test_what_cannot_be_measured_is_refused(annotated, zero):
         faithfulness(templates, images, claims)
 
 
-def test_real_cells(data_root):
+def test_the_card_says_what_its_symptoms_claim_where_nothing_else_is_given(annotated, zero):
+    images, claims = annotated
+    front = images.card.model_dump() | {"source": {"kind": "csv", "file": "a.csv", "columns": {"path": "p"}}}
+    values = {"present": ["is"], "absent": ["not"]}
+    front["attributes"] = [{"name": name, "values": values} for name in images.attributes]
+    for info in front["classes"]:
+        for symptom in info["knowledge"]["symptoms"]:
+            symptom["claims"] = claims[symptom["text"]]
+    of_card = medvlp.ZeroShot(zero.clip, medvlp.DataCard.model_validate(front))
+    assert claims_made(of_card, None, images) == claims_made(zero, claims, images)
+
+
+def test_real_cells(clip, data_root):
     """A CLIP that has read nothing about cells is near chance within classes; the table is whole."""
     data = medvlp.load_dataset("wbcatt", data_root)
-    zero = medvlp.ZeroShot(medvlp.load_clip("tiny", device="cpu"), data.card)
-    table = faithfulness(zero, data.test, n_images=150, n_bootstrap=20)
+    table = faithfulness(medvlp.ZeroShot(clip, data.card), data.test, n_images=150, n_bootstrap=20)
     assert set(table["attribute"]) <= set(data.test.attributes) and len(table) == 37
     assert table["images"].eq(150).all() and table["says"].str.contains(" or ").sum() == 1
     assert pd.notna(table["AUROC"]).all()
@@ -130,9 +136,9 @@ def test_shuffled_symptoms_keep_their_scores_and_speak_of_another_attribute(anno
         shuffled_values([claim for claim in made if claim.attribute == "veil"], seed=1)
 
 
-def test_a_probe_and_a_second_expert_stand_beside_the_score(annotated, zero):
+def test_a_probe_and_a_second_expert_stand_beside_the_score(annotated, zero, data):
     images, claims = annotated
-    train = medvlp.load_dataset("phantom-derm").train.subset(range(300))
+    train = data.train.subset(range(300))
     again = images.attributes.copy()
     again.iloc[50:] = np.nan  # saw half, and the same
     twice = replace(images, annotations=(images.attributes, again))

@@ -9,23 +9,25 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from medvlp.backbone.pretrain import PretrainConfig, pretrain
-from medvlp.data.datasets import load_dataset
-from medvlp.data.phantoms.worlds import DRAWINGS, get_world
-from medvlp.methods.adapters.linear_probe import LinearProbe
-from medvlp.methods.prompt_tuning.coop import CoOp
-from medvlp.methods.vip import ViP
-from medvlp.methods.zero_shot import ZeroShot
-from medvlp.show.counterfactuals.controls import SAME_SIGN, faithfulness_controls, shuffled_claims
-from medvlp.show.counterfactuals.faithfulness import (
+from medvlp import CoOp, LinearProbe, PretrainConfig, ZeroShot, get_world, load_dataset, pretrain
+from medvlp.data.phantoms.worlds import DRAWINGS
+from medvlp.show import (
+    claims_of,
     counterfactual,
+    counterfactual_figure,
     counterfactual_summary,
     faithfulness,
-    mean_auroc,
+    faithfulness_controls,
+    faithfulness_figure,
+    flip,
+    flip_all,
+    gibberish,
+    twin_figure,
     what_is_seen,
 )
-from medvlp.show.counterfactuals.figures import counterfactual_figure, faithfulness_figure, twin_figure
-from medvlp.show.counterfactuals.twins import Flips, claims_of, flip, flip_all, gibberish, with_symptoms
+from medvlp.show.counterfactuals.controls import shuffled_claims
+from medvlp.show.counterfactuals.faithfulness import mean_auroc
+from medvlp.show.counterfactuals.twins import Flips
 from tests.methods.small import make_card, make_set
 
 N = 48
@@ -174,7 +176,7 @@ def test_controls_are_at_chance(zero, data, flips):
     assert table.loc["symptoms", "more"] == pytest.approx(
         counterfactual_summary(counterfactual(flips)).loc["all", "more"]
     )
-    assert SAME_SIGN in table.index
+    assert "shuffled, same sign" in table.index
     with pytest.raises(ValueError, match="n_draws is 1"):
         faithfulness_controls(zero, data.test, n_draws=1)
 
@@ -200,17 +202,6 @@ def test_shuffled_claims_leave_no_attribute_in_its_place():
     assert 0.2 < np.mean(turned) < 0.8
     with pytest.raises(ValueError, match="two attributes"):
         shuffled_claims({"round": ("asymmetry", False)})
-
-
-def test_vip_keeps_what_it_learned_with_other_symptoms(clip, data):
-    vip = ViP(clip, data.card, seed=5)
-    with torch.no_grad():
-        vip.g.add_(1)
-    other = with_symptoms(vip, {"melanoma": ["a blue-white veil", "big"], "nevus": ["round"]})
-    assert torch.equal(other.g, vip.g) and torch.equal(other.ctx, vip.ctx)
-    assert list(other.symptoms.values()) == [["a blue-white veil", "big"], ["round"]]
-    table = faithfulness(other, data.test, n_images=24, n_bootstrap=20)
-    assert list(table["attribute"]) == ["veil", "large", "asymmetry"]
 
 
 def test_a_method_without_symptoms_still_decides(clip, data):
@@ -255,5 +246,3 @@ def test_figures(zero, data, flips):
     np.testing.assert_allclose(bars, summary["more"])
     labels = [label.get_text() for label in drawn[2].axes[-1].get_yticklabels()]
     assert {label for label in labels if label.endswith("*")} == {"a blue-white veil *", "clear warm tones *"}
-    with pytest.raises(ValueError, match="column 'mots'"):
-        counterfactual_figure({"a": summary}, column="mots")
