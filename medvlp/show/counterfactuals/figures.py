@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from medvlp.data.errors import check_choice, check_columns, check_kinds
+from medvlp.data.errors import check_columns, check_kinds
 from medvlp.data.image_sets import PhantomSet
 from medvlp.methods.base import Method
 from medvlp.show.counterfactuals.twins import claims_of, flip, flip_all
@@ -52,7 +52,7 @@ def faithfulness_figure(table: pd.DataFrame, seen: pd.DataFrame | None = None) -
         ax.plot(probes, y, "|", color="black", markersize=9, label="linear probe of the image feature")
     ax.axvline(0.5, color=GREY, linestyle="dotted", label="chance")
     labels = rows["attribute"] + ":  " + rows["symptom"]
-    ax.set_yticks(y, [textwrap.shorten(label, 60) for label in labels], fontsize=8, parse_math=False)
+    ax.set_yticks(y, [textwrap.shorten(label, 60) for label in labels], fontsize=8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlabel("AUROC of the symptom's score for its attribute (95 % interval)")
     ax.grid(axis="x", color="0.9")
@@ -62,15 +62,14 @@ def faithfulness_figure(table: pd.DataFrame, seen: pd.DataFrame | None = None) -
     return closed(fig)
 
 
-def counterfactual_figure(summaries: Mapping[str, pd.DataFrame], column: str = "more") -> Figure:
+def counterfactual_figure(summaries: Mapping[str, pd.DataFrame]) -> Figure:
     """The share of images in which the right symptom moved more than the others, attribute by attribute.
 
     Args:
         summaries: What `counterfactual_summary` gave, by the name of the card or method; a panel each.
-        column: "more" (than the others on average) or "most" (than every other).
 
     Raises:
-        ValueError: no summary, or another column.
+        ValueError: no summary.
 
     Example:
         >>> import medvlp
@@ -83,29 +82,25 @@ def counterfactual_figure(summaries: Mapping[str, pd.DataFrame], column: str = "
         ['phantom-derm']
     """
     check_kinds(counterfactual_figure, locals())
-    ends = {"more": ("low", "high"), "most": ("most low", "most high")}
-    check_choice("column", column, ends, "the summary")
     if not summaries:
         raise ValueError("there is no summary to draw; give what counterfactual_summary gave, by name.")
     for table in summaries.values():
-        check_columns(table, [column, *ends[column]], "counterfactual_summary")
+        check_columns(table, ["more", "low", "high"], "counterfactual_summary")
     longest = max(map(len, summaries.values()))
     size = (3.3 * len(summaries) + 0.6, 0.34 * longest + 1.3)
     fig, axes = plt.subplots(1, len(summaries), figsize=size, squeeze=False, layout="constrained")
-    low, high = ends[column]
     for ax, (name, table) in zip(axes[0], summaries.items(), strict=True):
-        table = table[table[column].notna()]
+        table = table.dropna(subset="more")
         y = np.arange(len(table))
         colours = [GREY if attribute == "all" else PALETTE[0] for attribute in table.index]
-        ax.barh(y, table[column], color=colours, height=0.7, alpha=0.75)
-        ax.hlines(y, table[low], table[high], color="black", linewidth=1.5)
+        ax.barh(y, table["more"], color=colours, height=0.7, alpha=0.75)
+        ax.hlines(y, table["low"], table["high"], color="black", linewidth=1.5)
         ax.axvline(GOAL, color=PALETTE[1], linestyle="dashed", linewidth=1)
-        ax.set_yticks(y, table.index, parse_math=False)
+        ax.set_yticks(y, table.index)
         ax.set_ylim(longest - 0.5, -0.5)
         ax.set_xlim(0, 1.02)
-        ax.set_title(name, fontsize=10, parse_math=False)
-    than = "the others' mean" if column == "more" else "every other"
-    label = f"share of images whose matching symptoms moved more than {than} (95 % interval)"
+        ax.set_title(name, fontsize=10)
+    label = "share of images whose matching symptoms moved more than the others' mean (95 % interval)"
     fig.supxlabel(label, fontsize=10)
     sns.despine(fig)
     return closed(fig)
@@ -147,7 +142,7 @@ def twin_figure(method: Method, images: PhantomSet, attribute: str, i: int = 0) 
     panels = {f"{here} {attribute}": before, f"{there} {attribute}": after, "changed pixels": difference}
     for ax, (title, picture) in zip(pictures.subplots(3, 1), panels.items(), strict=True):
         ax.imshow(picture, cmap="cividis")
-        ax.set_title(title, fontsize=9, parse_math=False)
+        ax.set_title(title, fontsize=9)
         ax.set_axis_off()
     ax = bars.subplots()
     rows = pd.DataFrame({"phrase": phrases, "change": change})
@@ -156,12 +151,12 @@ def twin_figure(method: Method, images: PhantomSet, attribute: str, i: int = 0) 
     ax.barh(rows.index, rows["change"], color=rows["names it"].map({True: PALETTE[1], False: PALETTE[0]}))
     labels = rows["phrase"].map(lambda phrase: textwrap.shorten(phrase, 45))
     labels += rows["names it"].map({True: " *", False: ""})
-    ax.set_yticks(rows.index, labels, fontsize=8, parse_math=False)
+    ax.set_yticks(rows.index, labels, fontsize=8)
     ax.invert_yaxis()
     ax.axvline(0, color=GREY, linewidth=0.8)
     decided = flips.logits.argmax(axis=2)[[0, 1 + k], 0]  # (2,)
     names = [flips.classnames[c] for c in decided]
-    ax.set_title(f"decision: {names[0]} to {names[1]}", fontsize=10, parse_math=False)
+    ax.set_title(f"decision: {names[0]} to {names[1]}", fontsize=10)
     ax.set_xlabel(f"change of the cosine (*: names {attribute})")
     sns.despine(ax=ax)
     return closed(fig)

@@ -79,8 +79,8 @@ def forest_plot(comparison: pd.DataFrame, panels: str | None = None) -> Figure:
     return closed(fig)
 
 
-def heat_map(table: pd.DataFrame, x: str, y: str, value: str | None = None) -> Figure:
-    """A number by two fields of a grid, with its 95 % interval over test images in each cell.
+def heat_map(table: pd.DataFrame, x: str, y: str) -> Figure:
+    """The mean, or the difference, by two fields of a grid, with its 95 % interval over test images.
 
     Differences are coloured around zero, and a star marks those that the images tell apart from it (Holm
     p < 0.05), whatever the seeds say.
@@ -89,10 +89,9 @@ def heat_map(table: pd.DataFrame, x: str, y: str, value: str | None = None) -> F
         table: What `summary` or `compare` gives, with one row for each cell; cells without a row stay grey.
         x: The field that goes to the right.
         y: The field that goes down.
-        value: The column that is drawn, by default the mean or the difference.
 
     Raises:
-        ValueError: a column that is not there or is text, or two rows for one cell.
+        ValueError: a column that is not there, or two rows for one cell.
 
     Example:
         >>> import pandas as pd
@@ -106,20 +105,15 @@ def heat_map(table: pd.DataFrame, x: str, y: str, value: str | None = None) -> F
     check_kinds(heat_map, locals())
     main = "difference" if "difference" in table else "mean"
     fields = _fields(table, COMPARISON if main == "difference" else SUMMARY, main)
-    value = main if value is None else value
     for field in (x, y):
         check_choice("field", field, fields, "the table")
-    check_choice("column", value, table.columns, "the table")
-    if any(isinstance(number, str) for number in table[value]):
-        numbers = [column for column in table.select_dtypes("number") if column not in fields]
-        raise ValueError(unknown_name("column of numbers", value, numbers, "the table"))
     _one_row_a_cell(table, x, y, fields)
     columns, rows = by_size(_values(table, x)), by_size(_values(table, y))
     cells = np.full((len(rows), len(columns)), np.nan)
     notes = np.full(cells.shape, "", dtype=object)
     for (_, row), right, down in zip(table.iterrows(), _values(table, x), _values(table, y), strict=True):
         cell = rows.index(down), columns.index(right)
-        cells[cell], notes[cell] = row[value], _note(row, value, main)
+        cells[cell], notes[cell] = row[main], _note(row, main)
     fig, ax = plt.subplots(figsize=(1.15 * len(columns) + 2.5, 0.6 * len(rows) + 1.4), layout="constrained")
     sns.heatmap(
         cells,
@@ -129,12 +123,12 @@ def heat_map(table: pd.DataFrame, x: str, y: str, value: str | None = None) -> F
         annot_kws={"fontsize": 8},
         xticklabels=[as_text(column, x) for column in columns],
         yticklabels=[as_text(row, y) for row in rows],
-        **_colours(cells, value),
+        **_colours(cells, main),
     )
     ax.set_facecolor("0.85")
-    measure = _measure(table) if value == main else ""
+    measure = _measure(table)
     words = {"difference": f"difference in {measure}\n(* Holm p < {LEVEL}, of images alone)", "mean": measure}
-    ax.collections[0].colorbar.set_label(words[main] if value == main else value, fontsize=8)
+    ax.collections[0].colorbar.set_label(words[main], fontsize=8)
     ax.set(xlabel=x, ylabel=y)
     ax.tick_params(axis="y", rotation=0)
     return closed(fig)
@@ -170,8 +164,8 @@ def _measure(table: pd.DataFrame) -> str:
     return f"{measure} (lower is better)" if measure == "ECE" else measure
 
 
-def _colours(cells: np.ndarray, value: str) -> dict[str, object]:
-    if value != "difference":
+def _colours(cells: np.ndarray, main: str) -> dict[str, object]:
+    if main == "mean":
         return {"cmap": "cividis"}
     reach = float(np.nanmax(np.abs(cells), initial=0)) or 1.0  # as far below zero as above
     return {"cmap": "vlag", "vmin": -reach, "vmax": reach}
@@ -220,14 +214,12 @@ def _dot(fill: str) -> dict[str, object]:
     return style | {"fillstyle": fill, "markerfacecoloralt": "white"}
 
 
-def _note(row: pd.Series, value: str, main: str) -> str:
+def _note(row: pd.Series, main: str) -> str:
     """What stands in a cell: the number, a star, and below it the interval over test images."""
-    if not np.isfinite(row[value]):
+    if not np.isfinite(row[main]):
         return ""
-    if value != main:
-        return as_text(row[value], value)
     star = "*" if main == "difference" and row["p Holm"] < LEVEL else ""
-    number = _signed(row[value]) if main == "difference" else as_text(row[value], value)
+    number = _signed(row[main]) if main == "difference" else as_text(row[main], main)
     if pd.isna(row["images low"]):
         return number + star
     low, high = (as_text(row[f"images {end}"], end, digits=2) for end in ("low", "high"))

@@ -67,7 +67,7 @@ def show_images(
         ax.imshow(image, cmap="gray")
         if titles is not None:
             wrapped = [textwrap.fill(line, 22) for line in titles[i].splitlines()]
-            ax.set_title("\n".join(wrapped), fontsize=9, parse_math=False)
+            ax.set_title("\n".join(wrapped), fontsize=9)
     return closed(fig)
 
 
@@ -120,13 +120,6 @@ def contrastive_matrix(
     return closed(fig)
 
 
-def literal_figure(fig: Figure) -> Figure:
-    """The figure with all its text shown letter by letter: a symptom's dollar signs are no mathematics."""
-    for text in fig.findobj(Text):
-        text.set_parse_math(False)
-    return fig
-
-
 def symptom_bars(
     scores: pd.DataFrame,
     true: str | None = None,
@@ -173,7 +166,7 @@ def symptom_bars(
     ax.set_title(decision_title(true, predicted), fontsize=10)
     fig.legend(fontsize=8, loc="outside lower center", ncols=min(3, len(classnames)), frameon=False)
     sns.despine(ax=ax)
-    return closed(literal_figure(fig))
+    return closed(fig)
 
 
 def axes_beside(image: Image.Image | None, figsize: tuple[float, float]) -> tuple[Figure, Axes]:
@@ -304,6 +297,11 @@ def figures_folder() -> Path:
 
 
 def closed(fig: Figure) -> Figure:
-    """The figure, which no backend will show again by itself."""
+    """The figure as it is shown once: no backend shows it again by itself, and its text stays text.
+
+    A symptom's dollar signs are no mathematics.
+    """
+    for text in fig.findobj(Text):
+        text.set_parse_math(False)
     plt.close(fig)
     return fig

@@ -12,7 +12,7 @@ from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
 from medvlp.data.errors import brief, check_choice, check_columns, check_kinds, unknown_name
-from medvlp.show.figures.basic import GREY, PALETTE, closed, literal_figure, reference_lines
+from medvlp.show.figures.basic import GREY, PALETTE, closed, reference_lines
 from medvlp.study.ablation.statistics import t_interval
 from medvlp.study.evaluation import Report
 from medvlp.study.metrics import METRICS, RANGES
@@ -75,7 +75,7 @@ def training_curves(histories: pd.DataFrame | Mapping[str, pd.DataFrame], metric
         ax.xaxis.get_major_locator().set_params(integer=True)
     left.legend(fontsize=8, frameon=False)
     sns.despine(fig)
-    return closed(literal_figure(fig))
+    return closed(fig)
 
 
 def check_metric(metric: str, columns: Iterable[str], where: str) -> None:
@@ -203,7 +203,8 @@ def name_rate_figure(runs: pd.DataFrame, bayes: float, chance: float) -> Figure:
     axes[0].text(lowest, chance + 0.005, "chance", fontsize=8, color="0.4")
     axes[0].set_ylabel("zero-shot accuracy")
     axes[-1].get_legend().set_title("line: mean of seeds\nmarks: each seed")
-    return closed(fig)
+    plt.close(fig)  # the powers of ten stay mathematics
+    return fig
 
 
 def report_curves(reports: Report | Mapping[str, Report], classname: str) -> Figure:
@@ -254,4 +255,4 @@ def report_curves(reports: Report | Mapping[str, Report], classname: str) -> Fig
     for ax, (title, (x, y)) in zip(axes, axis_names.items(), strict=True):
         ax.set(title=title, xlabel=x, ylabel=y)
         ax.legend(fontsize=8)
-    return closed(literal_figure(fig))
+    return closed(fig)

@@ -60,7 +60,7 @@ def map_figure(
         side = grid[0, 1].subgridspec(len(small), 1)
     main = fig.add_subplot(grid[0, 0])
     styles.draw(main, each[0], 1.0)
-    main.set_title(_plain(title), fontsize=11)
+    main.set_title(visible(title), fontsize=11)
     main.set_xlabel(parameters_text(each[0]), fontsize=8)
     for i, one in enumerate(small):
         ax = fig.add_subplot(side[i])
@@ -68,11 +68,9 @@ def map_figure(
         ax.set_xlabel(f"seed {one['seed'].iloc[0]}", fontsize=8)
     below = fig.add_subplot(grid[1, :])
     below.set_axis_off()
-    below.text(0, 1, _plain(text), family="monospace", fontsize=8, va="top", transform=below.transAxes)
-    legend = main.get_legend()
-    handles, names = legend.legend_handles, [label.get_text() for label in legend.get_texts()]
-    legend.remove()
-    fig.legend(handles, names, fontsize=8, loc="outside right upper", frameon=False)
+    below.text(0, 1, visible(text), family="monospace", fontsize=8, va="top", transform=below.transAxes)
+    main.get_legend().remove()
+    fig.legend(*main.get_legend_handles_labels(), fontsize=8, loc="outside right upper", frameon=False)
     return closed(fig)
 
 
@@ -103,8 +101,8 @@ class MapStyles:
         """The styles as lists, fit for JSON: names, colours and radii, and which each point has."""
         colours, kinds = list(self.palette), list(self.markers)
         return {
-            "colours": [name.replace(r"\$", "$") for name in colours],
-            "kinds": [name.replace(r"\$", "$") for name in kinds],
+            "colours": colours,
+            "kinds": kinds,
             "palette": [to_hex(colour) for colour in self.palette.values()],
             "radius": [round(self.sizes[kind] ** 0.5 * 0.75, 2) for kind in kinds],
             "colour": _texts(one[self.colour]).map(colours.index).tolist(),
@@ -138,22 +136,17 @@ class MapStyles:
 
 
 def _texts(column: pd.Series) -> pd.Series:
-    """A column as texts that matplotlib shows as they are; a dash where there is nothing."""
-    return column.astype(object).replace("", pd.NA).fillna("-").map(str).map(_plain)
+    """A column as texts in which nothing acts unseen; a dash where there is nothing."""
+    return column.astype(object).replace("", pd.NA).fillna("-").map(str).map(visible)
 
 
 def _values(column: pd.Series) -> list[str]:
     """The texts that occur, in the order of a categorical column's categories, else of their appearance."""
     texts = list(dict.fromkeys(_texts(column)))
     if isinstance(column.dtype, pd.CategoricalDtype):
-        order = [_plain(str(category)) for category in column.cat.categories]
+        order = [visible(str(category)) for category in column.cat.categories]
         texts.sort(key=lambda text: order.index(text) if text in order else len(order))
     return texts
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib takes for no mathematics, and in which nothing acts unseen."""
-    return visible(text).replace("$", r"\$")
 
 
 def _number(value: float) -> str:

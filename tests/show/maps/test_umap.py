@@ -10,11 +10,10 @@ import pytest
 from matplotlib.colors import to_rgb
 from sklearn.metrics import silhouette_score
 
-from medvlp.show.figures.basic import PALETTE, save_figure
-from medvlp.show.maps.embeddings import Embeddings
-from medvlp.show.maps.figure import hidden_text, map_figure
-from medvlp.show.maps.page import scatter_page
-from medvlp.show.maps.umap import map_points, nearest_points, what_a_map_hides
+from medvlp.show import Embeddings, map_figure, map_points, save_figure, scatter_page, what_a_map_hides
+from medvlp.show.figures.basic import PALETTE
+from medvlp.show.maps.figure import hidden_text
+from medvlp.show.maps.umap import nearest_points
 
 pytest.importorskip("umap", reason="maps need umap-learn: pip install 'medvlp[umap]'")
 
@@ -163,7 +162,7 @@ def test_a_name_full_of_signs_is_drawn_as_it_is(maps, tmp_path):
     )
     fig = map_figure(table, None, marker="modality")
     save_figure(fig, "signs", "x.ipynb", folder=tmp_path)  # mathematics would fail here
-    assert [text.get_text() for text in fig.legends[0].get_texts()][2:4] == ["-", r"\$\frac{1}\$ <b>"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()][2:4] == ["-", r"$\frac{1}$ <b>"]
 
 
 @pytest.mark.parametrize(
@@ -220,4 +219,4 @@ def test_a_point_opposite_to_all_others_has_a_place(tmp_path):
     maps = map_points(points, n_neighbors=5, progress=False)
     assert np.isfinite(maps[["x", "y"]]).all(axis=None)
     assert what_a_map_hides(points, maps).loc["silhouette of classname"].notna().all()
-    assert "13 points by UMAP" in scatter_page(maps, progress=False).html
+    assert "13 points by UMAP" in scatter_page(maps).html
