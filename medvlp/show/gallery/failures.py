@@ -242,7 +242,7 @@ def describe(
     if train is not None and clip is None:
         raise ValueError("nearest training images need a clip for their features; give clip=.")
     symptoms = Table(columns=SYMPTOMS)
-    neighbours = Table(columns=[*NEIGHBOURS, "classname"])
+    neighbours = Table(columns=NEIGHBOURS)
     if len(rows) and (has_symptoms or train is not None):
         features = image_features(clip, images).features  # (N, D)
         if has_symptoms:
@@ -251,7 +251,7 @@ def describe(
             theirs = image_features(clip, train).features  # (N_train, D)
             ids = [images.ids[i] for i in rows]
             near = nearest_images(features[torch.from_numpy(rows)], ids, theirs, train.ids, n_neighbours)
-            neighbours = with_classnames(neighbour_table(rows, *near), train)
+            neighbours = neighbour_table(rows, *near, train)
     return Failures(title, images, table, symptoms, neighbours, train)
 
 
@@ -280,12 +280,6 @@ def prediction_table(
     if isinstance(images, PhantomSet):
         table = pd.concat([table, misled_by(images, rows, predicted)], axis=1)
     return table.sort_values("confidence", ascending=False, kind="stable", ignore_index=True)
-
-
-def with_classnames(neighbours: pd.DataFrame, train: ImageSet) -> pd.DataFrame:
-    """A table of neighbours with the class names of these training images."""
-    names = np.array(train.card.classnames, dtype=object)
-    return neighbours.assign(classname=names[train.labels.numpy()[neighbours["neighbour"]]])
 
 
 def name_of(method: Method | Tensor | np.ndarray) -> str:

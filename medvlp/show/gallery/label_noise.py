@@ -9,7 +9,7 @@ from medvlp.data.errors import check_kinds
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 from medvlp.data.splits import group_folds
-from medvlp.show.gallery.failures import Failures, prediction_table, with_classnames
+from medvlp.show.gallery.failures import Failures, prediction_table
 from medvlp.show.gallery.reasons import SYMPTOMS, nearest_images, neighbour_table
 from medvlp.study.attributes import attribute_probe
 
@@ -82,7 +82,7 @@ def label_noise_suspects(
     ]
     table = prediction_table(images, rows, p, suggested, notes)
     table = table.sort_values("p_true", kind="stable", ignore_index=True)  # ranks better than confidence
-    neighbours = with_classnames(neighbour_table(rows, places[rows, :3], cosines[rows, :3]), images)
+    neighbours = neighbour_table(rows, places[rows, :3], cosines[rows, :3], images)
     title = (
         f"labels of {images.card.name}, {images.split}, that a probe and the neighbours contradict: "
         f"{len(rows)} of {len(images)}"

@@ -1,6 +1,6 @@
 """A gallery as one HTML page that needs nothing else: no script, no request, every text escaped."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,6 @@ from markupsafe import Markup
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
-from medvlp.data.cards import DataCard
 from medvlp.data.errors import visible
 from medvlp.data.files import atomic_write
 from medvlp.data.html import data_uri, jpeg, policy_hash
@@ -47,7 +46,8 @@ def write_page(path: str | Path, sections: Sequence["Failures"], show_ids: bool 
         raise ValueError("a page needs at least one gallery.")
     style = _asset("page.css")
     pictures = _pictures(sections)
-    cards = _data_cards(sections)
+    sets = [images for s in sections for images in (s.images, s.train) if images is not None]
+    cards = list({images.card.name: images.card for images in sets}.values())
     page = (
         Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
         .from_string(_asset("page.html"))
@@ -105,57 +105,34 @@ def _pictures(sections: Iterable["Failures"]) -> dict[tuple[int, int, int], str]
     return dict(zip(wanted, uris, strict=True))
 
 
-def _data_cards(sections: Iterable["Failures"]) -> list[DataCard]:
-    sets = [images for s in sections for images in (s.images, s.train) if images is not None]
-    return list({images.card.name: images.card for images in sets}.values())
-
-
 def _section(
     section: "Failures", pictures: dict[tuple[int, int, int], str], show_ids: bool | None
 ) -> dict[str, Any]:
     """What the template shows of one gallery."""
-    symptoms = dict(list(section.symptoms.groupby("image")))
-    neighbours = dict(list(section.neighbours.groupby("image")))
+
+    def shown(images: ImageSet, i: int, side: int) -> dict[str, str | None]:
+        named = images.card.redistribution if show_ids is None else show_ids
+        return {"picture": pictures[id(images), i, side], "id": images.ids[i] if named else None}
+
     groups = []
-    for _, pair in section.pairs().iterrows():
-        of_pair = (section.table["true"] == pair["true"]) & (section.table["predicted"] == pair["predicted"])
-        rows = section.table[of_pair].to_dict("records")
-        cards = [
-            {"misled_by": None, "best_rule": None}
-            | row
-            | {
-                "picture": pictures[id(section.images), row["image"], PICTURE],
-                "id": _id(section.images, row["image"], show_ids),
-                "described": section.images.described(row["image"]),
-                "symptoms": _symptoms(symptoms.get(row["image"]), pair["true"], pair["predicted"]),
-                "neighbours": [
-                    near
-                    | {
-                        "picture": pictures[id(section.train), near["neighbour"], SMALL],
-                        "id": _id(section.train, near["neighbour"], show_ids),
-                    }
-                    for near in neighbours.get(row["image"], section.neighbours[:0]).to_dict("records")
-                ],
-            }
-            for row in rows
-        ]
-        groups.append({**pair[["true", "predicted", "confidence"]], "cards": cards})
+    for pair in section.pairs().to_dict("records"):
+        group = section.pair(pair["true"], pair["predicted"])
+        cards = group.table.to_dict("records")
+        for card in cards:
+            near = group.neighbours[group.neighbours["image"] == card["image"]].to_dict("records")
+            card |= shown(section.images, card["image"], PICTURE)
+            card["described"] = section.images.described(card["image"])
+            card["symptoms"] = _symptoms(group.symptoms[group.symptoms["image"] == card["image"]], pair)
+            card["neighbours"] = [one | shown(section.train, one["neighbour"], SMALL) for one in near]
+        groups.append(pair | {"cards": cards})
     return {"title": section.title, "words": section.words, "groups": groups}
 
 
-def _id(images: ImageSet, i: int, show_ids: bool | None) -> str | None:
-    return images.ids[i] if (images.card.redistribution if show_ids is None else show_ids) else None
-
-
-def _symptoms(
-    table: pd.DataFrame | None, true: str, predicted: str
-) -> list[tuple[str, str, list[tuple[str, float, float]]]]:
-    """For the predicted and the true class: what it is here, its name, and (phrase, score, above usual)."""
-    if table is None:
-        return []
-    listed = []
-    for kind, name in {predicted: "predicted", true: "true"}.items():
-        mine = table[(table["classname"] == kind) & (table["argued"] > 0)].head(N_SYMPTOMS)
-        phrases = zip(mine["symptom"], mine["score"], mine["score"] - mine["usual"], strict=True)
-        listed.append((name, kind, list(phrases)))
+def _symptoms(table: pd.DataFrame, pair: Mapping[str, str]) -> list[tuple[str, str, list[dict]]]:
+    """For the predicted and the true class: what it is here, its name, and what argued most for it."""
+    table, listed = table.assign(above=table["score"] - table["usual"]), []
+    kinds = {pair["predicted"]: "predicted", pair["true"]: "true"} if len(table) else {}  # may be one class
+    for name, kind in kinds.items():
+        mine = table[(table["classname"] == name) & (table["argued"] > 0)].head(N_SYMPTOMS)
+        listed.append((kind, name, mine.to_dict("records")))
     return listed

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from medvlp.data.html import Table
-from medvlp.data.image_sets import PhantomSet
+from medvlp.data.image_sets import ImageSet, PhantomSet
 from medvlp.methods.base import Method
 from medvlp.methods.vip import ViP
 from medvlp.study.evaluation import evaluating
 
 SYMPTOMS = ["image", "classname", "symptom", "score", "usual", "weight", "argued"]
-NEIGHBOURS = ["image", "rank", "neighbour", "cosine"]
+NEIGHBOURS = ["image", "rank", "neighbour", "cosine", "classname"]
 _AT_ONCE = 512  # images compared with the training images at a time
 
 
@@ -104,14 +104,17 @@ def nearest_images(
     return torch.cat(places).numpy(), torch.cat(cosines).numpy()
 
 
-def neighbour_table(rows: np.ndarray, places: np.ndarray, cosines: np.ndarray) -> pd.DataFrame:
+def neighbour_table(
+    rows: np.ndarray, places: np.ndarray, cosines: np.ndarray, train: ImageSet
+) -> pd.DataFrame:
     """What `nearest_images` found for the images `rows`: a row a neighbour, with the columns `NEIGHBOURS`."""
-    n = places.shape[1]
+    n, names = places.shape[1], np.array(train.card.classnames, dtype=object)
     columns = {
         "image": np.repeat(rows, n),
         "rank": np.tile(np.arange(1, n + 1), len(rows)),
         "neighbour": places.ravel(),
         "cosine": cosines.ravel(),
+        "classname": names[train.labels.numpy()[places.ravel()]],
     }
     table = Table(columns, columns=NEIGHBOURS)
     return table[np.isfinite(table["cosine"])].reset_index(drop=True)

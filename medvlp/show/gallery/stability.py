@@ -52,11 +52,9 @@ def _shift(down: int, right: int) -> Change:
 
 
 def _light(clip: Clip, factor: float) -> Change:
-    mean, std = (torch.tensor(clip.preprocess_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
-
     def change(images: Tensor) -> Tensor:
-        m, s = mean.to(images), std.to(images)
-        return ((images * s + m) * factor).clamp(0, 1).sub(m).div(s)
+        mean, std = (images.new_tensor(clip.preprocess_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+        return ((images * std + mean) * factor).clamp(0, 1).sub(mean).div(std)
 
     return change
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from medvlp import BiomedCoOp, ViP, ZeroShot, image_features, load_dataset
-from medvlp.show.gallery.failures import describe, failures, right_and_wrong
+from medvlp.show import failures, right_and_wrong
+from medvlp.show.gallery.failures import describe
 from medvlp.show.gallery.reasons import misled_by, nearest_images, symptom_evidence
 from tests.methods.small import make_card, make_set
 

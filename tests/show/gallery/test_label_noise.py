@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from medvlp import load_dataset
-from medvlp.show.gallery.label_noise import confident_label, label_noise_suspects
+from medvlp.show import label_noise_suspects
+from medvlp.show.gallery.label_noise import confident_label
 from medvlp.show.gallery.reasons import misled_by
 from tests.methods.small import make_card, make_set
 

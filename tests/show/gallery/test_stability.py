@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from medvlp.methods.base import Method
-from medvlp.show.gallery.stability import harmless_changes, stability
+from medvlp import Method
+from medvlp.show import stability
+from medvlp.show.gallery.stability import harmless_changes
 from tests.methods.small import make_card, make_set, set_of
 
 
