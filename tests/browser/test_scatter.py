@@ -2,7 +2,7 @@
 
 import json
 
-from medvlp.show.maps.page import scatter_page
+from medvlp.show import scatter_page
 from tests.browser.pages import drag, open_html
 from tests.show.maps.test_page import HOSTILE, images, make_maps
 

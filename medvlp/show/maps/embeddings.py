@@ -22,6 +22,7 @@ from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 from medvlp.methods.base import Method, check_symptoms
 from medvlp.methods.cilmp import CILMP
+from medvlp.show.explanations.scores import check_intervention
 from medvlp.study.evaluation import evaluating
 
 COLUMNS = ["method", "stage", "what", "modality", "classname", "text", "image"]
@@ -91,9 +92,8 @@ class Embeddings:
         needs two points that differ.
         """
         check_choice("column", by, self.points.columns, "the points")
-        groups = pd.factorize(self.points[by])[0]  # (N,)
-        means = np.stack([self.vectors[groups == g].mean(axis=0) for g in range(groups.max() + 1)])
-        return Embeddings(self.vectors - means[groups], self.points)
+        means = pd.DataFrame(self.vectors).groupby(self.points[by]).transform("mean")  # (N, D)
+        return Embeddings(self.vectors - means.to_numpy(), self.points)
 
     @classmethod
     def concat(cls, parts: Sequence["Embeddings"]) -> "Embeddings":
@@ -214,18 +214,16 @@ def llm_points(method: CILMP, images: ImageSet, site: int = 0) -> Embeddings:
         ['before intervention', 'after intervention']
     """
     check_kinds(llm_points, locals())
-    if not isinstance(method, CILMP):
-        raise ValueError(f"{type(method).__name__} has no LLM representations; give a CILMP.")
+    check_intervention(method)
     if not 0 <= site < len(method.sites):
         raise ValueError(f"site must be from 0 to {len(method.sites) - 1}, the edited blocks, got {site}.")
     block = method.sites[site]
     edits = {"prefix": (block.prefix, method.h_first), "suffix": (block.suffix, method.h_last)}
-    edits = {end: (edit, h) for end, (edit, h) in edits.items() if edit is not None}
-    if not edits:
-        raise ValueError("this CILMP edits no row: there is nothing after the intervention.")
     f, _ = _image_features(method, images)  # (N, D)
     f, parts = f.to(method.ctx), []
     for end, (edit, h) in edits.items():  # h (n_cls, P, d)
+        if edit is None:
+            continue
         with evaluating(method):
             edited = edit(h, f)  # (N, n_cls, P, d), or (n_cls, P, d) where no image matters
         for stage, rows in (("before intervention", h[None]), ("after intervention", edited)):

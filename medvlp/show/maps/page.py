@@ -16,10 +16,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
+from sklearn.preprocessing import minmax_scale
 from tqdm.auto import tqdm
 
 from medvlp.data.errors import check_kinds, visible
@@ -74,7 +74,6 @@ def scatter_page(
     title: str = "Map of embeddings",
     max_thumbnails: int = 1000,
     thumbnail: int = 48,
-    progress: bool = True,
 ) -> ScatterPage:
     """The first map of `maps` as a page: hover shows a point, a lasso lists points, buttons hide kinds.
 
@@ -90,7 +89,6 @@ def scatter_page(
         title: Above the map.
         max_thumbnails: How many images have a thumbnail, at most; the first ones in the map's order.
         thumbnail: Side of a thumbnail in pixels.
-        progress: Show a bar over two seconds.
 
     Raises:
         ValueError: an unknown column, too many values for markers, or an image that `images` has not.
@@ -107,19 +105,20 @@ def scatter_page(
     one = by_seed(maps)[0]
     styles = MapStyles(maps, colour, marker)
     one = styles.in_order(one)
-    numbers = one["image"].to_numpy(dtype="float64", na_value=np.nan)  # (N,)
-    shown = list(dict.fromkeys(int(i) for i in numbers[~np.isnan(numbers)])) if images is not None else []
-    if shown and max(shown) >= len(images):
-        raise ValueError(f"a point is of image {max(shown)}, but there are {len(images)}; give its images.")
-    tiles = {i: tile for tile, i in enumerate(sorted(shown)[:max_thumbnails])}
+    numbers = [None if pd.isna(i) else int(i) for i in one["image"]]
+    shown = sorted({i for i in numbers if i is not None}) if images is not None else []
+    if shown and shown[-1] >= len(images):
+        raise ValueError(f"a point is of image {shown[-1]}, but there are {len(images)}; give its images.")
+    tiles = {i: tile for tile, i in enumerate(shown[:max_thumbnails])}
+    places = minmax_scale(one[["x", "y"]].astype(float)).round(4)  # (N, 2), finer than a pixel
     data = styles.codes(one) | {
         "row": one.index.tolist(),
-        "x": _between_0_and_1(one["x"]),
-        "y": [1 - y for y in _between_0_and_1(one["y"])],
+        "x": places[:, 0].tolist(),
+        "y": (1 - places[:, 1]).tolist(),
         "columns": [_coded(one[column], column) for column in TOLD if column in one],
-        "image": [None if np.isnan(i) else int(i) for i in numbers],
-        "tile": [-1 if np.isnan(i) else tiles.get(int(i), -1) for i in numbers],
-        "sheet": _sheet(images, list(tiles), thumbnail, progress) if tiles else None,
+        "image": numbers,
+        "tile": [tiles.get(i, -1) for i in numbers],
+        "sheet": _sheet(images, list(tiles), thumbnail) if tiles else None,
     }
     note = f"{len(one)} points by {parameters_text(one)}. "
     note += "What lies close is alike; distance, area and place mean nothing."
@@ -143,23 +142,17 @@ def _page(title: str, note: str, data: dict[str, Any]) -> str:
     return Template((folder / "page.html").read_text(encoding="utf-8")).substitute(parts)
 
 
-def _sheet(images: ImageSet, chosen: Sequence[int], side: int, progress: bool) -> dict[str, Any]:
+def _sheet(images: ImageSet, chosen: Sequence[int], side: int) -> dict[str, Any]:
     """The images side by side on one JPEG, without anything of their files."""
     columns = math.ceil(math.sqrt(len(chosen)))
     rows = math.ceil(len(chosen) / columns)
     sheet = Image.new("RGB", (columns * side, rows * side))
-    bar = tqdm(chosen, desc="thumbnails", unit="image", leave=False, delay=2, disable=not progress)
+    bar = tqdm(chosen, desc="thumbnails", unit="image", leave=False, delay=2)
     for tile, i in enumerate(bar):
         small = ImageOps.pad(images.picture(i), (side, side))
         sheet.paste(small, (tile % columns * side, tile // columns * side))
     url = data_uri("image/jpeg", jpeg(sheet, QUALITY))
     return {"url": url, "side": side, "columns": columns, "rows": rows}
-
-
-def _between_0_and_1(values: pd.Series) -> list[float]:
-    """Places in the map, four digits, which is finer than a pixel."""
-    low, high = values.min(), values.max()
-    return ((values - low) / ((high - low) or 1)).round(4).tolist()
 
 
 def _coded(column: pd.Series, name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medvlp.show.maps.page import scatter_page
+from medvlp.show import scatter_page
 from tests.methods.small import COLOURS, make_card, make_set
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> $x$"
