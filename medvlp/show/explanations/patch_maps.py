@@ -16,14 +16,14 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import VisionTransformer
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.image_walk import can_walk_image, project
+from medvlp.backbone.prompts.image_walk import can_walk_image
 from medvlp.backbone.prompts.slots import symptom_text
 from medvlp.data.errors import check_choice, check_kinds
 from medvlp.data.html import Table
@@ -152,7 +152,9 @@ def rollout(clip: Clip, images: Tensor) -> Tensor:
         clip.encode_images(images)
     rolled = None
     for block, (x, _) in zip(blocks, seen, strict=True):
-        A = (_attention(block, x).mean(dim=1) + torch.eye(x.shape[1], device=x.device)) / 2  # (B, L, L)
+        y = block.ln_1(x)
+        _, weights = block.attn(y, y, y)  # (B, L, L), the mean over heads; rows sum to 1
+        A = (weights.float() + torch.eye(x.shape[1], device=x.device)) / 2  # (B, L, L)
         rolled = A if rolled is None else A @ rolled
     return rolled[:, 0, 1:].unflatten(1, visual.grid_size)  # (B, H', W')
 
@@ -195,7 +197,7 @@ def patch_map_figure(
     scale = {"vmin": maps.min(), "vmax": maps.max()}
     for ax, title, i in zip(axes[1:], titles, range(n), strict=True):
         shades = ax.imshow(maps[..., i], extent=(0, 1, 1, 0), cmap="cividis", alpha=0.65, **scale)
-        ax.set_title(textwrap.fill(title, 20), fontsize=9, parse_math=False)
+        ax.set_title(textwrap.fill(title, 20), fontsize=9)
     fig.colorbar(shades, ax=list(axes), label=label, shrink=0.8)
     return closed(fig)
 
@@ -220,13 +222,6 @@ def _transformer(clip: Clip) -> VisionTransformer:
             "token attends to; maps need a vision transformer, such as 'ViT-B-16-quickgelu/openai'."
         )
     return visual
-
-
-def _attention(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    """Who attends to whom in a block, from its input: (B, L, width) -> (B, heads, L, L), rows sum to 1."""
-    q, k = project(block, block.ln_1(x), "qk").chunk(2, dim=-1)  # (B, L, width) each
-    q, k = (y.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2) for y in (q, k))  # (B, heads, L, e)
-    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float().softmax(dim=-1)
 
 
 @contextmanager

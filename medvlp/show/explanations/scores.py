@@ -55,7 +55,7 @@ def symptom_scores_table(method: Method, image: ImageSource, reference: Tensor |
     """
     check_kinds(symptom_scores_table, {"method": method, "reference": reference})
     with evaluating(method):
-        f = _features(method, image)  # (1, D)
+        f = feature_of(method, image)  # (1, D)
         if isinstance(method, CILMP):
             return intervention_table(method, f, reference)
         check_symptoms(method)
@@ -135,6 +135,17 @@ class KeptRank(nn.Module):
         return h @ A.T + x @ (A @ Q).T
 
 
+def check_intervention(method: Method) -> None:
+    """Raise ValueError for a method that edits no states."""
+    if not isinstance(method, CILMP):
+        raise ValueError(f"{type(method).__name__} intervenes in no representations; give a CILMP.")
+    if method.config["intervention"] == "none" or not method.h_first.shape[1] + method.h_last.shape[1]:
+        raise ValueError(
+            "this CILMP has no intervention; build it with intervention='conditional' or 'unconditional', "
+            "and a prefix_length or suffix_length above 0."
+        )
+
+
 def with_rank(cilmp: CILMP, kept: int) -> CILMP:
     """The same method, its edits cut to their `kept` strongest directions: see `KeptRank`.
 
@@ -207,16 +218,16 @@ def _intervention_figure(
     ax.plot(table["score"], y, label="with it", **dots)
     if "score mean image" in table:
         ax.plot(table["score mean image"], y, "x", color=PALETTE[1], label="with the mean image's")
-    ax.set_yticks(y, table["classname"], parse_math=False)
+    ax.set_yticks(y, table["classname"])
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.set_xlabel("cosine of the image with the class's prompt")
-    ax.set_title(decision_title(true, predicted), fontsize=10, parse_math=False)
+    ax.set_title(decision_title(true, predicted), fontsize=10)
     fig.legend(fontsize=8, loc="outside lower center", ncols=3, frameon=False)
     sns.despine(ax=ax)
     return closed(fig)
 
 
-def _features(method: Method, image: Image.Image | Tensor) -> Tensor:
+def feature_of(method: Method, image: ImageSource) -> Tensor:
     """The normalised feature of one image as the method sees it, (1, D)."""
     if isinstance(image, Tensor):
         return image.reshape(1, -1).to(method.clip.device)

@@ -13,10 +13,9 @@ from torch import Tensor
 from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import check_kinds
 from medvlp.data.html import Table, literal
-from medvlp.methods.base import Method
 from medvlp.methods.cilmp import CILMP
-from medvlp.show.explanations.scores import with_rank
-from medvlp.show.figures.basic import PALETTE, closed, literal_figure
+from medvlp.show.explanations.scores import check_intervention, with_rank
+from medvlp.show.figures.basic import PALETTE, closed
 from medvlp.show.widgets.parts import COLOURS, ImageExplorer, table_html
 from medvlp.study.evaluation import evaluating
 
@@ -133,7 +132,7 @@ class InterventionExplorer(ImageExplorer):
             ax.grid(color="0.9")
             sns.despine(ax=ax)
         middle.legend(fontsize=8, frameon=False)
-        return closed(literal_figure(fig))
+        return closed(fig)
 
     # --- the widget ---
 
@@ -156,17 +155,6 @@ class InterventionExplorer(ImageExplorer):
         now = f"rank {self.kept} of {self.rank}" if self.on else "edit off"
         html = table_html(table, BARS, f"Probabilities; now: {now}")
         self._table.value = f'{html}<div role="status">{literal(self.decision())}</div>'
-
-
-def check_intervention(method: Method) -> None:
-    """Raise ValueError for a method that edits no states."""
-    if not isinstance(method, CILMP):
-        raise ValueError(f"{type(method).__name__} intervenes in no representations; give a CILMP.")
-    if method.config["intervention"] == "none" or not method.h_first.shape[1] + method.h_last.shape[1]:
-        raise ValueError(
-            "this CILMP has no intervention; build it with intervention='conditional' or 'unconditional', "
-            "and a prefix_length or suffix_length above 0."
-        )
 
 
 def rank_effect(cilmp: CILMP, features: Tensor, kept: int) -> pd.DataFrame:

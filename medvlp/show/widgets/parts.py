@@ -11,15 +11,14 @@ from functools import cached_property
 from typing import Any
 
 import pandas as pd
-import torch
 from PIL import Image
 from torch import Tensor
 
-from medvlp.backbone.clip import Clip
 from medvlp.backbone.features import image_features
 from medvlp.data.datasets import ImageSet
 from medvlp.data.html import escaped, jpeg, literal, literal_block, picture_html
 from medvlp.methods.base import Method
+from medvlp.show.explanations.scores import feature_of
 from medvlp.show.figures.basic import PALETTE
 from medvlp.study.evaluation import evaluating
 
@@ -75,11 +74,6 @@ def table_html(
     if not header:
         style.hide(axis="columns")
     return literal_block(style.to_html())
-
-
-def pixels_of(clip: Clip, images: list[Image.Image]) -> Tensor:
-    """Images as the tower reads them: (N, 3, S, S), on its device."""
-    return torch.stack([clip.preprocess(image) for image in images]).to(clip.device)
 
 
 class Controls:
@@ -183,11 +177,11 @@ class ImageExplorer(Explorer):
 
     def _feature(self, method: Method) -> Tensor:
         """The feature of the image as the method sees it, (1, D); the shipped one without a picture."""
-        clip = method.clip
         if self.images.pictures_missing and method.keeps_image_tower:
-            return image_features(clip, self.images.subset([self.index])).features.to(clip.device)
+            shipped = image_features(method.clip, self.images.subset([self.index])).features
+            return shipped.to(method.clip.device)
         with evaluating(method):
-            return method.image_features(pixels_of(clip, [self.images.image(self.index)]))
+            return feature_of(method, self.images.image(self.index))
 
     def _in_words(self, now: pd.Series, before: pd.Series, else_it_is: str) -> str:
         """The decision in words, from P(class) now and before; `else_it_is` leads to another class."""

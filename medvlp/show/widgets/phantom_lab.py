@@ -3,28 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor
 
 from medvlp.data.errors import brief, check_kinds, listed
 from medvlp.data.html import Table, literal, picture_html
 from medvlp.data.phantoms.drawing import Draws
 from medvlp.data.phantoms.worlds import Attribute, World, get_world
 from medvlp.methods.base import Method
-from medvlp.show.figures.basic import literal_figure, show_images
-from medvlp.show.widgets.parts import COLOURS, Explorer, pixels_of, table_html
-from medvlp.study.evaluation import evaluating
+from medvlp.show.figures.basic import closed, show_images
+from medvlp.show.widgets.parts import COLOURS, Explorer, table_html
 from medvlp.study.prediction import predict
 
 SIZE = 64  # pixels a side
 SCORES = ["method", "classname", "symptom", "score", "change"]
 
 
-def draw_phantom(world: World, strengths: Mapping[str, float], seed: int, size: int = SIZE) -> Image.Image:
+def draw_phantom(world: World, strengths: Mapping[str, float], seed: int) -> Image.Image:
     """A phantom with each attribute drawn as strongly as `strengths` says, from 0 (absent) to 1 (present).
 
     0 and 1 give the pixels of `world.render`. What tells nothing of the class (place, light, noise) follows
@@ -40,7 +37,7 @@ def draw_phantom(world: World, strengths: Mapping[str, float], seed: int, size: 
     if missing:
         raise ValueError(f"no strength for {listed(missing)}; give one for every attribute.")
     on = {a.name: torch.full((1, 1, 1), float(strengths[a.name])) for a in world.attributes}
-    pixels = world.draw(on, Draws(torch.tensor([seed]), size))  # (1, 3, size, size)
+    pixels = world.draw(on, Draws(torch.tensor([seed]), SIZE))  # (1, 3, SIZE, SIZE)
     return Image.fromarray(pixels[0].permute(1, 2, 0).contiguous().numpy())
 
 
@@ -155,17 +152,17 @@ class PhantomLab(Explorer):
             title = f"{name} {'removed' if strength >= 0.5 else 'added'}"
             panels[title] = self.strengths | {name: float(strength < 0.5)}
         images = [draw_phantom(self.world, strengths, self.image_seed) for strengths in panels.values()]
-        chances = {name: _chances(method, images) for name, method in self.methods.items()}
-        label = self.card.classnames.index(self.true) if self.true in self.card.classnames else 0
+        chances = {name: predict(method, images) for name, method in self.methods.items()}
+        shown = self.true if self.true in self.card.classnames else self.card.classnames[0]
         fig = show_images(images, list(panels), n=len(panels), columns=5)
         rows, height = fig.axes[0].get_gridspec().nrows, 1.75 + 0.17 * len(self.methods)
         fig.set_figheight(height * rows + 0.4)
         fig.get_layout_engine().set(h_pad=0.08)
         for i, ax in enumerate(fig.axes[: len(panels)]):
-            words = "\n".join(f"{name} {values[i, label]:.2f}" for name, values in chances.items())
+            words = "\n".join(f"{name} {of[i].probabilities[shown]:.2f}" for name, of in chances.items())
             ax.text(0.5, -0.03, words, transform=ax.transAxes, ha="center", va="top", fontsize=8)
-        fig.suptitle(f"P({self.card.classnames[label]}) by method, one attribute turned over", fontsize=10)
-        return literal_figure(fig)
+        fig.suptitle(f"P({shown}) by method, one attribute turned over", fontsize=10)
+        return closed(fig)
 
     def _look(self, strengths: dict[str, float]) -> None:
         """Draw and judge, or, where that fails, leave all as it was."""
@@ -228,10 +225,3 @@ class PhantomLab(Explorer):
             table = table.merge(rows, how="left")
         bars = {name: colours[name] for name in scores["method"].unique()}
         return table_html(table.rename(columns={"classname": "class"}), bars, "Symptom scores", axis)
-
-
-def _chances(method: Method, images: list[Image.Image]) -> np.ndarray:
-    """Probabilities (N, n_cls) of images."""
-    with evaluating(method):
-        logits: Tensor = method(pixels_of(method.clip, images))  # (N, n_cls)
-    return logits.cpu().double().softmax(dim=1).numpy()

@@ -6,7 +6,7 @@ a method, so a review can be scripted as well.
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,18 @@ from medvlp.knowledge.symptoms.phrases import PhraseChecker
 from medvlp.knowledge.symptoms.sets import SymptomSet
 
 COLUMNS = ["classname", "phrase", "reason", "own", "others", "difference", "auroc"]
-UNKNOWN = (np.nan, np.nan, np.nan)  # own, others, AUROC where nothing can be measured
 
 
 class _Measures:
-    """The table of phrases; similarities are measured once a class and phrase."""
+    """The table of phrases."""
 
     def __init__(
         self, card: DataCard, clip: Clip | None, images: ImageSet | None, checker: PhraseChecker | None
     ) -> None:
         self.card, self.clip = card, clip
         self.checker = PhraseChecker(card, clip) if checker is None else checker
+        self.similarity = cache(self._similarity)  # measured once a class and phrase
         self.features: np.ndarray | None = None  # (N, D)
-        self.known: dict[tuple[str, str], tuple[float, float, float]] = {}
         if images is None:
             return
         if clip is None:
@@ -55,45 +54,31 @@ class _Measures:
 
     def table(self, symptoms: Mapping[str, Sequence[str]]) -> pd.DataFrame:
         """The columns of `review_table`; a phrase is held against those before it."""
-        self._measure([(name, phrase) for name, phrases in symptoms.items() for phrase in phrases])
         kept: dict[str, list[str]] = {name: [] for name in symptoms}
         rows = []
         for name, phrases in symptoms.items():
             verdicts = self.checker.check(name, phrases, kept)
             kept[name] = [verdict.phrase for verdict in verdicts if verdict.kept]
             for phrase, verdict in zip(phrases, verdicts, strict=True):
-                own, others, auroc = self.known[name, phrase]
+                own, others, auroc = self.similarity(name, phrase)
                 rows.append((name, phrase, verdict.reason, own, others, own - others, auroc))
         table = Table(rows, columns=COLUMNS, dtype=object)  # or None would become NaN
         return table.astype(dict.fromkeys(COLUMNS[3:], float))
 
-    def _measure(self, wanted: list[tuple[str, str]]) -> None:
-        new = list(dict.fromkeys(key for key in wanted if key not in self.known))
-        self.known |= dict.fromkeys(new, UNKNOWN)
-        if self.features is None or not new:
-            return
-        for (name, phrase), text in zip(new, self._text_features([p for _, p in new]), strict=True):
-            if text is not None:
-                own_class = self.labels == self.card.classnames.index(name)  # (N,)
-                self.known[name, phrase] = _tells_apart(self.features @ text, own_class)
-
     @torch.no_grad()
-    def _text_features(self, phrases: list[str]) -> list[np.ndarray | None]:
-        """Features (D,) of each phrase; None for one that the tower does not take."""
+    def _similarity(self, classname: str, phrase: str) -> tuple[float, float, float]:
+        """Mean cosine with the class's images and with the others, and AUROC; NaN where there are none."""
+        if self.features is None:
+            return np.nan, np.nan, np.nan
         try:
-            texts = [symptom_text(phrase) for phrase in phrases]
-            return list(self.clip.encode_texts(texts).cpu().numpy())
-        except ValueError:  # one of them is too long, or no text at all
-            if len(phrases) == 1:
-                return [None]
-            return [self._text_features([phrase])[0] for phrase in phrases]
-
-
-def _tells_apart(cosines: np.ndarray, own_class: np.ndarray) -> tuple[float, float, float]:
-    """Mean cosine of a class's images and of the others, and AUROC; NaN where images are missing."""
-    parts = cosines[own_class], cosines[~own_class]
-    own, others = (float(part.mean()) if len(part) else np.nan for part in parts)
-    return own, others, float(roc_auc_score(own_class, cosines)) if all(map(len, parts)) else np.nan
+            t = self.clip.encode_texts([symptom_text(phrase)])[0].cpu().numpy()  # (D,)
+        except ValueError:  # too long for the tower, or no text at all
+            return np.nan, np.nan, np.nan
+        of_class = self.labels == self.card.classnames.index(classname)  # (N,)
+        cosines = self.features @ t  # (N,)
+        parts = cosines[of_class], cosines[~of_class]
+        own, others = (float(part.mean()) if len(part) else np.nan for part in parts)
+        return own, others, float(roc_auc_score(of_class, cosines)) if all(map(len, parts)) else np.nan
 
 
 def review_table(

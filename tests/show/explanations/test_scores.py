@@ -4,11 +4,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from medvlp.methods.cilmp import CILMP
-from medvlp.methods.prompt_tuning.coop import CoOp
-from medvlp.methods.vip import ViP
-from medvlp.methods.zero_shot import ZeroShot
-from medvlp.show.explanations.scores import explanation_figure, symptom_scores_table
+from medvlp import CILMP, CoOp, ViP, ZeroShot
+from medvlp.show import explanation_figure, symptom_scores_table
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,12 @@ import ipywidgets
 import numpy as np
 import pytest
 
-from medvlp import image_features
+from medvlp import SymptomSet, ZeroShot, image_features
 from medvlp.backbone.prompts.slots import symptom_text
 from medvlp.data.cards import ClassInfo
 from medvlp.knowledge.symptoms.phrases import PhraseChecker
-from medvlp.knowledge.symptoms.sets import SymptomSet
-from medvlp.methods.zero_shot import ZeroShot
-from medvlp.show.widgets.review import COLUMNS, SymptomReview, review_table
+from medvlp.show import SymptomReview, review_table
+from medvlp.show.widgets.review import COLUMNS
 from medvlp.show.widgets.review_controls import ReviewWidget
 from tests.methods.small import SYMPTOMS, make_card, make_set
 from tests.show.widgets.test_widgets import all_widgets
