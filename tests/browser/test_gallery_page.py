@@ -2,7 +2,7 @@
 
 import pytest
 
-from medvlp.backbone.clip import load_clip
+from medvlp import load_clip
 from medvlp.data.errors import visible
 from tests.backbone.small_clips import open_clip_kind
 from tests.browser.pages import open_html

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 import medvlp
 import medvlp.show
-from medvlp.data.cards import load_card
+from medvlp import load_card
 from tests.browser.pages import open_html
 
 pytest.importorskip("myst_nb", reason="Sphinx is missing: the extra `site` has it")

@@ -154,8 +154,8 @@ def test_phantom_lab_by_keyboard_and_in_the_dark_theme(page, tmp_path):
     assert page.errors == []
 
 
-def turn_the_edit_down_and_off(page: Any, cell: Any) -> None:
-    """By keyboard, in an intervention explorer: to rank 1, and then the edit off."""
+def test_intervention_explorer_by_keyboard(page, tmp_path):
+    cell = page.output(4)
     caption, first = cell.locator("caption"), cell.locator("tbody tr").first.locator("td")
     expect(caption).to_contain_text("now: rank 8 of 8")
     without, now, trained, angle = (first.nth(column) for column in (1, 2, 3, 4))
@@ -172,11 +172,6 @@ def turn_the_edit_down_and_off(page: Any, cell: Any) -> None:
     expect(now).to_have_text(without.inner_text())
     expect(angle).to_have_text("0.00°")
     cell.scroll_into_view_if_needed()
-
-
-def test_intervention_explorer_by_keyboard(page, tmp_path):
-    cell = page.output(4)
-    turn_the_edit_down_and_off(page, cell)
     page.screenshot(tmp_path / "off.png")
     handle(cell, "image").focus()
     page.press("ArrowRight")

@@ -8,35 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medvlp.methods.adapters.linear_probe import LinearProbe
-from medvlp.methods.adapters.tip_adapter import TipAdapter
-from medvlp.methods.cilmp import CILMP
-from medvlp.methods.prompt_tuning.coop import CoOp
-from medvlp.methods.vip import ViP
-from medvlp.methods.zero_shot import ZeroShot
-from medvlp.show import (
-    InterventionExplorer,
-    PhantomLab,
-    SymptomExplorer,
-    TrainingMonitor,
-    attention_rollout,
-    class_points,
-    explanation_figure,
-    failures,
-    image_points,
-    label_noise_suspects,
-    occlusion_map,
-    patch_similarity,
-    right_and_wrong,
-    stability,
-    symptom_points,
-    symptom_scores_table,
-)
-from medvlp.study.evaluation import evaluate
-from medvlp.study.prediction import predict
-from medvlp.study.training.callbacks import EpochAverage
-from medvlp.study.training.config import TrainConfig
-from medvlp.study.training.fit import fit
+import medvlp
+from medvlp import CILMP, CoOp, LinearProbe, TipAdapter, ViP, ZeroShot, show
 
 AWAY = (Tensor.cpu, Tensor.tolist, Tensor.item, Tensor.numpy, Tensor.__float__)
 
@@ -78,9 +51,7 @@ def on_apple_gpu(module):
 
 @pytest.fixture(scope="module")
 def gpu_clip():
-    from medvlp.backbone.clip import load_clip
-
-    clip = load_clip("tiny", device="cpu")
+    clip = medvlp.load_clip("tiny", device="cpu")
     on_apple_gpu(clip.model)
     return clip
 
@@ -123,14 +94,14 @@ def test_the_emulation_refuses_float64_until_the_cpu(methods, data):
 @pytest.mark.parametrize("name", ["ZeroShot", "ViP", "CILMP", "CoOp"])
 def test_predictions_and_reports(methods, data, few, name):
     method = methods[name]
-    assert predict(method, few.image(0)).probabilities.sum() == pytest.approx(1)
-    evaluate(method, few, n_bootstrap=3)
-    failures(method, few)
-    right_and_wrong(method, methods["CoOp"], few)
+    assert medvlp.predict(method, few.image(0)).probabilities.sum() == pytest.approx(1)
+    medvlp.evaluate(method, few, n_bootstrap=3)
+    show.failures(method, few)
+    show.right_and_wrong(method, methods["CoOp"], few)
 
 
 def test_stability(methods, few):
-    stability(methods["ZeroShot"], few.subset(range(8)))
+    show.stability(methods["ZeroShot"], few.subset(range(8)))
 
 
 @pytest.mark.parametrize("kind", [CoOp, ViP, CILMP, TipAdapter, LinearProbe])
@@ -138,11 +109,10 @@ def test_training_and_averaging(gpu_clip, data, kind):
     train, val = data.train.subset(range(16)), data.val.subset(range(16))
     method, callbacks = on_apple_gpu(kind(gpu_clip, data.card)), []
     if kind in (CoOp, ViP):
-        callbacks = [EpochAverage(2), TrainingMonitor()]
-    history = fit(
-        method, train, val, TrainConfig(epochs=2, views=0, keep="last"), callbacks=callbacks, progress=False
-    )
-    assert predict(method, val.image(0)).probabilities.sum() == pytest.approx(1)
+        callbacks = [medvlp.EpochAverage(2), show.TrainingMonitor()]
+    config = medvlp.TrainConfig(epochs=2, views=0, keep="last")
+    history = medvlp.fit(method, train, val, config, callbacks=callbacks, progress=False)
+    assert medvlp.predict(method, val.image(0)).probabilities.sum() == pytest.approx(1)
     if callbacks:
         assert np.isfinite(history["average_weight"]).all()
         assert all(torch.isfinite(weight).all() for weight in method.parameters())
@@ -151,18 +121,18 @@ def test_training_and_averaging(gpu_clip, data, kind):
 def test_explanations_and_maps(methods, data, few):
     image = few.image(0)
     for name in ("ZeroShot", "ViP", "CILMP"):
-        explanation_figure(symptom_scores_table(methods[name], image), image)
+        show.explanation_figure(show.symptom_scores_table(methods[name], image), image)
     clip, texts = methods["ZeroShot"].clip, ["a nevus", "a melanoma"]
-    for heat in (patch_similarity(clip, image, texts), occlusion_map(clip, image, texts, patches=2)):
-        assert heat.cpu().double().isfinite().all()
-    attention_rollout(clip, image)
-    points = [image_points(method, few) for method in (clip, methods["CILMP"])]
-    points += [class_points(methods["ViP"]), symptom_points(methods["ViP"])]
+    maps = [show.patch_similarity(clip, image, texts), show.occlusion_map(clip, image, texts, patches=2)]
+    assert all(one.cpu().double().isfinite().all() for one in maps)
+    show.attention_rollout(clip, image)
+    points = [show.image_points(method, few) for method in (clip, methods["CILMP"])]
+    points += [show.class_points(methods["ViP"]), show.symptom_points(methods["ViP"])]
     assert all(np.isfinite(one.vectors).all() for one in points)
-    label_noise_suspects(few, clip)
+    show.label_noise_suspects(few, clip)
 
 
 def test_what_moves_in_a_notebook(methods, data, few):
-    SymptomExplorer(methods["ViP"], few)
-    PhantomLab({"zero-shot": methods["ZeroShot"], "CoOp": methods["CoOp"]})
-    InterventionExplorer(methods["CILMP"], few)
+    show.SymptomExplorer(methods["ViP"], few)
+    show.PhantomLab({"zero-shot": methods["ZeroShot"], "CoOp": methods["CoOp"]})
+    show.InterventionExplorer(methods["CILMP"], few)
