@@ -138,7 +138,7 @@ def test_shuffled_symptoms_keep_their_scores_and_speak_of_another_attribute(anno
 
 def test_a_probe_and_a_second_expert_stand_beside_the_score(annotated, zero, data):
     images, claims = annotated
-    train = data.train.subset(range(300))
+    train = data.train.subset(range(150))
     again = images.attributes.copy()
     again.iloc[50:] = np.nan  # saw half, and the same
     twice = replace(images, annotations=(images.attributes, again))

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from medvlp import load_clip
 from medvlp.show import attention_rollout, localisation, occlusion_map, patch_map_figure, patch_similarity
 from medvlp.show.explanations.patch_maps import changed_patches, patch_features, rollout
+from tests.backbone.small_clips import TEXT, write_clip
 
 
 def test_patches_are_read_as_the_class_token_is(clip, pixels):
@@ -70,8 +71,9 @@ def test_occlusion_is_the_loss_of_the_cosine(clip, pixels):
         occlusion_map(clip, pixels[0], [text], patches=1)
 
 
-def test_a_tower_without_patch_tokens_is_refused(clip, data):
-    resnet = load_clip("RN50/random")
+def test_a_tower_without_patch_tokens_is_refused(data, tmp_path):
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}
+    resnet = load_clip(write_clip(tmp_path, {"embed_dim": 16, "vision_cfg": vision, "text_cfg": TEXT}))
     for draw, images in ((attention_rollout, data.test.image(0)), (localisation, data.test)):
         with pytest.raises(ValueError, match="needs? a vision transformer"):
             draw(resnet, images)
