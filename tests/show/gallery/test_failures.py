@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from medvlp import BiomedCoOp, ViP, ZeroShot, image_features, load_dataset
+from medvlp import BiomedCoOp, ViP, ZeroShot, image_features
 from medvlp.show import failures, right_and_wrong
 from medvlp.show.gallery.failures import describe
 from medvlp.show.gallery.reasons import misled_by, nearest_images, symptom_evidence
@@ -31,8 +31,8 @@ def train(card):
 
 
 @pytest.fixture(scope="module")
-def phantoms():
-    return load_dataset("phantom-derm").test.subset(range(400))
+def phantoms(data):
+    return data.test.subset(range(400))
 
 
 def logits_of(predicted: list[int], sure: list[float]) -> torch.Tensor:
@@ -109,12 +109,8 @@ def test_a_method_gives_what_its_logits_give(clip, card, images, train):
     theirs = image_features(clip, train).features
     assert near["cosine"] == pytest.approx((features[near["image"]] @ theirs.T).max().item(), abs=1e-6)
     assert near["classname"] == card.classnames[int(train.labels[near["neighbour"]])]
-
-
-def test_filters_keep_symptoms_and_neighbours_of_their_images(clip, card, images, train):
-    found = failures(ZeroShot(clip, card), images, train)
-    some = found.where(found.table["image"] == found.table["image"][0])
-    assert set(some.symptoms["image"]) == set(some.neighbours["image"]) == {found.table["image"][0]}
+    first = by_method.where(by_method.table["image"] == by_method.table["image"][0])
+    assert set(first.symptoms["image"]) == set(first.neighbours["image"]) == {by_method.table["image"][0]}
 
 
 def test_argued_symptoms_add_up_to_the_class_score(clip, card, images):

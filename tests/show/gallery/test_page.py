@@ -10,7 +10,7 @@ import torch
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from medvlp import DataCard, ZeroShot, load_clip, load_dataset
+from medvlp import DataCard, ZeroShot
 from medvlp.show import failures, label_noise_suspects
 from medvlp.show.gallery.page import picture_uri, write_page
 from tests.methods.small import make_card, make_set
@@ -124,10 +124,8 @@ def test_pictures_are_pixels_alone():
     assert small.size == (100, 50) and np.abs(np.asarray(small).mean(axis=(0, 1)) - [200, 30, 30]).max() < 3
 
 
-def test_several_galleries_share_a_page_with_their_own_words(tmp_path):
-    clip = load_clip("tiny")
-    data = load_dataset("phantom-derm")
-    train, test = data.train.subset(range(200)), data.test.subset(range(60))
+def test_several_galleries_share_a_page_with_their_own_words(clip, data, tmp_path):
+    train, test = data.train.subset(range(100)), data.test.subset(range(60))
     shown = test.latents.attributes[:, 0]
     found = failures(torch.stack([shown, ~shown], dim=1).float(), test, train, clip)
     suspects = label_noise_suspects(train, clip)
