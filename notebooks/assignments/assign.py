@@ -7,6 +7,7 @@ from typing import Annotated
 import nbformat
 import numpy as np
 import typer
+from gradescope import write_package
 from grading import expected, grade_folder, write
 from tasks import BEGIN, END, Task, is_text, load_assignment
 
@@ -97,6 +98,16 @@ def grade(
     table = grade_folder(load_assignment(name), submissions, out, seed)
     print(table.to_string(index=False))
     print(f"Wrote {out / 'grades.csv'} and a page a student in {out / 'feedback'}")
+
+
+@app.command()
+def gradescope(
+    name: Annotated[str, typer.Argument(help="the assignment, such as A6")],
+    out: Annotated[Path, typer.Argument(help="the folder to write the package into")],
+    seed: Annotated[int | None, typer.Option(help="of the hidden numbers; by default drawn")] = None,
+) -> None:
+    """Write the package with which Gradescope grades an assignment."""
+    print(f"Wrote {write_package(name, out, seed)}. It holds the solutions: upload it as the autograder.")
 
 
 @app.command()

@@ -26,11 +26,13 @@ import pandas as pd
 from tasks import HERE, REFUSED, Assignment, Task, is_text, same
 from tqdm import tqdm
 
+from medvlp.data.errors import visible
 from medvlp.data.files import atomic_write
 
 MAX_BYTES = 5_000_000  # of a submission
 MEMORY = 1_000_000_000  # bytes above what the imports take
 LOUD = 10_000  # printed characters that feedback mentions
+KEPT = ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom  # of a submission, beside constants
 # In namespaces of its own the child has no network, and empty folders in place of these.
 HIDE = """
 while [ "$1" != -- ]; do mkdir -p "$1" && mount -t tmpfs none "$1" || exit 1; shift; done
@@ -66,18 +68,20 @@ def functions_of(path: Path) -> tuple[list[str], list[str]]:
         lines = ["" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()]
         try:
             body = ast.parse("\n".join(lines)).body
+            code += [ast.unparse(node) for node in body if isinstance(node, KEPT) or is_constant(node)]
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            notes.append(f"Code cell {number} is not Python and was left out: {error}"[:300])
-            continue
-        kept = [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Import)]
-        kept += [node for node in body if isinstance(node, ast.ImportFrom) or is_constant(node)]
-        code += [ast.unparse(node) for node in body if node in kept]
+            notes.append(visible(f"Code cell {number} is not Python and was left out: {error}"[:300]))
     return code, notes
 
 
 def is_constant(node: ast.stmt) -> bool:
-    """Whether a statement gives a name to a literal."""
-    return isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+    """Whether a statement gives a name to a literal, such as -1 or (2, 3)."""
+    if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+        return False
+    with suppress(ValueError, TypeError):
+        ast.literal_eval(node.value)
+        return True
+    return False
 
 
 def defined(code: list[str]) -> set[str]:
@@ -154,7 +158,7 @@ def rows_of(text: str) -> tuple[dict[int, dict], dict]:
     """Read the lines of a fork, which a submission may have tampered with: results by call, and the rest."""
     results, rest = {}, {"notes": [], "whole": False, "printed": 0, "tried": []}
     for line in text.splitlines():
-        with suppress(ValueError, RecursionError):
+        with suppress(ValueError, TypeError, OverflowError, RecursionError):
             row = json.loads(line)
             if not isinstance(row, dict):
                 continue
@@ -258,7 +262,7 @@ def grade_task(
         lines.append(f"It tried what a submission may not do: {', '.join(sorted(set(rest['tried'])))}"[:200])
     if not right:
         lines += [f"While its code was read: {note}" for note in rest["notes"][:3]]
-    return graded | {"points": task.points if right else 0, "lines": lines}
+    return graded | {"points": task.points if right else 0, "lines": [visible(line) for line in lines]}
 
 
 def grade_file(assignment: Assignment, path: Path, sandbox: Sandbox, seed: int) -> dict[str, Any]:
@@ -271,7 +275,7 @@ def grade_file(assignment: Assignment, path: Path, sandbox: Sandbox, seed: int) 
 
 def fingerprint(assignment: Assignment, path: Path, seed: int) -> str:
     """Change when the submission, the checks, the grader or the seed does."""
-    parts = [path, assignment.master, HERE / "checks" / f"{assignment.name.lower()}.py"]
+    parts = [path, assignment.master, assignment.checks]
     parts += [HERE / "child.py", HERE / "grading.py", HERE / "tasks.py"]
     digests = [hashlib.sha256(part.read_bytes()).hexdigest() for part in parts]
     return hashlib.sha256("\n".join([*digests, str(seed)]).encode()).hexdigest()
@@ -296,6 +300,17 @@ def for_spreadsheet(name: str) -> str:
     return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 
+def notebooks_in(folder: Path) -> list[Path]:
+    """Return the notebooks below a folder, but for links and hidden copies (Jupyter, Mac)."""
+    paths = sorted(path for path in folder.rglob("*.ipynb") if path.is_file() and not path.is_symlink())
+    return [path for path in paths if not any(x[0] == "." for x in path.relative_to(folder).parts)]
+
+
+def draw_seed() -> int:
+    """Draw the seed of hidden numbers."""
+    return secrets.randbelow(2**31)
+
+
 def grade_folder(
     assignment: Assignment, submissions: Path, out: Path, seed: int | None = None
 ) -> pd.DataFrame:
@@ -303,19 +318,18 @@ def grade_folder(
 
     All get the same hidden numbers: those of `seed`, or of a seed drawn once and kept in `out`.
     """
-    paths = sorted(path for path in submissions.rglob("*.ipynb") if path.is_file() and not path.is_symlink())
-    paths = [path for path in paths if ".ipynb_checkpoints" not in path.parts]
+    paths = notebooks_in(submissions)
     if not paths:
         raise ValueError(f"no notebooks (*.ipynb) in {submissions}")
     kept = read_json(out / "seed.json").get("seed")
-    seed = seed if seed is not None else kept if isinstance(kept, int) else secrets.randbelow(2**31)
+    seed = seed if seed is not None else kept if isinstance(kept, int) else draw_seed()
     write(out / "seed.json", json.dumps({"seed": seed}))
     rows = []
     with Sandbox(assignment, [HERE, submissions, out]) as sandbox:
         if not sandbox.apart:
             print("No namespaces on this machine: files and network are kept by an audit hook alone.")
         for path in tqdm(paths, desc=assignment.name, unit="submission"):
-            name = path.relative_to(submissions).with_suffix("").as_posix()
+            name = visible(path.relative_to(submissions).with_suffix("").as_posix())
             record = out / "results" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
             graded, mark = read_json(record), fingerprint(assignment, path, seed)
             if graded.get("fingerprint") != mark:

@@ -52,6 +52,10 @@ class Assignment:
     def master(self) -> Path:
         return HERE / f"{self.name}.ipynb"
 
+    @property
+    def checks(self) -> Path:
+        return HERE / "checks" / f"{self.name.lower()}.py"
+
     def cells(self) -> list:
         return cells_of(self.master)
 
@@ -101,6 +105,6 @@ def same(value: Any, expected: Any) -> bool:
         )
     try:
         value, expected = np.asarray(value, dtype=float), np.asarray(expected, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return value.shape == expected.shape and np.allclose(value, expected, rtol=TOLERANCE, atol=1e-9)

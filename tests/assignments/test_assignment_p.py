@@ -169,4 +169,5 @@ def test_the_text_and_the_teacher_s_table_say_what_is_graded():
     assert "**Points:** 10 (card 3, protocol 2, predictions 2, report 3)" in text
     assert f"{project.BAR:.2f} or more" in text and all(f"`{name}`" in text for name in project.FILES)
     row = "| 600 | 10: card 3, protocol 2, predictions 2, report 3 |"
-    assert row in (HERE.parent / "teacher.md").read_text("utf-8")
+    teacher = (HERE.parent / "teacher.md").read_text("utf-8")
+    assert row in teacher and teacher.count(f"medvlp-{project.medvlp.__version__}-py3-none-any.whl") == 2

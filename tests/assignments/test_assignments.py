@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 import torch
 import yaml
 from assign import student_version
+from gradescope import grade_submission, write_package
 from grading import Sandbox, functions_of, grade_file, grade_folder, grade_task
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -372,6 +374,13 @@ def test_what_a_function_is_given_stays_as_it_was_where_the_task_says_so(tmp_pat
 
 
 OS = "os = np.__builtins__['__import__']('os')\n"  # past the guard of imports; the audit hook is next
+FORGED = """for pipe in range(3, 30):
+    for printed, tried in ("0", "5"), ("Infinity", "[]"), ("[1]", "[]"):
+        try:
+            os.write(pipe, f'{{"whole": 1, "printed": {printed}, "tried": {tried}}}\\n'.encode())
+        except OSError:
+            break
+return p"""
 HOSTILE = {  # the body of holm_p, and what the feedback says
     "import os\nos._exit(0)": "os may not be used here",
     "().__class__.__base__.__subclasses__()\nreturn 1 / 0": "ZeroDivisionError",
@@ -388,6 +397,9 @@ HOSTILE = {  # the body of holm_p, and what the feedback says
     OS + "os._exit(3)": "It ended its process",
     "return np.array(['<script>alert(1)</script>'])": "Wrong",
     "raise ValueError('<script>alert(1)</script>')": "<script>",
+    OS + FORGED: "Wrong",
+    "return [10**400] * len(p)": "Wrong",
+    "raise ValueError('\\ud800')": "\\ud800",
     "while True:\n    pass": "did not end within",
 }
 
@@ -433,7 +445,7 @@ def test_deleted_cells_renamed_functions_and_damaged_files_are_said(tmp_path, sa
     without = [source for source in solved("A6") if "def mcnemar_p(" not in source]
     graded = grade_file(assignment, save(tmp_path / "d.ipynb", without), sandbox, SEED)
     assert graded["points"] == 9 and "Was its cell deleted?" in said(graded, "mcnemar_p")
-    broken = [*solved("A6"), "def oops(:"]
+    broken = [*solved("A6"), "def oops(:", f"def deep():\n    return {'-' * 1000}1", "x = {[]: 1}"]
     graded = grade_file(assignment, save(tmp_path / "b.ipynb", broken), sandbox, SEED)
     assert graded["points"] == 12 and "is not Python" in graded["notes"][0]
     for text in ("", "{", "[]", json.dumps({"cells": 3}), "\0" * 50, "[" * 100_000):
@@ -445,12 +457,13 @@ def test_deleted_cells_renamed_functions_and_damaged_files_are_said(tmp_path, sa
 
 def test_of_a_notebook_only_functions_imports_and_constants_are_taken(tmp_path):
     sources = [
-        "%matplotlib inline\nimport math\nEPS = 1e-8",
+        "%matplotlib inline\nimport math\nEPS: float = -1e-8\nSIZES = (2, 3)",
         "def f(x):\n    return x",
         "f(1 / 0)\nx = [f(2)]",
     ]
     code, notes = functions_of(save(tmp_path / "a.ipynb", sources))
-    assert code == ["import math", "EPS = 1e-08", "def f(x):\n    return x"] and notes == []
+    assert code == ["import math", "EPS: float = -1e-08", "SIZES = (2, 3)", "def f(x):\n    return x"]
+    assert notes == []
 
 
 @pytest.fixture(scope="module")
@@ -460,7 +473,8 @@ def graded_class(tmp_path_factory):
     bad = with_body("A6", "holm_p", "raise ValueError('<script>alert(1)</script>')")
     for number in range(30):
         sources = solved("A6") if number % 2 else solved("A6", holm_p=bad)
-        save(folder / "in" / f"={number:02}" / "A6.ipynb", sources)
+        save(folder / "in" / (f"={number:02}" + "\x1b[2J" * (number == 29)) / "A6.ipynb", sources)
+    save(folder / "in" / "__MACOSX" / "=00" / "._A6.ipynb", [])
     paths = [str(folder / "in"), str(folder / "out")]
     command = [sys.executable, str(HERE / "assign.py"), "grade", "A6", *paths]
     results = folder / "out" / "results"
@@ -493,7 +507,31 @@ def test_feedback_escapes_what_a_student_wrote(graded_class):
     folder, _, table = graded_class
     page = (folder / "out" / "feedback" / "=02" / "A6.html").read_text()
     assert "&lt;script&gt;" in page and "<script>" not in page
-    assert table["submission"].tolist()[2] == "'=02/A6"
+    assert table["submission"].tolist()[2::27] == ["'=02/A6", "'=29\\x1b[2J/A6"]
+
+
+def test_the_package_for_gradescope_grades_a_submission_there(tmp_path):
+    root = tmp_path / "autograder"
+    with zipfile.ZipFile(write_package("a6", tmp_path, seed=3)) as package:
+        package.extractall(root / "source")
+    names = {path.name for path in (root / "source").rglob("*.*")}
+    assert {"setup.sh", "requirements.lock", "A6.ipynb", "a6.py"} <= names and "A1.ipynb" not in names
+    assert [name for name in names if re.fullmatch(r"medvlp-.+\.whl", name)]
+    (root / "results").mkdir()
+    (root / "venv").symlink_to(sys.prefix)  # what setup.sh makes
+    wrong = with_body("A6", "holm_p", "raise TypeError('<b>\\ud800')")
+    path = save(root / "submission" / "my work.ipynb", solved("A6", holm_p=wrong))
+    subprocess.run(["sh", root / "source" / "run_autograder", root], check=True, cwd=root)
+    result = json.loads((root / "results" / "results.json").read_text())
+    assert [(test["name"], test["score"], test["max_score"]) for test in result["tests"]] == [
+        *(("t_interval", 3, 3), ("paired_bootstrap", 3, 3), ("mcnemar_p", 3, 3), ("holm_p", 0, 3))
+    ]
+    assert "It raised TypeError: <b>\\ud800" in result["tests"][3]["output"]
+    assert result["output_format"] == result["tests"][3]["output_format"] == "text"
+    save(path.with_name("other.ipynb"), [])
+    grade_submission("A6", 3, root)
+    result = json.loads((root / "results" / "results.json").read_text())
+    assert result["score"] == 0 and "Hand in one notebook. Here are 2." in result["output"]
 
 
 def test_unknown_assignments_and_empty_folders_are_said(tmp_path):
