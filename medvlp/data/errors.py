@@ -30,16 +30,16 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda unseen: unseen[0].encode("unicode_escape").decode(), text)
 
 
-def brief(value: object) -> str:
-    """The value as it is written in code, its middle left out where it is long.
+def brief(value: object, most: int = _LONG) -> str:
+    """The value as it is written in code, its middle left out where that has more than `most` letters.
 
     >>> brief("word " * 1000)
     "'word word ... word ' (5002 letters)"
     """
     text = visible(repr(value))
-    if len(text) <= _LONG:
+    if len(text) <= most:
         return text
-    return f"{text[: _LONG * 2 // 3]} ... {text[-_LONG // 3 :]} ({len(text)} letters)"
+    return f"{text[: most * 2 // 3]} ... {text[-most // 3 :]} ({len(text)} letters)"
 
 
 def listed(names: Iterable[object]) -> str:

@@ -278,14 +278,12 @@ class OneClass:
         rejected = [f"{brief(one.text)} ({one.stage}): {why}" for one, why in self._rejected()]
         reasons = list(dict.fromkeys(rejected))
         more = [f"and {len(reasons) - MOST_REASONS} more"] if len(reasons) > MOST_REASONS else []
-        reply = self.calls[-1].reply
-        shown = reply if len(reply) <= SHOWN else f"{reply[:SHOWN]}..."
         skip = " or on_too_few='skip' to go on with what passed;" if phrases else ""
         first = (
             f"class {brief(self.name)}: {len(phrases)} of {self.settings['n']} symptoms passed, with "
             f"{self.run.record.model} at {self.run.record.server} asked {times}."
         )
-        last = f"The last reply was: {shown!r}"
+        last = f"The last reply was: {brief(self.calls[-1].reply, SHOWN)}"
         advice = (
             f"Try another model, other prompts, more max_asks or a smaller n;{skip} what came back is kept "
             f"in {self.run.path}, and the same call goes on from it."

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from typing import Any
 
@@ -70,9 +70,7 @@ class PhraseChecker:
         if max_words < 1:
             raise ValueError(f"max_words must be at least 1, got {max_words}.")
         self.card, self.clip, self.max_words = card, clip, max_words
-        raw = (resources.files("medvlp") / "assets" / "terms.yaml").read_text(encoding="utf-8")
-        self._terms_sha256 = sha256(raw)
-        self.terms: dict[str, list[str]] = yaml.safe_load(raw)
+        self.terms, self._terms_sha256 = _known_terms()
         self._nonvisual = {words_of(term): term for term in self.terms["nonvisual"]}
         self._visual_words = {
             word for term in self.terms["visual"] for word in words_of(term).split() if len(word) > 2
@@ -201,6 +199,13 @@ class PhraseChecker:
     def _term_features(self) -> Tensor:
         """Text features of the known terms, visual ones first, (terms, D)."""
         return phrase_features(self.clip, [*self.terms["visual"], *self.terms["nonvisual"]])
+
+
+@cache
+def _known_terms() -> tuple[dict[str, list[str]], str]:
+    """The terms that ship with the package, "visual" and "nonvisual", and the hash of their file."""
+    raw = (resources.files("medvlp") / "assets" / "terms.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(raw), sha256(raw)
 
 
 def _talk(phrase: str) -> str | None:

@@ -6,6 +6,7 @@ texture. The wording is our own, as the authors' is not published.
 """
 
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from importlib import resources
 from string import Template
 
@@ -80,6 +81,7 @@ class SymptomPrompts:
         return "\n\n".join(parts)
 
 
+@cache
 def __getattr__(name: str) -> SymptomPrompts:
     """DEFAULT and SMALL, the wordings that ship with the package, read when they are asked for."""
     if name not in ("DEFAULT", "SMALL"):

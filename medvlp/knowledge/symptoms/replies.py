@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection
 from itertools import pairwise
 
+from medvlp.data.errors import brief
 from medvlp.knowledge.symptoms.phrases import words_of
 
 REPLY_KINDS = {  # what was wrong, as the error and the next question say it
@@ -65,8 +66,8 @@ class ReplyError(ValueError):
     """
 
     def __init__(self, kind: str, reply: str) -> None:
-        shown = repr(" ".join(reply[: 2 * SHOWN].split())[:SHOWN])[: 2 * SHOWN]
-        super().__init__(f"the reply cannot be used: {REPLY_KINDS[kind]}. It begins {shown}.")
+        shown = brief(" ".join(reply.split()), SHOWN)
+        super().__init__(f"the reply cannot be used: {REPLY_KINDS[kind]}. It says {shown}.")
         self.kind, self.reply = kind, reply
 
 

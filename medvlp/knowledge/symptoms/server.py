@@ -210,8 +210,7 @@ class Server:
 
     def _shown(self, text: str) -> str:
         """A server's text for an error: clean, short, on one line."""
-        text = self.clean(text)
-        return repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
+        return brief(self.clean(text), SHOWN)
 
     def _learn(self, error: Exception, options: dict[str, Any]) -> bool:
         """Do without an option that the server rejects; False where there is nothing left to do without."""
