@@ -136,19 +136,26 @@ def test_two_experts_agree_as_far_as_they_do(write):
         medvlp.attribute_agreement(medvlp.load_dataset("phantom-cxr", num_shots=1).test)
 
 
-def test_real_cells(data_root):
+@pytest.fixture(scope="module")
+def cells(data_root):
+    return load_dataset("wbcatt", data_root)
+
+
+def counts(data):
+    return {name: list(images.counts.values()) for name, images in data.splits.items()}
+
+
+def test_real_cells(cells):
     """The numbers of the published splits, and the agreement that was measured on all 1,000 cells."""
-    data = load_dataset("wbcatt", data_root)
-    counts = {name: list(images.counts.values()) for name, images in data.splits.items()}
-    assert counts["train"] == [1984, 1876, 744, 736, 829] and counts["val"] == [334, 314, 125, 111, 146]
-    assert counts["test"] == [1011, 927, 349, 367, 445]
-    shown = pd.concat([images.attributes for images in data.splits.values()])
+    train, val, test = [1984, 1876, 744, 736, 829], [334, 314, 125, 111, 146], [1011, 927, 349, 367, 445]
+    assert counts(cells) == {"train": train, "val": val, "test": test}
+    shown = pd.concat([images.attributes for images in cells.splits.values()])
     assert shown.shape == (10_298, 11) and shown.notna().all(axis=None)
-    agree = medvlp.attribute_agreement(data.test)
+    agree = medvlp.attribute_agreement(cells.test)
     assert agree["images"].eq(304).all()
     assert agree.loc["nucleus shape", "agreement"] == pytest.approx(0.872, abs=5e-4)
     assert agree.loc["nucleus shape", "kappa"] == pytest.approx(0.845, abs=5e-4)
-    bands = data.train.attributes["nucleus shape"][data.train.labels.numpy() == 0]  # of neutrophils
+    bands = cells.train.attributes["nucleus shape"][cells.train.labels.numpy() == 0]  # of neutrophils
     assert bands.eq("unsegmented-band").mean() == pytest.approx(0.67, abs=5e-3)
 
 
@@ -181,15 +188,13 @@ def test_rows_that_a_card_cannot_mean(write, old, new, says):
         load_dataset(write(card=[(WHICH, ROWS.replace(old, new))]))
 
 
-def test_neutrophils_by_the_shape_of_their_nucleus(data_root):
+def test_neutrophils_by_the_shape_of_their_nucleus(cells, data_root):
     data = load_dataset("neutrophil-maturity", data_root)
-    counts = {name: list(images.counts.values()) for name, images in data.splits.items()}
-    assert counts == {"train": [1335, 625], "val": [224, 107], "test": [667, 333]}
+    assert counts(data) == {"train": [1335, 625], "val": [224, 107], "test": [667, 333]}
     others = data.record["other_rows"]
     assert sum(others.values()) == 10_298 - 3_291
     assert sum(n for why, n in others.items() if why.startswith("nucleus_shape")) == 38
-    cells = load_dataset("wbcatt", data_root).test
-    rows = [cells.ids.index(i) for i in data.test.ids]
-    assert data.test.attributes.equals(cells.subset(rows).attributes)
+    rows = [cells.test.ids.index(i) for i in data.test.ids]
+    assert data.test.attributes.equals(cells.test.subset(rows).attributes)
     twice = medvlp.attribute_agreement(data.train)
     assert twice.loc["nucleus shape", "kappa"] < 0.8  # of all cells together .88

@@ -227,7 +227,7 @@ def test_a_million_characters():
 def test_an_error_says_what_was_wrong_and_what_came_back():
     with pytest.raises(ReplyError, match="cut short before it was whole.* max_tokens larger"):
         parse_reply("- dense", cut=True)
-    with pytest.raises(ReplyError, match=r"beside the list, or no list\. It begins 'The lung is white\.'"):
+    with pytest.raises(ReplyError, match=r"beside the list, or no list\. It says 'The lung is white\.'"):
         parse_reply("The lung is white.")
     with pytest.raises(ReplyError) as caught:
         parse_reply("x" * 10_000)

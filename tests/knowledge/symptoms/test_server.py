@@ -18,7 +18,7 @@ import pytest
 from medvlp.knowledge.symptoms.questions import DEFAULT
 from medvlp.knowledge.symptoms.server import HIDDEN, SymptomError
 from medvlp.knowledge.symptoms.sets import SymptomSet
-from tests.knowledge.symptoms.fake_server import KEY, FakeServer, Say, bullets
+from tests.knowledge.symptoms.fake_server import KEY, FakeServer, Say, bullets, client_of
 from tests.knowledge.symptoms.lesions import LISTS, classname, told
 
 # What servers can and cannot do
@@ -161,10 +161,6 @@ def drip(head: bytes, body: bytes = b""):
             link.sendall(bytes([byte]))
 
     return answer
-
-
-def client_of(url: str, **settings) -> openai.OpenAI:
-    return openai.OpenAI(**{"api_key": KEY, "base_url": url, "timeout": 0.2, "max_retries": 0} | settings)
 
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"

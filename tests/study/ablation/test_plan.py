@@ -19,7 +19,7 @@ from medvlp.study.ablation.plan import plan
 from medvlp.study.ablation.sources import Parts, clip_source, data_source
 from medvlp.study.training.config import TrainConfig
 from tests.backbone import small_clips
-from tests.data.test_datasets import FOLDER, draw_classes
+from tests.data.squares import FOLDER, draw_classes
 from tests.methods.small import make_set
 from tests.study.ablation.small_study import Slow, clip_name, noted, small_data, study
 from tests.study.training.small_training import CARD, Prototypes
