@@ -5,14 +5,19 @@ with its own preprocessing and its own tokenizer, frozen and in eval mode.
 """
 
 import json
+import re
 from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
+from open_clip.model import set_model_preprocess_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import TextTransformer
+from open_clip.transformer import TextTransformer, VisionTransformer
+from timm.layers import resample_abs_pos_embed
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
 from medvlp.backbone.sources import load_source
@@ -91,8 +96,10 @@ class Clip(nn.Module):
 
     def __repr__(self) -> str:
         millions = sum(parameter.numel() for parameter in self.parameters()) / 1e6
+        trained_size = self.model_cfg.get("trained_size")
+        resized = f" (positions resized from {trained_size})" if trained_size else ""
         return (
-            f"Clip({self.name!r}: images of {self.image_size} pixels, "
+            f"Clip({self.name!r}: images of {self.image_size} pixels{resized}, "
             f"texts of up to {self.context_length} tokens, embed_dim {self.embed_dim}, "
             f"{millions:.1f} M frozen weights, {self.dtype} on {self.device})"
         )
@@ -248,12 +255,15 @@ def load_clip(name: str = "tiny", device: str | torch.device = "auto", precision
             (`open_clip.list_pretrained()` lists them);
             `ARCH=FILE`: an architecture of open_clip and a file of weights (.pt, .pth, .bin, .safetensors; as
             they are, or under "state_dict" as a training run saves them), as "ViT-B-16-quickgelu=epoch_5.pt".
-            With ARCH-quickgelu or ARCH-gelu you say which activation they were trained with;
+            With ARCH-quickgelu or ARCH-gelu you say which activation they were trained with. Of UniMed-CLIP
+            and its kind the BERT's config.json and vocab.txt may lie beside the file;
             `ARCH/random`: random weights from a fixed seed, for benchmarks;
             `hf-hub:OWNER/REPO`: a model on the Hugging Face hub, of open_clip or, as a CLIPModel or a
             SiglipModel, of transformers;
             `local-dir:FOLDER`: a folder with the files of such a repository. A folder that holds the
-            config.json of its Hugging Face text tower needs no hub.
+            config.json of its Hugging Face text tower needs no hub;
+            `NAME@SIZE`: one of these for images of another size, as "clip@448", where the image tower is a
+            vision transformer: its positions are resized, bicubic. The clip's `repr` says so.
         device: "auto" (CUDA, else MPS, else CPU) or a torch device.
         precision: "fp32", "bf16" or "fp16".
 
@@ -271,8 +281,47 @@ def load_clip(name: str = "tiny", device: str | torch.device = "auto", precision
     check_kinds(load_clip, locals())
     check_choice("precision", precision, PRECISIONS)
     where = find_device(device)
+    name, at, size = re.fullmatch("(.*?)(?:(@)([0-9]+))?", name, re.DOTALL).groups("")
     name = PROFILES.get(name, name)
-    return Clip(name, *load_source(name), precision).to(where)
+    model, tokenizer, model_cfg = load_source(name)
+    name += at + size
+    if at:
+        model_cfg |= _resize_images(name, model, int(size))
+    return Clip(name, model, tokenizer, model_cfg, precision).to(where)
+
+
+def image_transformer(model: nn.Module) -> nn.Module | None:
+    """The image tower where it is a vision transformer, of open_clip or timm; None where it is not."""
+    tower = getattr(model.visual, "trunk", model.visual)
+    return tower if isinstance(tower, VisionTransformer | TimmVisionTransformer | Eva) else None
+
+
+def _resize_images(name: str, model: nn.Module, size: int) -> dict[str, int]:
+    """Let the image tower read images of `size` pixels: {"trained_size": size before}, {} if it is the same.
+
+    Raises:
+        ValueError: a tower whose positions cannot be resized, or a size that it cannot cut into squares.
+    """
+    visual, tower = model.visual, image_transformer(model)
+    if tower is None:
+        raise ValueError(
+            f"clip {brief(name)}: only the positions of a vision transformer can be resized, and its image "
+            f"tower is {type(getattr(visual, 'trunk', visual)).__name__}; leave out @{size}."
+        )
+    native, before = tower is visual, visual.image_size[0]
+    side = visual.patch_size[0] if native else tower.patch_embed.feat_ratio()
+    if not size or size % side:
+        raise ValueError(f"clip {brief(name)}: its images must be a multiple of {side} pixels, not {size}.")
+    if size == before:
+        return {}
+    if native:
+        visual.image_size, visual.grid_size = (size, size), (size // side, size // side)
+        old = visual.positional_embedding.detach()[None]  # (1, 1 + squares, width)
+        visual.positional_embedding = nn.Parameter(resample_abs_pos_embed(old, [*visual.grid_size])[0])
+    else:
+        visual.set_input_size(size)
+    set_model_preprocess_cfg(model, visual.preprocess_cfg | {"size": size})
+    return {"trained_size": before}
 
 
 def find_device(device: str | torch.device, mps: bool = True) -> torch.device:

@@ -15,10 +15,10 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,9 @@ def image_features(
     if missing:
         check_writable(folder, "the feature cache (MEDVLP_CACHE says where)")
         rows = sorted(missing.values())  # of images that are the same the first
-        encoded = _encode(clip, images, rows, view, batch_size, num_workers, progress, crop, flip)
+        load = partial(ImageLoader, clip, images, crop=crop, flip=flip)
+        workers = default_workers(len(rows), batch_size) if num_workers is None else num_workers
+        encoded = _encode(clip, load, rows, view, batch_size, workers, progress)
         features |= _keep(blocks, keys, encoded)
     broken = [i for i, key in enumerate(keys) if key not in features]
     if broken:
@@ -287,26 +289,16 @@ def _keep(
 
 
 def _encode(
-    clip: Clip,
-    images: Any,
-    rows: Sequence[int],
-    view: int | None,
-    batch_size: int,
-    num_workers: int | None,
-    progress: bool,
-    crop: float,
-    flip: bool,
+    clip: Clip, load: Callable, rows: list[int], view: int | None, size: int, workers: int, progress: bool
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Numbers of images and their normalised features, (B, D) on the CPU, a batch at a time.
 
     Of a batch with an image that cannot be read the others come one by one before the error.
     """
-    workers = default_workers(len(rows), batch_size) if num_workers is None else num_workers
-    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def encoded(batches: Sequence[Sequence[int]], workers: int) -> Iterator[Tensor]:
-        items = [[(i, view) for i in batch] for batch in batches]
-        for pixels, _ in ImageLoader(clip, images, items, workers, crop=crop, flip=flip):  # (B, 3, S, S)
+        for pixels, _ in load([[(i, view) for i in batch] for batch in batches], workers):  # (B, 3, S, S)
             with torch.no_grad():
                 features = clip.encode_images(pixels).cpu()
             yield features

@@ -1,23 +1,33 @@
-"""What lies in a model's folder, read as data: transformers' CLIPModel and SiglipModel become open_clip's.
+"""Models in other formats, read as data, become open_clip's: transformers', OpenAI's, UniMed-CLIP's.
 
 What their weights are called, and what stands where in their configurations, is in `assets/clip_names.yaml`.
 """
 
 import json
+import os
 import re
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial, reduce
+from http.client import HTTPException
+from math import isqrt
 from operator import getitem
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import huggingface_hub
 import torch
 import yaml
+from huggingface_hub.errors import HFValidationError
 from open_clip import CustomTextCLIP
+from open_clip.coca_model import CoCa
+from open_clip.convert import convert_state_dict
 from open_clip.factory import load_state_dict
 from open_clip.model import set_model_preprocess_cfg
-from open_clip.transform import PreprocessCfg
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import CLIPConfig, SiglipConfig
@@ -46,7 +56,7 @@ def from_transformers(facts: dict, processor: dict, weights: Path) -> tuple[nn.M
         RuntimeError: weights that do not fit.
     """
     check_choice("model_type", facts.get("model_type"), CONFIGS)
-    table = yaml.safe_load(NAMES.read_text(encoding="utf-8"))[facts["model_type"]]
+    table = _names(facts["model_type"])
     cfg = _filled(table["model_cfg"], _forms(CONFIGS[facts["model_type"]].from_dict(facts).to_dict()))
     vision = dict(cfg["vision_cfg"])
     preprocess = _preprocessing(processor, vision["image_size"])
@@ -55,9 +65,43 @@ def from_transformers(facts: dict, processor: dict, weights: Path) -> tuple[nn.M
     if trunk:
         norm = partial(nn.LayerNorm, **vision["norm_kwargs"])
         model.visual.trunk = VisionTransformer(**trunk, norm_layer=norm)
-    set_model_preprocess_cfg(model, asdict(PreprocessCfg(size=model.visual.image_size)) | preprocess)
-    model.load_state_dict(_named(load_state_dict(str(weights)), sum(table["rules"], [])))
+    _finish(model, preprocess, load_state_dict(str(weights)), table["rules"])
     return model, cfg
+
+
+def from_file(cfg: dict, preprocess: dict, state: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Any]]:
+    """The model of an architecture with the weights of a file, and its configuration.
+
+    Its images have the size that the weights were trained for, whatever that of the architecture is.
+
+    Args:
+        cfg: The configuration of the architecture.
+        preprocess: Fields of open_clip's `PreprocessCfg`, over its own.
+        state: The weights, as open_clip, OpenAI or UniMed-CLIP name them.
+
+    Raises:
+        RuntimeError: weights that do not fit.
+    """
+    vision, text = cfg["vision_cfg"], cfg["text_cfg"] | {"hf_model_pretrained": False}
+    positions = state.get("visual.positional_embedding")  # (1 + squares, width)
+    if positions is not None:
+        vision = vision | {"image_size": isqrt(len(positions) - 1) * vision["patch_size"]}
+    cfg = {key: part for key, part in cfg.items() if key != "custom_text"}
+    cfg |= {"vision_cfg": vision, "text_cfg": text}
+    model = CoCa(**cfg) if "multimodal_cfg" in cfg else CustomTextCLIP(**cfg)
+    _finish(model, preprocess, convert_state_dict(model, state), _names("file")["rules"])
+    return model, cfg
+
+
+def _names(format: str) -> dict[str, Any]:
+    return yaml.safe_load(NAMES.read_text(encoding="utf-8"))[format]
+
+
+def _finish(model: nn.Module, preprocess: dict, state: Mapping[str, Tensor], rules: list) -> None:
+    """Say how images are preprocessed, and load the weights under open_clip's names."""
+    own = PreprocessCfg(size=model.visual.image_size)
+    set_model_preprocess_cfg(model, merge_preprocess_dict(own, preprocess))
+    model.load_state_dict(_named(state, sum(rules, [])))
 
 
 def _named(state: Mapping[str, Tensor], rules: list) -> dict[str, Tensor]:
@@ -135,6 +179,67 @@ def first_file(place: str, files: Sequence[str], revision: str | None = None) ->
     """Where the first of these files is that a folder or a repository has."""
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
     return next(filter(None, (cached_file(place, file, revision=revision, **quiet) for file in files)), None)
+
+
+def check_at_hand(name: str, repo: str, files: Sequence[str], way_on: str, timeout: float = 5.0) -> None:
+    """Return if one of `files` of `repo` is in the local cache or the hub answers.
+
+    Args:
+        name: the clip that was asked for, for the message.
+        repo: a hub repository, or a local folder (always at hand).
+        files: names of which one is enough.
+        way_on: what to do without them, a sentence.
+        timeout: seconds that the hub has to answer in.
+
+    Raises:
+        ValueError: `repo` can be neither.
+        ConnectionError: neither; it says what was wanted, where a copy was looked for and the ways on.
+    """
+    if os.path.isdir(repo):  # which a name of any length may be asked
+        return
+    try:
+        if any(isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str) for file in files):
+            return
+    except HFValidationError:
+        raise ValueError(
+            f"clip {brief(name)}: {brief(repo)} is no folder here, and no name of a repository on the hub."
+        ) from None
+    if not huggingface_hub.constants.HF_HUB_OFFLINE:
+        answers: list[bool] = []  # from a thread: a timeout is for each byte, and a server may drip
+        ask = Thread(
+            target=lambda: answers.append(_answers(huggingface_hub.constants.ENDPOINT, timeout)), daemon=True
+        )
+        ask.start()
+        ask.join(2 * timeout)
+        if any(answers):
+            return
+    raise ConnectionError(
+        f"clip {brief(name)} needs {' or '.join(files)} of {brief(repo)}. The Hugging Face hub cannot be "
+        f"reached, and its cache ({huggingface_hub.constants.HF_HUB_CACHE}) holds no copy. {way_on} "
+        "load_clip('tiny') comes with the package and needs no network."
+    )
+
+
+def take_along(repo: str) -> str:
+    """What to do without a network: bring the repository as a folder."""
+    return (
+        f"Without a network: run `hf download {repo} --local-dir FOLDER` elsewhere, copy FOLDER here and use "
+        "load_clip('local-dir:FOLDER')."
+    )
+
+
+def _answers(address: str, timeout: float) -> bool:
+    """Whether `address` answers at all; an error page or an unknown certificate is an answer."""
+    request = urllib.request.Request(address, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLCertVerificationError)
+    except (OSError, HTTPException):
+        return False
 
 
 def refuse_code(who: str, place: str, revision: str | None = None) -> None:

@@ -7,24 +7,17 @@ model's configuration asks for.
 
 import json
 import os
-import ssl
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
-import huggingface_hub
 import open_clip
 import torch
-from huggingface_hub.errors import HFValidationError
+from open_clip.factory import load_state_dict
 from open_clip.hf_configs import arch_dict
 from open_clip.tokenizer import HFTokenizer
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
 
@@ -32,10 +25,12 @@ from medvlp.backbone.formats import (
     CONFIG,
     NO_CODE,
     TOWER_CONFIG,
+    check_at_hand,
     first_file,
+    from_file,
     from_transformers,
     refuse_code,
-    why_not,
+    take_along,
 )
 from medvlp.data.errors import brief, check_choice, listed, unknown_name
 from medvlp.data.files import short
@@ -51,12 +46,16 @@ TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 TOKENIZER = (*VOCABULARY, "tokenizer_config.json")
-WRONG_FILES = {  # what is said of files that are no weights alone, and what to do
+WHY = {  # by what others say of a file or a model: what it is, and what to do
+    "trust_remote_code": f"it needs code of its own. {NO_CODE}.",
     "TorchScript": "it is a TorchScript archive, whose code is not run; save its state_dict()",
     "Weights only": "it holds Python objects beside tensors, which are not opened; save model.state_dict()",
-    "'logit_scale'": "it holds no weights of a CLIP under the names that open_clip and OpenAI give them",
     "text_model.": "transformers' names are read in a folder with their config.json: local-dir:FOLDER",
-    "text_encoder.": "a ViT and a BERT under UniMed-CLIP's names are not read yet",
+}
+BERT = "text_encoder.transformer.embeddings.word_embeddings.weight"  # where UniMed-CLIP keeps one
+BERTS = {  # which one, by its width
+    768: "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+    1024: "microsoft/BiomedNLP-BiomedBERT-large-uncased-abstract",
 }
 PLACES = ("local-dir:", "hf-hub:")  # what begins so can hold anything; the other names are open_clip's own
 # by process: one that is forked while a thread has its turn would wait for it for ever
@@ -112,18 +111,13 @@ def _load_folder(name: str, folder: Path) -> Loaded:
         raise FileNotFoundError(
             f"clip {brief(name)}: there are no weights; {folder / WEIGHTS[0]} is missing."
         )
-    try:
+    with _explained(name, f"{config} is no open_clip configuration"):
         cfg = open_clip.get_model_config(f"local-dir:{folder}")
         text_cfg = dict(cfg["text_cfg"])
-    except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"clip {brief(name)}: {config} is no open_clip configuration ({brief(error)})."
-        ) from error
     # without it transformers would make an empty vocabulary without a word
     if text_cfg.get("hf_tokenizer_name") and not hub and not first_file(str(folder), VOCABULARY):
         raise FileNotFoundError(f"clip {brief(name)}: no tokenizer; {folder / 'tokenizer.json'} is missing.")
     refuse_code(f"clip {brief(name)}", name.removeprefix("hf-hub:") if hub else str(folder))
-    overrides = {}
     if text_cfg.get("hf_model_name"):
         own = folder / "config.json"
         # that of a whole CLIP, such as a BertCLIPModel's, is not the tower's own
@@ -132,31 +126,20 @@ def _load_folder(name: str, folder: Path) -> Loaded:
         tower = text_cfg["hf_model_name"]
         check_at_hand(name, tower, TOWER_CONFIG, f"Put the config.json of {brief(tower)} into {folder}.")
         _check_tower(name, tower)
-        overrides["text_cfg"] = text_cfg | {"hf_model_pretrained": False}
-    try:
-        model = open_clip.create_model(
-            f"local-dir:{folder}", force_custom_text=True, require_pretrained=True, **overrides
-        )
-    except (SafetensorError, RuntimeError, TypeError, KeyError, AssertionError) as error:
-        why = str(error) or f"a value that {config.name} may not have ({type(error).__name__})"
-        raise ValueError(
-            f"clip {brief(name)}: the weights in {folder} cannot be loaded as {config} says: {why}"
-        ) from error
-    try:
+    with _explained(name, f"the weights in {folder} cannot be loaded as {config} says"):
+        where, given = f"local-dir:{folder}", {"text_cfg": text_cfg | {"hf_model_pretrained": False}}
+        model = open_clip.create_model(where, force_custom_text=True, require_pretrained=True, **given)
+    with _explained(name, f"the tokenizer files in {folder} cannot be read"):
         return model, _tokenizer(name if hub else f"local-dir:{folder}", text_cfg), cfg
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"clip {brief(name)}: the tokenizer files in {folder} cannot be read: {why_not(error)}"
-        ) from error
 
 
 def _load_transformers(name: str, place: str) -> Loaded:
     """A folder or repository with a CLIPModel or a SiglipModel of transformers."""
     refuse_code(f"clip {brief(name)}", place)
-    check_at_hand(name, place, TRANSFORMERS_WEIGHTS, _take_along(place))
+    check_at_hand(name, place, TRANSFORMERS_WEIGHTS, take_along(place))
     parts = [TOWER_CONFIG, PROCESSOR, TRANSFORMERS_WEIGHTS, VOCABULARY]
     files = [first_file(place, part) for part in parts]
-    try:
+    with _explained(name, f"{place} holds no CLIPModel or SiglipModel of transformers that can be loaded"):
         for part, file in zip(parts, files, strict=True):
             if file is None:
                 raise ValueError(f"there is no {part[0]}")
@@ -167,22 +150,17 @@ def _load_transformers(name: str, place: str) -> Loaded:
         cfg["text_cfg"] |= {"tokenizer_kwargs": {"clean": clean}}
         length = cfg["text_cfg"]["context_length"]
         return model, HFTokenizer(place, length, clean=clean, trust_remote_code=False), cfg
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OSError, ImportError) as error:
-        raise ValueError(
-            f"clip {brief(name)}: {place} holds no CLIPModel or SiglipModel of transformers that can be "
-            f"loaded: {why_not(error)}."
-        ) from error
 
 
 def _hub_folder(name: str) -> Path:
     """The folder of the hub's cache with a repository's configuration and weights, fetched if need be."""
     repo = name.removeprefix("hf-hub:")
-    check_at_hand(name, repo, CONFIG + TOWER_CONFIG, _take_along(repo))
+    check_at_hand(name, repo, CONFIG + TOWER_CONFIG, take_along(repo))
     config = first_file(repo, CONFIG + TOWER_CONFIG)
     if config is None:
         raise FileNotFoundError(f"clip {brief(name)}: {brief(repo)} has no {CONFIG[0]}.")
     if Path(config).name in CONFIG:
-        check_at_hand(name, repo, WEIGHTS, _take_along(repo))
+        check_at_hand(name, repo, WEIGHTS, take_along(repo))
         first_file(repo, WEIGHTS)  # into the same folder
     return Path(config).parent
 
@@ -199,12 +177,22 @@ def _load_builtin(name: str) -> Loaded:
     source = open_clip.get_pretrained_cfg(arch, tag)
     repo, _, file = source.get("hf_hub", "").rpartition("/")
     if repo:
-        check_at_hand(name, repo, (file,) if file else WEIGHTS, _take_along(repo))
+        check_at_hand(name, repo, (file,) if file else WEIGHTS, take_along(repo))
+    quick_gelu = bool(cfg.get("quick_gelu") or source.get("quick_gelu"))
     try:
-        return _create(arch, cfg, None if tag == "random" else tag, source)
+        model = open_clip.create_model(
+            arch,
+            None if tag == "random" else tag,
+            force_custom_text=True,
+            force_quick_gelu=quick_gelu,
+            force_preprocess_cfg=source,
+            pretrained_text=False,
+            require_pretrained=tag != "random",
+        )
+        return model, _tokenizer(arch, cfg["text_cfg"]), cfg | {"quick_gelu": quick_gelu}
     except (OSError, RuntimeError) as error:
         raise ConnectionError(
-            f"clip {brief(name)} could not be loaded: {error} {_take_along(repo)}"
+            f"clip {brief(name)} could not be loaded: {error} {take_along(repo)}"
         ) from error
 
 
@@ -223,11 +211,42 @@ def _load_file(name: str) -> Loaded:
         )
     tags = [open_clip.get_pretrained_cfg(arch, tag) for tag in open_clip.list_pretrained_tags_by_model(arch)]
     same = {key: value for key, value in (tags or [{}])[0].items() if all(t.get(key) == value for t in tags)}
+    what = f"{short(path)} cannot be loaded as {arch}"
+    with _explained(name, what):
+        state = load_state_dict(str(path))
+        if "logit_scale" not in state:
+            raise ValueError("it holds no weights of a CLIP under the names that open_clip and OpenAI give")
+    text_cfg = _bert(name, path.parent, state[BERT].shape[1]) if BERT in state else cfg["text_cfg"]
+    with _explained(name, what):
+        model, cfg = from_file(cfg | {"text_cfg": text_cfg}, same, state)
+    if BERT in state:
+        place, length = text_cfg["hf_tokenizer_name"], text_cfg["context_length"]
+        return model, HFTokenizer(place, length, trust_remote_code=False), cfg
+    return model, _tokenizer(arch, text_cfg), cfg
+
+
+@contextmanager
+def _explained(name: str, what: str) -> Iterator[None]:
+    """Whatever broken files make torch, open_clip or transformers raise is a ValueError in words."""
     try:
-        return _create(arch, cfg, str(path), {**same, "quick_gelu": False})
-    except Exception as error:  # whatever a file of another kind makes torch and safetensors raise
-        why = next((WRONG_FILES[sign] for sign in WRONG_FILES if sign in str(error)), brief(str(error)))
-        raise ValueError(f"clip {brief(name)}: {short(path)} cannot be loaded as {arch}: {why}") from error
+        yield
+    except Exception as error:
+        said = str(error) or f"a value that it may not have ({type(error).__name__})"
+        why = next((WHY[sign] for sign in WHY if sign in said), said[:1000])
+        raise ValueError(f"clip {brief(name)}: {what}: {why}") from error
+
+
+def _bert(name: str, folder: Path, width: int) -> dict:
+    """The text tower of UniMed-CLIP's kind: a BERT whose files lie beside the weights, else the hub's."""
+    place = str(folder) if (folder / "config.json").is_file() else BERTS.get(width, str(folder))
+    for files in (TOWER_CONFIG, VOCABULARY):
+        check_at_hand(name, place, files, f"Put config.json and vocab.txt of this BERT into {folder}.")
+        if first_file(place, files) is None:
+            raise FileNotFoundError(f"clip {brief(name)}: {files[0]} of its BERT is missing in {place}.")
+    _check_tower(name, place)
+    tower = {"hf_model_name": place, "hf_tokenizer_name": place, "hf_model_pretrained": False}
+    read = {"hf_pooler_type": "cls_last_hidden_state_pooler", "hf_proj_type": "mlp", "context_length": 256}
+    return tower | read
 
 
 def _architecture(name: str, arch: str) -> dict:
@@ -240,30 +259,11 @@ def _architecture(name: str, arch: str) -> dict:
     return cfg
 
 
-def _create(arch: str, cfg: dict, pretrained: str | None, source: dict) -> Loaded:
-    """Weights by a tag of the architecture or a path; `source` says how they were trained."""
-    quick_gelu = bool(cfg.get("quick_gelu") or source.get("quick_gelu"))
-    model = open_clip.create_model(
-        arch,
-        pretrained,
-        force_custom_text=True,
-        force_quick_gelu=quick_gelu,
-        force_preprocess_cfg=source,
-        pretrained_text=False,
-        require_pretrained=pretrained is not None,
-    )
-    return model, _tokenizer(arch, cfg["text_cfg"]), cfg | {"quick_gelu": quick_gelu}
-
-
 def _check_tower(name: str, tower: str) -> None:
     """ValueError unless open_clip can build the text tower with code of transformers."""
-    try:
-        refuse_code(f"clip {brief(name)}", tower)
+    refuse_code(f"clip {brief(name)}", tower)
+    with _explained(name, f"its text tower {brief(tower)} is not known"):
         kind = AutoConfig.from_pretrained(tower, trust_remote_code=False).model_type
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"clip {brief(name)}: its text tower {brief(tower)} is not known: {why_not(error)}"
-        ) from error
     if kind not in arch_dict:
         raise ValueError(f"clip {brief(name)}: {unknown_name('text tower', kind, arch_dict)} {NO_CODE}.")
 
@@ -282,63 +282,3 @@ def _no_such_clip(name: str) -> str:
         return f"clip {brief(name)} is a folder; write 'local-dir:{name}'."
     kinds = ["ARCH/TAG", "ARCH=FILE", "ARCH/random", "hf-hub:OWNER/REPO", "local-dir:FOLDER"]
     return unknown_name("clip", name, [*EMBEDDED, "clip", "large", *kinds])
-
-
-def check_at_hand(name: str, repo: str, files: Sequence[str], way_on: str, timeout: float = 5.0) -> None:
-    """Return if one of `files` of `repo` is in the local cache or the hub answers.
-
-    Args:
-        name: the clip that was asked for, for the message.
-        repo: a hub repository, or a local folder (always at hand).
-        files: names of which one is enough.
-        way_on: what to do without them, a sentence.
-        timeout: seconds that the hub has to answer in.
-
-    Raises:
-        ValueError: `repo` can be neither.
-        ConnectionError: neither; it says what was wanted, where a copy was looked for and the ways on.
-    """
-    if os.path.isdir(repo):  # which a name of any length may be asked
-        return
-    try:
-        if any(isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str) for file in files):
-            return
-    except HFValidationError:
-        raise ValueError(
-            f"clip {brief(name)}: {brief(repo)} is no folder here, and no name of a repository on the hub."
-        ) from None
-    if not huggingface_hub.constants.HF_HUB_OFFLINE:
-        answers: list[bool] = []  # from a thread: a timeout is for each byte, and a server may drip
-        ask = Thread(
-            target=lambda: answers.append(_answers(huggingface_hub.constants.ENDPOINT, timeout)), daemon=True
-        )
-        ask.start()
-        ask.join(2 * timeout)
-        if any(answers):
-            return
-    raise ConnectionError(
-        f"clip {brief(name)} needs {' or '.join(files)} of {brief(repo)}. The Hugging Face hub cannot be "
-        f"reached, and its cache ({huggingface_hub.constants.HF_HUB_CACHE}) holds no copy. {way_on} "
-        "load_clip('tiny') comes with the package and needs no network."
-    )
-
-
-def _take_along(repo: str) -> str:
-    return (
-        f"Without a network: run `hf download {repo} --local-dir FOLDER` elsewhere, copy FOLDER here and use "
-        "load_clip('local-dir:FOLDER')."
-    )
-
-
-def _answers(address: str, timeout: float) -> bool:
-    """Whether `address` answers at all; an error page or an unknown certificate is an answer."""
-    request = urllib.request.Request(address, method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=timeout):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLCertVerificationError)
-    except (OSError, HTTPException):
-        return False

@@ -21,6 +21,10 @@ _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u206
 _LONG, _MANY = 120, 60  # letters of a value, and choices, that an error shows
 
 
+class ImageError(ValueError):
+    """An image that cannot be read; the message names it and says what to do."""
+
+
 def visible(text: str) -> str:
     r"""Text from a card, a model or a file, fit for a terminal or a page: nothing in it acts unseen.
 

@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from medvlp.data.beyond_pillow import ORIENTATION, PIXEL_TAGS, is_dicom, read_dicom, without_metadata
+from medvlp.data.errors import ImageError
 from medvlp.data.files import open_regular, short
-from medvlp.data.metadata import ORIENTATION, PIXEL_TAGS, without_metadata
 
 # Formats that Pillow names but does not decode by itself (videos, grids of numbers, drawings).
 NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -37,15 +38,12 @@ _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 ImageSource = str | Path | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray | Tensor
 
 
-class ImageError(ValueError):
-    """An image that cannot be read; the message names it and says what to do."""
-
-
 def image_suffixes() -> set[str]:
-    """Endings of the files that Pillow opens as pictures, with the plugins that are registered now."""
+    """Endings of DICOM files and of those that Pillow, with the plugins registered now, opens as pictures."""
     formats = Image.registered_extensions()  # .png: PNG, ...
     pictures = {suffix for suffix, name in formats.items() if name in Image.OPEN and name not in NO_PICTURES}
-    return pictures | {".mpo"}  # several JPEG pictures in one file: the JPEG reader opens it
+    # .mpo is several JPEG pictures in one file: the JPEG reader opens it
+    return pictures | {".mpo", ".dcm", ".dicom"}
 
 
 def read_image(source: ImageSource) -> Image.Image:
@@ -60,6 +58,8 @@ def read_image(source: ImageSource) -> Image.Image:
     - Negative values, integers beyond 16 bits and floats: from the image's minimum to its maximum; floats
       within 0..1 keep that range. NaN is black.
     - Several frames or pages: the first; of a PIL image the one that it shows.
+    - DICOM files (with pydicom, `pip install 'medvlp[dicom]'`): rescaled, windowed where they have a window,
+      MONOCHROME1 inverted, else by the same rules; of one frame only.
     - Arrays: (H, W), (H, W, 1), (H, W, 3) or, with alpha, (H, W, 4), of integers, floats or bool, by the same
       rules; colours must be floats within 0..1 or integers within 0..65535. Tensors have channels first:
       (H, W), (1, H, W), (3, H, W) or (4, H, W).
@@ -167,7 +167,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "there is not enough memory for it. Make it smaller"
     if isinstance(error, UnidentifiedImageError):
-        return "it is no image that Pillow knows (convert DICOM and other formats or layouts to PNG first)"
+        return "it is no image that Pillow knows (convert other formats or layouts to PNG first)"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"the file is broken ({str(error).rstrip('.') or type(error).__name__})"
@@ -178,6 +178,9 @@ def _reason(error: Exception) -> str:
 
 def _decode(file: BinaryIO, frame: int = 0) -> Image.Image:
     """A frame of the file as RGB; where metadata is in the way, read without it."""
+    if is_dicom(file):
+        values, inverted = read_dicom(file)
+        return ImageOps.invert(_from_array(values)) if inverted else _from_array(values)
     try:
         return _pixels(file, frame)
     except (ImageError, *_TOO_LARGE):

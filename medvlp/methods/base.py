@@ -121,8 +121,10 @@ class Method(nn.Module):
 
     def logits_from_features(self, image_features: Tensor) -> Tensor:
         """Logits of normalised image features: (B, D) -> (B, n_cls)."""
-        t = self.class_features()  # (n_cls, D)
-        return self.logit_scale * image_features.to(t) @ t.T + self.logit_bias
+        t = self.class_features(image_features) if self.conditional else self.class_features()
+        scale, f = self.logit_scale, image_features.to(t)
+        logits = scale * (f[:, None] * t).sum(dim=-1) if self.conditional else scale * f @ t.T  # (B, n_cls)
+        return logits + self.logit_bias
 
     def class_features(self, f: Tensor | None = None) -> Tensor:
         """t: the classes' features, (n_cls, D), L2-normalised.

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_deep_text, image_blocks, image_width, in_parts, text_blocks
-from medvlp.backbone.prompts.slots import FIRST_CTX, SLOT, STD, find_slots, word_tokens
+from medvlp.backbone.prompts.slots import FIRST_CTX, STD, find_slots, slotted, word_tokens
 from medvlp.backbone.prompts.text_walk import SlotVectors, TextWalk, can_walk_text
 from medvlp.data.card_parts import plain_name
 from medvlp.data.cards import DataCard
@@ -184,14 +184,9 @@ class CILMP(PromptedTower):
         self.sites = nn.ModuleList(sites)
         self.to(clip.device)
 
-    def logits_from_features(self, image_features: Tensor) -> Tensor:
-        """Logits of normalised image features: (B, D) -> (B, n_cls)."""
-        f = image_features.to(self.ctx)
-        return self.logit_scale * (f[:, None] * self.class_features(f)).sum(dim=-1) + self.logit_bias
-
     def class_features(self, f: Tensor) -> Tensor:
         """t: the classes' text features for each image, (B, D) -> (B, n_cls, D), L2-normalised."""
-        return in_parts(self._class_features, f, texts=len(self.classnames))
+        return in_parts(self._class_features, f.to(self.ctx), texts=len(self.classnames))
 
     def _class_features(self, f: Tensor) -> Tensor:
         with parametrize.cached():  # an orthonormal R is computed once
@@ -202,16 +197,6 @@ class CILMP(PromptedTower):
             rows = [torch.cat(self._by_class(v, with_ctx=True), dim=1) for v in vectors]
             t = encode_deep_text(self.clip, self.tokens, self.slots, rows)
         return F.normalize(t.to(self.ctx), dim=-1).expand(len(f), -1, -1)
-
-    def llm_tokens(self, f: Tensor, site: int = 0) -> dict[str, Tensor]:
-        """What stands in the places of the LLM rows before text block `site`: {classname: (B, L_c, w)}.
-
-        Args:
-            f: (B, D), normalised image features.
-            site: From 0 to depth - 1.
-        """
-        by_class = self._by_class(self.slot_vectors(f, site))
-        return {name: t.expand(len(f), -1, -1) for name, t in zip(self.classnames, by_class, strict=True)}
 
     def slot_vectors(self, f: Tensor, site: int) -> SlotVectors:
         """Context and tokens before text block `site`, as `TextWalk` reads them; f (B, D) is normalised."""
@@ -247,17 +232,9 @@ def _representations(
 
 def _tokenize(clip: Clip, lengths: dict[str, int], n_ctx: int) -> tuple[Tensor, Tensor]:
     """Token ids of the classes' texts (n_cls, L), and True at their n_ctx + L_c slots, (n_cls, L)."""
-    texts = []
-    for name, length in lengths.items():
-        words = plain_name(name) + "."
-        plain, _ = find_slots(clip, [" ".join([SLOT] * n_ctx + [words])])  # (1, at most L)
-        tokenizer = getattr(clip.tokenizer, "tokenizer", None)  # a Hugging Face tokenizer, where there is one
-        pad = 0 if tokenizer is None else tokenizer.pad_token_id
-        room = clip.context_length - int((plain != pad).sum())
-        if length > room:
-            raise ValueError(
-                f"class {brief(name)} has a representation of {length} rows, but its text has room for "
-                f"{room}: clip {clip.name!r} takes {clip.context_length} tokens, context and name included."
-            )
-        texts.append(" ".join([SLOT] * (n_ctx + length) + [words]))
-    return find_slots(clip, texts)
+    texts = [slotted(plain_name(name), n_ctx + length, "end") for name, length in lengths.items()]
+    called = [
+        f"class {brief(name)}, with {n_ctx} context vectors and a representation of {length} rows"
+        for name, length in lengths.items()
+    ]
+    return find_slots(clip, texts, called)

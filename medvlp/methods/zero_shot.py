@@ -17,13 +17,6 @@ from medvlp.methods.base import Method, check_symptoms
 NAME_KINDS = ("classnames", "templates")
 
 
-def template_features(clip: Clip, card: DataCard, templates: Sequence[str] | None) -> Tensor:
-    """The class names in templates, by default the card's first: the normalised mean, (n_cls, D)."""
-    by_template = in_templates(card.templates[:1] if templates is None else templates, card.classnames)
-    features = torch.stack([clip.encode_texts(texts) for texts in by_template])  # (m, n_cls, D)
-    return features[0] if len(features) == 1 else F.normalize(features.mean(dim=0), dim=-1)
-
-
 def score_table(
     scores: Mapping[str, Tensor], symptoms: Mapping[str, Sequence[str]], column: str = "score"
 ) -> pd.DataFrame:
@@ -137,6 +130,12 @@ class ZeroShot(Method):
     def extra_repr(self) -> str:
         """What distinguishes this classifier from another, for `print`."""
         return f"card={self.card.name!r}, knowledge={self.knowledge!r}, texts={len(self.encoded_texts)}"
+
+
+def template_features(clip: Clip, card: DataCard, templates: Sequence[str] | None) -> Tensor:
+    """The class names in templates, by default the card's first: the normalised mean, (n_cls, D)."""
+    templates = card.templates[:1] if templates is None else templates
+    return ZeroShot(clip, card, "templates", templates=templates).text_features
 
 
 def checked_symptoms(

@@ -11,6 +11,8 @@ import open_clip
 import torch
 from open_clip.coca_model import CoCa
 from safetensors.torch import save_file
+from timm.models import register_model
+from timm.models.eva import Eva, _create_eva
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import BertConfig, BertTokenizerFast, MT5Config, PreTrainedTokenizerFast
 
@@ -76,13 +78,18 @@ def coca_kind(folder: Path) -> str:
     )
 
 
-def biomedclip_kind(folder: Path, pooler: str = "cls_last_hidden_state_pooler") -> str:
-    """A Hugging Face BERT text tower and a timm image tower, tokenizer and tower config in the folder."""
+def write_bert(folder: Path) -> None:
+    """The configuration and the tokenizer of a BERT."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
     bert = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
     BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **bert).save_pretrained(folder)
+
+
+def biomedclip_kind(folder: Path, pooler: str = "cls_last_hidden_state_pooler") -> str:
+    """A Hugging Face BERT text tower and a timm image tower, tokenizer and tower config in the folder."""
+    write_bert(folder)
     text = {
         "hf_model_name": str(folder),
         "hf_model_pretrained": False,
@@ -106,6 +113,28 @@ def biomedclip_kind(folder: Path, pooler: str = "cls_last_hidden_state_pooler") 
     stored = json.loads((folder / "open_clip_config.json").read_text())
     (folder / "open_clip_config.json").write_text(json.dumps(stored | {"model_cfg": moved}))
     return name
+
+
+def _small_eva(name: str, **own: object) -> None:
+    def build(pretrained: bool = False, **given: object) -> Eva:
+        size = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}
+        return _create_eva(name, pretrained, **size | {"ref_feat_shape": (4, 4)} | own | given)
+
+    build.__name__ = name
+    register_model(build)
+
+
+_small_eva("test_eva01")
+_small_eva("test_eva02", use_rot_pos_emb=True, qkv_fused=False, swiglu_mlp=True)
+PE = {"attn_type": "rope", "attn_pool_num_heads": 2, "use_pre_transformer_norm": True}
+_small_eva("test_pe", use_rot_pos_emb=True, **PE)
+
+
+def eva_kind(folder: Path, trunk: str = "test_eva02") -> str:
+    """A tower of EVA's kind: EVA01 has positions, EVA02 and PE turn queries and keys by them, too."""
+    pool = "map" if trunk == "test_pe" else "token"
+    vision = {"timm_model_name": trunk, "image_size": 32, "timm_pool": pool, "timm_proj": None}
+    return write_clip(folder, {"embed_dim": 40, "vision_cfg": vision, "text_cfg": TEXT})
 
 
 def write_sentence_tokenizer(folder: Path, pad: str = "<pad>", start: str = "") -> int:

@@ -5,17 +5,18 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import huggingface_hub
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from open_clip.timm_model import TimmModel
+from PIL import Image
 from safetensors.torch import save_file
-from timm.models.eva import Eva
 from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -24,8 +25,10 @@ from transformers import (
     SiglipModel,
 )
 
+from medvlp.backbone import sources
 from medvlp.backbone.clip import load_clip
-from medvlp.backbone.prompts.hooks import image_blocks
+from medvlp.backbone.prompts.hooks import encode_deep_images, image_blocks
+from medvlp.backbone.sources import BERT
 from medvlp.knowledge.llm.representations import Representations
 from medvlp.methods.cilmp import CILMP
 from medvlp.methods.prompt_tuning.coop import CoOp
@@ -105,6 +108,100 @@ def test_a_file_is_preprocessed_as_all_weights_of_its_architecture(tmp_path):
     assert clip.preprocess_cfg["mean"] == (0.5,) * 3 and clip.preprocess_cfg["resize_mode"] == "squash"
 
 
+def write_archive(state: dict[str, torch.Tensor], file: Path) -> None:
+    """A TorchScript archive with these tensors under these names."""
+    model = torch.nn.Module()
+    for name, tensor in state.items():
+        *parents, last = name.split(".")
+        place = model
+        for parent in parents:
+            if parent not in place._modules:
+                place.add_module(parent, torch.nn.Module())
+            place = place.get_submodule(parent)
+        place.register_buffer(last, tensor)
+    torch.jit.script(model).save(file)
+
+
+def test_what_is_said_of_openais_archives_leads_to_a_file_that_loads(original, tmp_path):
+    numbers = {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}  # OpenAI keeps these, too
+    state = {name: tensor.half() for name, tensor in original.state_dict().items()}
+    write_archive(state | {k: torch.tensor(v) for k, v in numbers.items()}, tmp_path / "ViT-S.pt")
+    with pytest.raises(ValueError, match="TorchScript archive, whose code is not run; save its state_dict"):
+        load_clip(f"Small-quickgelu={tmp_path / 'ViT-S.pt'}")
+    torch.save(torch.jit.load(tmp_path / "ViT-S.pt").state_dict(), tmp_path / "weights.pt")
+    clip = load_clip(f"Small-quickgelu={tmp_path / 'weights.pt'}", device="cpu")
+    images = torch.randn(2, 3, 32, 32)
+    expected = F.normalize(original.encode_image(images), dim=-1)
+    torch.testing.assert_close(clip.encode_images(images), expected, atol=2e-3, rtol=0)
+    expected = F.normalize(original.encode_text(open_clip.tokenize(TEXTS)), dim=-1)
+    torch.testing.assert_close(clip.encode_texts(TEXTS), expected, atol=2e-3, rtol=0)
+
+
+class ViTAndBert(torch.nn.Module):
+    """The model of UniMed-CLIP (its src/open_clip/model.py), small: two layers on BERT's class token."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.visual = open_clip.CLIP(**CFG, quick_gelu=True).visual
+        self.text_encoder = torch.nn.Module()
+        self.text_encoder.transformer = BertModel(BertConfig.from_pretrained(folder), add_pooling_layer=False)
+        layers = torch.nn.Linear(48, 44, bias=False), torch.nn.GELU(), torch.nn.Linear(44, 40, bias=False)
+        self.text_encoder.proj = torch.nn.Sequential(*layers)
+        self.logit_scale = torch.nn.Parameter(torch.tensor(2.5))
+
+    def encode_text(self, texts: list[str]) -> torch.Tensor:
+        tokens = self.tokenizer(texts, padding="max_length", max_length=60, return_tensors="pt")
+        states = self.text_encoder.transformer(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        return self.text_encoder.proj(states[:, 0])
+
+
+def vit_and_bert(folder: Path) -> ViTAndBert:
+    """As UniMed-CLIP and MMKD-CLIP are kept, with the files of the BERT beside."""
+    small_clips.write_bert(folder)
+    torch.manual_seed(0)
+    model = ViTAndBert(folder).eval()
+    state = training_run(model.state_dict())
+    old = {"module.text_encoder.transformer.embeddings.position_ids": torch.arange(64)[None]}
+    torch.save(state | {"state_dict": old | state["state_dict"]}, folder / "weights.pt")
+    return model
+
+
+def test_a_vit_and_a_bert_give_what_they_give_themselves(tmp_path):
+    model = vit_and_bert(tmp_path)
+    clip = load_clip(f"Small-quickgelu={tmp_path / 'weights.pt'}", device="cpu")
+    images = torch.randn(2, 3, 32, 32)
+    expected = F.normalize(model.visual(images), dim=-1)
+    torch.testing.assert_close(clip.encode_images(images), expected, atol=1e-5, rtol=0)
+    expected = F.normalize(model.encode_text(TEXTS), dim=-1)
+    torch.testing.assert_close(clip.encode_texts(TEXTS), expected, atol=1e-5, rtol=0)
+    assert clip.context_length == 256 and clip.logit_scale == pytest.approx(12.18, abs=0.01)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer", "proj"])
+def test_a_vit_and_a_bert_of_which_a_part_is_missing(file, tmp_path, monkeypatch):
+    vit_and_bert(tmp_path)
+    name = f"Small-quickgelu={tmp_path / 'weights.pt'}"
+    monkeypatch.setitem(sources.BERTS, 48, "some/bert")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    if file == "config.json":
+        (tmp_path / file).unlink()
+        with pytest.raises(
+            ConnectionError, match="needs config.json of 'some/bert'.*Put config.json and vocab"
+        ):
+            load_clip(name)
+    elif file == "tokenizer":
+        for part in ("tokenizer.json", "vocab.txt"):
+            (tmp_path / part).unlink(missing_ok=True)
+        with pytest.raises(FileNotFoundError, match="tokenizer.json of its BERT is missing in"):
+            load_clip(name)
+    else:
+        state = torch.load(tmp_path / "weights.pt")["state_dict"]
+        torch.save({key: part for key, part in state.items() if "proj.2" not in key}, tmp_path / "weights.pt")
+        with pytest.raises(ValueError, match="(?s)cannot be loaded as Small-quickgelu.*Missing key.*proj.2"):
+            load_clip(name)
+
+
 class Anything:
     """Some object that a file may hold."""
 
@@ -134,10 +231,15 @@ WRONG = {
         {"logit_scale": torch.ones(()), "text_model.final_layer_norm.bias": torch.ones(2)},
         "transformers' names are read in a folder",
     ),
-    "UniMed-CLIP's names": (
+    "a BERT of unknown width, without its files": (
         "Alone=FILE",
-        {"logit_scale": torch.ones(()), "text_encoder.proj.0.weight": torch.ones(2)},
-        "a ViT and a BERT under UniMed-CLIP's names are not read yet",
+        {"logit_scale": torch.ones(()), BERT: torch.ones(9, 48)},
+        "config.json of its BERT is missing in",
+    ),
+    "text positions of another length": (
+        "Alone=FILE",
+        open_clip.CLIP(**CFG | {"text_cfg": {**small_clips.TEXT, "context_length": 32}}).state_dict(),
+        "cannot be loaded as Alone.*size mismatch",
     ),
     "a script": ("Alone=FILE", "script", "is a TorchScript archive.*save its state_dict"),
 }
@@ -206,14 +308,20 @@ def test_a_model_of_transformers_gives_what_transformers_gives(make, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["ViP", "CoOp", "CILMP"])
-@pytest.mark.parametrize("where", ["file", "clip", "siglip"])
+@pytest.mark.parametrize("where", ["file", "clip", "siglip", "bert", "resized", "eva"])
 def test_methods_train_on_it_and_are_saved_and_loaded(method, where, original, tmp_path):
-    name = f"local-dir:{tmp_path}"
-    if where == "file":
-        torch.save(original.state_dict(), tmp_path / "weights.pt")
-        name = f"Small-quickgelu={tmp_path / 'weights.pt'}"
-    else:
-        kept(clip_model if where == "clip" else siglip_model, tmp_path)
+    name = f"Small-quickgelu={tmp_path / 'weights.pt'}"
+    match where:
+        case "file" | "resized":
+            torch.save(original.state_dict(), tmp_path / "weights.pt")
+            name += "@48" if where == "resized" else ""
+        case "bert":
+            vit_and_bert(tmp_path)
+        case "eva":
+            name = small_clips.eva_kind(tmp_path)
+        case _:
+            kept(clip_model if where == "clip" else siglip_model, tmp_path)
+            name = f"local-dir:{tmp_path}"
     clip = load_clip(name, device="cpu")
     given = {"representations": ROWS} if method == "CILMP" else {}
     trained = {"ViP": ViP, "CoOp": CoOp, "CILMP": CILMP}[method](clip, CARD, **given)
@@ -223,7 +331,7 @@ def test_methods_train_on_it_and_are_saved_and_loaded(method, where, original, t
     with pytest.raises(ValueError, match="names the clip '.*trust_clip=True"):
         load(tmp_path / "method.safetensors", card=CARD, **given)
     again = load(tmp_path / "method.safetensors", card=CARD, trust_clip=True, device="cpu", **given)
-    images = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, clip.image_size, clip.image_size)
     torch.testing.assert_close(again.eval()(images), trained.eval()(images))
 
 
@@ -285,12 +393,63 @@ def test_the_configuration_of_a_whole_clip_is_not_its_text_towers(tmp_path):
     assert torch.equal(load_clip(name, device="cpu").encode_texts(TEXTS), expected.encode_texts(TEXTS))
 
 
-def test_a_tower_with_rotary_positions_is_called_what_it_is():
-    tower = TimmModel("test_vit", 40, 160, pool="", proj="none")
-    tower.trunk = Eva(img_size=32, patch_size=8, embed_dim=48, depth=1, num_heads=2)
-    clip = SimpleNamespace(name="eva", model=SimpleNamespace(visual=tower))
-    with pytest.raises(ValueError, match="Eva, turns each token by its place, of which a prompt has none"):
-        image_blocks(clip)
+@pytest.mark.parametrize("kind", ["test_eva01", "test_eva02", "test_pe"])
+def test_prompts_in_an_eva_tower_have_no_place(kind, tmp_path):
+    clip = load_clip(small_clips.eva_kind(tmp_path, kind), device="cpu")
+    trunk, n = clip.model.visual.trunk, 3
+    assert image_blocks(clip) is trunk.blocks and (trunk.rope is None) == (kind == "test_eva01")
+    images, prompts = torch.randn(2, 3, 32, 32), torch.randn(2, n, 48)
+    x, rope = trunk._pos_embed(trunk.patch_embed(images))
+    x, prompts_here = trunk.norm_pre(x), [trunk.norm_pre(prompts[0]), prompts[1]]
+    for block, p in zip(trunk.blocks, prompts_here, strict=True):  # behind the class token no place is turned
+        block.attn.num_prefix_tokens = 1 + n
+        x = block(torch.cat([x[:, :1], p.expand(2, -1, -1), x[:, -16:]], dim=1), rope=rope)
+        block.attn.num_prefix_tokens = 1
+    x = torch.cat([x[:, :1], x[:, -16:]], dim=1)
+    expected = clip.model.visual.head(trunk.forward_head(trunk.norm(x)))
+    torch.testing.assert_close(encode_deep_images(clip, images, prompts), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["openai_kind", "eva_kind", "coca_kind"])
+def test_images_of_another_size_as_open_clip_has_them(kind, tmp_path):
+    name = getattr(small_clips, kind)(tmp_path)
+    clip = load_clip(name, device="cpu")
+    size = 3 * clip.image_size // 2
+    larger = load_clip(f"{name}@{size}", device="cpu")
+    theirs = open_clip.create_model(
+        name, force_image_size=size, force_custom_text=True, require_pretrained=True
+    )
+    images = torch.randn(2, 3, size, size)
+    expected = F.normalize(theirs.eval().encode_image(images), dim=-1)
+    torch.testing.assert_close(larger.encode_images(images), expected, atol=1e-5, rtol=0)
+    assert f"images of {size} pixels (positions resized from {clip.image_size})" in repr(larger)
+    assert larger.preprocess(Image.new("RGB", (40, 80))).shape == (3, size, size)
+    assert larger.fingerprint != clip.fingerprint
+    assert load_clip(f"{name}@{clip.image_size}", device="cpu").fingerprint == clip.fingerprint
+
+
+def test_a_file_keeps_the_size_that_its_weights_were_trained_for(tmp_path):
+    vision = small_clips.VISION | {"image_size": 48}
+    model = open_clip.CLIP(**CFG | {"vision_cfg": vision}, init_logit_bias=-10.0).eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    clip = load_clip(f"Alone={tmp_path / 'weights.pt'}", device="cpu")
+    images = torch.randn(2, 3, 48, 48)
+    expected = F.normalize(model.encode_image(images), dim=-1)
+    torch.testing.assert_close(clip.encode_images(images), expected, atol=1e-5, rtol=0)
+    assert clip.image_size == 48 and "resized" not in repr(clip)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("RN50-quickgelu/random@448", "its image tower is ModifiedResNet; leave out @448"),
+        ("tiny@100", "must be a multiple of 8 pixels, not 100"),
+        ("tiny@0", "must be a multiple of 8 pixels, not 0"),
+    ],
+)
+def test_an_image_size_that_cannot_be(name, message):
+    with pytest.raises(ValueError, match=f"clip '{name}'.*{message}"):
+        load_clip(name)
 
 
 def test_a_cached_tag_whose_file_has_another_name_needs_no_network(monkeypatch, tmp_path):

@@ -297,9 +297,8 @@ def test_blocks_and_tokens_equal_the_authors(golden, monkeypatch):
         theirs, ours = arrays[f"out/text_block/{i}"][:, :L], seen["text"][i]
         read = torch.arange(L) <= ends[:, None]
         assert torch.allclose(ours[read], theirs[read], atol=2e-5)
-        tokens = cilmp.llm_tokens(f, i)
-        assert list(tokens) == golden.meta["classes"]
-        for c, rows in enumerate(tokens.values()):
+        assert cilmp.classnames == golden.meta["classes"]
+        for c, rows in enumerate(cilmp._by_class(cilmp.slot_vectors(f, i))):
             assert torch.allclose(rows, arrays[f"out/llm_tokens/{i}"][:, c, : rows.shape[1]], atol=2e-5)
 
 
@@ -311,7 +310,8 @@ def test_prompts_move_from_image_to_image_where_they_are_conditional(clip):
         assert t.shape == (3, 3, clip.embed_dim)
         assert torch.allclose(t.norm(dim=-1), torch.ones(3, 3))
         assert ((t[0] - t[1]).norm() > 1e-4) == moves
-        rows = cilmp.llm_tokens(f, site=1)["nevus"]
+        rows = cilmp._by_class(cilmp.slot_vectors(f, 1))[cilmp.classnames.index("nevus")]
+        rows = rows.expand(3, -1, -1)
         assert rows.shape == (3, 13, clip.text_width)
         changed = (rows[0] - rows[1]).norm(dim=-1) > 1e-6
         assert changed.tolist() == [moves] * 4 + [False] * 5 + [moves] * 4
@@ -581,12 +581,11 @@ def test_switches_out_of_range_are_errors(clip, switches, message):
         CILMP(clip, CARD, draw_states([13, 10, 12]), **switches)
 
 
-def test_a_representation_that_does_not_fit_says_how_many_rows_do(clip):
+def test_a_representation_that_does_not_fit_says_by_how_much(clip):
     room = 77 - len(clip.tokenize(["X X X X nevus."])[0])
     assert CILMP(clip, CARD, draw_states([8, room, 9])).lengths["nevus"] == room
-    with pytest.raises(
-        ValueError, match=rf"'nevus' has a representation of {room + 1} rows, .* room for {room}:"
-    ):
+    said = f"class 'nevus', with 4 context vectors and a representation of {room + 1} rows: .* has 78 tokens"
+    with pytest.raises(ValueError, match=f"{said}.*takes at most 77"):
         CILMP(clip, CARD, draw_states([8, room + 1, 9]))
 
 

@@ -13,12 +13,10 @@ import torch
 from open_clip.hf_model import HFTextEncoder
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from medvlp.backbone.clip import Clip
+from medvlp.backbone.clip import Clip, image_transformer
 
 PROMPTED_AT_ONCE = 2048  # texts with learned vectors whose hidden states are in memory
 _REGISTERING = threading.Lock()  # two threads at once could be given the same hook number by torch
@@ -41,17 +39,13 @@ def image_blocks(clip: Clip) -> nn.ModuleList | nn.Sequential:
     Raises:
         ValueError: a tower that has no tokens, such as a ResNet.
     """
+    if (tower := image_transformer(clip.model)) is not None:
+        return tower.transformer.resblocks if isinstance(tower, VisionTransformer) else tower.blocks
     visual = clip.model.visual
-    if isinstance(visual, VisionTransformer):
-        return visual.transformer.resblocks
-    if isinstance(visual, TimmModel) and isinstance(visual.trunk, TimmVisionTransformer):
-        return visual.trunk.blocks
-    tower = visual.trunk if isinstance(visual, TimmModel) else visual
-    turned = "turns each token by its place, of which a prompt has none"  # rotary positions
-    why = turned if isinstance(tower, Eva) else "is no vision transformer"
     raise ValueError(
-        f"the image tower of clip {clip.name!r}, {type(tower).__name__}, {why}, so no learned prompts can "
-        "be appended to its tokens; take another CLIP, or image_depth=0 where a method has it."
+        f"the image tower of clip {clip.name!r}, {type(getattr(visual, 'trunk', visual)).__name__}, is no "
+        "vision transformer, so no learned prompts can be appended to its tokens; take another CLIP, or "
+        "image_depth=0 where a method has it."
     )
 
 
@@ -154,7 +148,8 @@ def encode_deep_images(clip: Clip, images: Tensor, prompts: Tensor) -> Tensor:
     """Image features (B, D), not normalised, with learned vectors after the patches.
 
     Before the first norm (`ln_pre`) prompts[0] is appended, before block i it is replaced by prompts[i], and
-    after the last block it is taken away again, so that pooling sees the tokens that it always sees.
+    after the last block it is taken away again, so that pooling sees the tokens that it always sees. Where
+    blocks turn queries and keys by their places (EVA02, PE), those of prompts stay, as the class token's.
 
     Args:
         clip: The frozen model.
@@ -168,7 +163,14 @@ def encode_deep_images(clip: Clip, images: Tensor, prompts: Tensor) -> Tensor:
     def append(x: Tensor, p: Tensor) -> Tensor:
         return torch.cat([x, p.to(x.dtype).expand(len(x), -1, -1)], dim=1)
 
+    def stay(rope: Tensor) -> Tensor:  # (..., N, 2e), the sines and cosines of each patch's angles
+        shape = (*rope.shape[:-2], n, rope.shape[-1] // 2)
+        return torch.cat([rope, torch.cat([rope.new_zeros(shape), rope.new_ones(shape)], dim=-1)], dim=-2)
+
     with _OneCall(visual, images) as call:
+        if getattr(getattr(visual, "trunk", None), "rope", None) is not None:
+            for block in blocks:
+                call.change_input(block, stay, "rope")
         call.change_input(first_norm, lambda x: append(x, prompts[0]))
         for block, p in zip(blocks[1:], prompts[1:], strict=False):
             call.change_input(block, lambda x, p=p: append(x[:, :-n], p))
@@ -200,15 +202,17 @@ class _OneCall:
     def __exit__(self, *error: object) -> None:
         self._hooks.close()
 
-    def change_input(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
-        """Give `module` a changed first argument."""
+    def change_input(
+        self, module: nn.Module, change: Callable[[Tensor], Tensor], name: str = "hidden_states"
+    ) -> None:
+        """Give `module` a changed argument: the one of that name, or the first."""
 
         def hook(_: nn.Module, args: tuple, kwargs: dict | None = None) -> tuple[tuple, dict] | None:
             if not self._now():  # so, too, another thread's call, before torch knows of the kwargs
                 return None
-            if args:
-                return (change(args[0]), *args[1:]), kwargs
-            return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
+            if name in kwargs:
+                return args, kwargs | {name: change(kwargs[name])}
+            return (change(args[0]), *args[1:]), kwargs
 
         self._keep(lambda: module.register_forward_pre_hook(hook, with_kwargs=True))
 

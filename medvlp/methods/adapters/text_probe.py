@@ -94,7 +94,8 @@ class TextProbe(Method):
         check_at_least(0, {"multiplier_views": multiplier_views})
         self.constraint = constraint
         direction = F.normalize(ZeroShot(clip, card, knowledge).text_features, dim=-1)  # (n_cls, D)
-        t = _lengths(clip, card) * direction  # (n_cls, D)
+        (texts,) = in_templates(card.templates[:1], card.classnames)
+        t = clip.encode_texts(texts, normalize=False).norm(dim=-1, keepdim=True) * direction  # (n_cls, D)
         self.constant("text_features", t)
         self.register_buffer("multipliers", torch.ones(len(t), device=t.device))
         self.w = nn.Parameter(t.clone())
@@ -127,9 +128,3 @@ class TextProbe(Method):
         """1 / n_cls sum_c lambda_c |w_c - t_c|^2, ()."""
         distance = (self.w - self.text_features).pow(2).sum(dim=-1)  # (n_cls,)
         return (self.multipliers * distance).mean()
-
-
-def _lengths(clip: Clip, card: DataCard) -> Tensor:
-    """Lengths of the class names' features as the tower gives them, (n_cls, 1)."""
-    (texts,) = in_templates(card.templates[:1], card.classnames)
-    return clip.encode_texts(texts, normalize=False).norm(dim=-1, keepdim=True)

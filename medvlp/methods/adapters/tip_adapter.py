@@ -167,7 +167,8 @@ class TipAdapter(Method):
         steps = {"total": len(parts) * N_BETA, "unit": "beta", "desc": "alpha and beta"}
         with tqdm(**steps, leave=False, delay=2, disable=not reading.progress) as bar:
             for part, of_part in parts:  # (b, D), (b,)
-                text_logits, affinity = self._text_logits(part), part @ self.keys.T  # (b, n_cls), (b, N)
+                text_logits = super().logits_from_features(part)  # (b, n_cls)
+                affinity = part @ self.keys.T  # (b, N)
                 for i, beta in enumerate(betas):
                     logits = text_logits + weights * self._votes(affinity, beta)  # (N_ALPHA, b, n_cls)
                     right[i] += (logits.argmax(dim=-1) == of_part).sum(dim=-1)
@@ -188,10 +189,7 @@ class TipAdapter(Method):
         if not len(self.keys):
             raise RuntimeError("the cache is empty; call medvlp.fit(method, data.train, data.val) first.")
         f = image_features.to(self.keys)  # (B, D)
-        return self._text_logits(f) + self.alpha * self._votes(f @ self.keys.T, self.beta)
-
-    def _text_logits(self, f: Tensor) -> Tensor:
-        return self.logit_scale * f @ self.text_features.T + self.logit_bias  # (B, n_cls)
+        return super().logits_from_features(f) + self.alpha * self._votes(f @ self.keys.T, self.beta)
 
     def _votes(self, affinity: Tensor, beta: float | Tensor) -> Tensor:
         """What the cache says, (B, n_cls), from cosines with the keys, (B, N)."""

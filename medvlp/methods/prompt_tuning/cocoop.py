@@ -81,14 +81,9 @@ class CoCoOp(ContextPrompts):
             _linear(clip.embed_dim, hidden, random), nn.ReLU(), _linear(hidden, clip.text_width, random)
         ).to(clip.device)
 
-    def logits_from_features(self, image_features: Tensor) -> Tensor:
-        """Logits of normalised image features: (B, D) -> (B, n_cls)."""
-        f = image_features.to(self.ctx)
-        return self.logit_scale * (f[:, None] * self.class_features(f)).sum(dim=-1) + self.logit_bias
-
     def class_features(self, f: Tensor) -> Tensor:
         """t: the classes' text features for each image, (B, D) -> (B, n_cls, D), L2-normalised."""
-        n_cls = len(self.tokens)
+        f, n_cls = f.to(self.ctx), len(self.tokens)
         at_once = max(1, TEXTS_AT_ONCE // n_cls)  # images; bounds the memory of evaluation
         features = []
         for part in (self.ctx + self.meta_net(f)[:, None]).split(at_once):  # (b, M, w)
