@@ -367,7 +367,8 @@ def test_half_precision_works_in_every_kind_of_tower(kind, precision, tmp_path):
     assert half.encode_images(images).dtype == half.encode_texts(TEXTS).dtype == torch.float32
     assert (half.encode_images(images) * full.encode_images(images)).sum(-1).min() > 0.999
     assert (half.encode_texts(TEXTS) * full.encode_texts(TEXTS)).sum(-1).min() > 0.999
-    assert half.logit_scale == full.logit_scale
+    assert half.logit_scale == full.logit_scale and half.fingerprint != full.fingerprint
+    assert half.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def test_the_bias_of_sigmoid_models_is_in_the_logits(tmp_path):
