@@ -1,6 +1,7 @@
 """Assignments: `build` makes what students get, `grade` grades a folder of what they hand in."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from gradescope import write_package
 from grading import expected, grade_folder, write
 from tasks import BEGIN, END, Task, is_text, load_assignment
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -136,5 +137,13 @@ def grade_project(
     print(f"Wrote {out / 'grades.csv'} and a page a student in {out / 'feedback'}")
 
 
+def main() -> None:
+    """Run one command; what is wrong is said in a line."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -77,8 +77,8 @@ def cells_of(master: Path) -> list:
 @cache
 def load_assignment(name: str) -> Assignment:
     """Return an assignment by its name; raise a ValueError that lists the names if there is none."""
-    known = sorted(path.stem for path in (HERE / "checks").glob("a*.py"))
-    if name.lower() not in known:
+    known = sorted(path.stem.upper() for path in (HERE / "checks").glob("a*.py"))
+    if name.upper() not in known:
         raise ValueError(f"there is no assignment {name!r}; there are {', '.join(known)}")
     spec = importlib.util.spec_from_file_location(
         f"checks_{name.lower()}", HERE / "checks" / f"{name.lower()}.py"

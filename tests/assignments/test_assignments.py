@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from assign import student_version
+from assign import main, student_version
 from gradescope import grade_submission, write_package
 from grading import Sandbox, functions_of, grade_file, grade_folder, grade_task
 from statsmodels.stats.contingency_tables import mcnemar
@@ -384,13 +384,10 @@ return p"""
 HOSTILE = {  # the body of holm_p, and what the feedback says
     "import os\nos._exit(0)": "os may not be used here",
     "().__class__.__base__.__subclasses__()\nreturn 1 / 0": "ZeroDivisionError",
-    "print('x' * 1_000_000)\nreturn p": "printed",
-    "return open('/etc/passwd').read()": "open: a submission may use no files",
     "return [0.0] * 10**12": "MemoryError",
     "return 'x' * 9_000_000": "sent more than",
     "return holm_p(p)": "RecursionError",
     "raise SystemExit(0)": "SystemExit",
-    "np.__builtins__['__import__']('socket').create_connection(('127.0.0.1', 9))": "socket.",
     OS + "return os.listdir(os.sep)": "os.listdir",
     OS + "os.system('true')": "os.system",
     OS + "os.kill(os.getpid(), 9)": "os.kill",
@@ -400,15 +397,32 @@ HOSTILE = {  # the body of holm_p, and what the feedback says
     OS + FORGED: "Wrong",
     "return [10**400] * len(p)": "Wrong",
     "raise ValueError('\\ud800')": "\\ud800",
+}
+# The globals of the module os, past all guards but the audit hook; it works in every assignment.
+ESCAPE = "os = next(c for c in object.__subclasses__() if c.__name__ == '_wrap_close').__init__.__globals__\n"
+SOCKET = "os['sys'].modules['builtins'].__import__('socket').create_connection(('127.0.0.1', 9))"
+ANYWHERE = {  # the body of any function, and what the feedback says
+    f"return open({str(HERE / 'checks' / 'a1.py')!r}).read()": "open: a submission may use no files",
+    ESCAPE + SOCKET: "PermissionError: socket.",
+    ESCAPE + "os['_exit'](3)": "It ended its process",
+    "print('x' * 1_000_000)": "printed ",
     "while True:\n    pass": "did not end within",
 }
+
+
+@each
+def test_one_that_dies_loops_floods_reads_tests_or_the_network_is_graded(name, tmp_path, sandboxes):
+    task = load_assignment(name).tasks[-1].name
+    for body, says in ANYWHERE.items():
+        seconds = 0.5 if body.startswith("while") else 60.0
+        graded = grade_body(name, task, body, tmp_path / "hostile.ipynb", sandboxes(name), seconds)
+        assert graded["points"] == 0 and says in " ".join(graded["lines"]), (body, graded["lines"])
 
 
 def test_hostile_submissions_are_graded_and_the_feedback_says_what_they_did(tmp_path, sandboxes):
     sandbox, path = sandboxes("A6"), tmp_path / "hostile.ipynb"
     for body, says in HOSTILE.items():
-        seconds = 0.5 if body.startswith("while") else 60.0
-        graded = grade_body("A6", "holm_p", body, path, sandbox, seconds)
+        graded = grade_body("A6", "holm_p", body, path, sandbox)
         assert graded["points"] == 0 and says in " ".join(graded["lines"]), (body, graded["lines"])
     exits = OS + "os._exit(3)"
     path = save(path, solved("A6", holm_p=with_body("A6", "holm_p", exits)))
@@ -534,8 +548,11 @@ def test_the_package_for_gradescope_grades_a_submission_there(tmp_path):
     assert result["score"] == 0 and "Hand in one notebook. Here are 2." in result["output"]
 
 
-def test_unknown_assignments_and_empty_folders_are_said(tmp_path):
-    with pytest.raises(ValueError, match="no assignment 'A99'; there are a1, "):
-        load_assignment("A99")
-    with pytest.raises(ValueError, match="no notebooks"):
-        grade_folder(load_assignment("A6"), tmp_path, tmp_path / "out")
+def test_unknown_assignments_and_empty_folders_are_said(tmp_path, monkeypatch):
+    for name, says in (
+        ("A99", "no assignment 'A99'; there are A1, A2, "),
+        ("a6", f"no notebooks .* in {tmp_path}"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["assign.py", "grade", name, str(tmp_path), str(tmp_path / "out")])
+        with pytest.raises(SystemExit, match=says):
+            main()
