@@ -321,9 +321,11 @@ def grade_folder(
     paths = notebooks_in(submissions)
     if not paths:
         raise ValueError(f"no notebooks (*.ipynb) in {submissions}")
-    kept = read_json(out / "seed.json").get("seed")
-    seed = seed if seed is not None else kept if isinstance(kept, int) else draw_seed()
-    write(out / "seed.json", json.dumps({"seed": seed}))
+    kept = read_json(out / "seed.json")
+    if (other := kept.get("assignment", assignment.name)) != assignment.name:
+        raise ValueError(f"{out} holds the grades of {other}; give {assignment.name} a folder of its own.")
+    seed = kept.get("seed", draw_seed()) if seed is None else seed
+    write(out / "seed.json", json.dumps({"assignment": assignment.name, "seed": seed}))
     rows = []
     with Sandbox(assignment, [HERE, submissions, out]) as sandbox:
         if not sandbox.apart:

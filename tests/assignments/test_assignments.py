@@ -517,6 +517,12 @@ def test_thirty_submissions_are_one_command_that_goes_on_after_a_kill(graded_cla
     assert len(list((folder / "out" / "feedback").rglob("*.html"))) == 30
 
 
+def test_a_folder_of_grades_is_of_one_assignment(graded_class):
+    folder, _, _ = graded_class
+    with pytest.raises(ValueError, match="out holds the grades of A6; give A7 a folder of its own"):
+        grade_folder(load_assignment("A7"), folder / "in", folder / "out")
+
+
 def test_feedback_escapes_what_a_student_wrote(graded_class):
     folder, _, table = graded_class
     page = (folder / "out" / "feedback" / "=02" / "A6.html").read_text()
