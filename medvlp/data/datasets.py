@@ -167,14 +167,14 @@ def load_dataset(
         if problems.skip and not parts["test" if test_only else "train"].pictures_missing:
             parts = {name: _readable(images, problems) for name, images in parts.items()}
         notes["without_group"] = _without_group(card, parts, test_only)
-    parts, made = _test_alone(card, parts) if test_only else _all_splits(card, parts, seed)
+    parts, made = _all_splits(card, parts, seed, test_only)
     shared = _check_disjoint(parts, made)
     notes["images_here"] = None if test_only else sum(map(len, parts.values()))
     if num_shots is not None:
         parts["train"], parts["val"] = cut_to_shots(parts["train"], parts["val"], num_shots, seed)
         for name in ("train", "val"):
             made[name] += f"; cut to {max(parts[name].counts.values())} image(s) a class, seed {seed}"
-    same = _same_images(list(parts.values()))
+    same = same_images(list(parts.values()))
     if on_same_image == "raise" and any(same.values()):
         told = [f"{len(ids)} {why}, such as {' and '.join(ids[0][:2])}" for why, ids in same.items() if ids]
         raise ValueError(
@@ -251,11 +251,20 @@ def _readable(images: ImageSet, problems: Problems) -> ImageSet:
 
 
 def _all_splits(
-    card: DataCard, parts: dict[str, ImageSet], seed: int
+    card: DataCard, parts: dict[str, ImageSet], seed: int, test_only: bool
 ) -> tuple[dict[str, ImageSet], dict[str, str]]:
-    """The three splits, those that were missing made out of train; and how each came about."""
+    """The three splits, those that were missing made out of train; and how each came about.
+
+    With `test_only` the given test split and two that are empty.
+    """
+    parts = {"test": parts["test"]} if test_only else parts
+    for name, images in parts.items():
+        if not len(images):
+            raise ValueError(f"card {card.name!r}: the {name} split is empty.")
+    if test_only:
+        nothing, made = parts["test"].subset([]), dict.fromkeys(("train", "val"), "empty: test_only")
+        return {name: replace(nothing, split=name) for name in made} | parts, made | {"test": "given"}
     made = dict.fromkeys(SPLITS, "given")
-    _check_not_empty(card, parts)
     for name in [name for name in ("test", "val") if name not in parts]:
         pool, fraction = parts["train"], getattr(card.source, f"{name}_fraction")
         kept, held = split(pool.labels, pool.groups, fraction, seed, card.classnames)
@@ -268,32 +277,6 @@ def _all_splits(
         if not n:
             raise ValueError(f"card {card.name!r}: no image of class {brief(classname)} in the train split.")
     return {name: parts[name] for name in SPLITS}, made
-
-
-def _test_alone(card: DataCard, parts: dict[str, ImageSet]) -> tuple[dict[str, ImageSet], dict[str, str]]:
-    """The given test split and two that are empty; and how each came about."""
-    _check_not_empty(card, {"test": parts["test"]})
-    nothing = parts["test"].subset([])
-    parts = {name: replace(nothing, split=name) for name in ("train", "val")} | {"test": parts["test"]}
-    return parts, {"train": "empty: test_only", "val": "empty: test_only", "test": "given"}
-
-
-def _check_not_empty(card: DataCard, parts: dict[str, ImageSet]) -> None:
-    for name, images in parts.items():
-        if not len(images):
-            raise ValueError(f"card {card.name!r}: the {name} split is empty.")
-
-
-def _same_images(sets: list[ImageSet]) -> dict[str, list[list[str]]]:
-    """Ids of images that are the same byte for byte and should not be, by what is wrong."""
-    same: dict[str, list[list[str]]] = {"in two splits": [], "under two labels": []}
-    for group in same_images(sets):
-        ids = [images.ids[i] for images, i in group]
-        if len({images.split for images, _ in group}) > 1:
-            same["in two splits"].append(ids)
-        if len({int(images.labels[i]) for images, i in group}) > 1:
-            same["under two labels"].append(ids)
-    return {why: sorted(groups) for why, groups in same.items()}
 
 
 def _check_disjoint(parts: dict[str, ImageSet], made: dict[str, str]) -> dict[str, int]:

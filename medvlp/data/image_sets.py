@@ -263,19 +263,26 @@ class ImageSet(Dataset):
         return sha256(*self.ids, self.labels.numpy().tobytes(), self.store.content(), *groups)
 
 
-def same_images(sets: Sequence[ImageSet]) -> list[list[tuple[ImageSet, int]]]:
-    """Images, as (set, row), of which several are the same byte for byte. The sets' stores are of one kind.
+def same_images(sets: Sequence[ImageSet]) -> dict[str, list[list[str]]]:
+    """Ids of images that are the same byte for byte and should not be, by what is wrong.
 
-    Few are read in full: those that another is like at a glance.
+    Few are read in full: those that another is like at a glance. The sets' stores are of one kind.
     """
     glances = [images.store.glances for images in sets]
     seen = Counter(glance for of_set in glances for glance in of_set if glance is not None)
-    same: dict[str, list[tuple[ImageSet, int]]] = {}
+    with_content: dict[str, list[tuple[ImageSet, int]]] = {}
     for images, of_set in zip(sets, glances, strict=True):
         rows = [i for i, glance in enumerate(of_set) if seen[glance] > 1]
         for i, content in zip(rows, images.subset(rows).hashes, strict=True):
-            same.setdefault(content, []).append((images, i))
-    return [group for group in same.values() if len(group) > 1]
+            with_content.setdefault(content, []).append((images, i))
+    same: dict[str, list[list[str]]] = {"in two splits": [], "under two labels": []}
+    for group in with_content.values():
+        ids = [images.ids[i] for images, i in group]
+        if len({images.split for images, _ in group}) > 1:
+            same["in two splits"].append(ids)
+        if len({int(images.labels[i]) for images, i in group}) > 1:
+            same["under two labels"].append(ids)
+    return {why: sorted(groups) for why, groups in same.items()}
 
 
 class PhantomSet(ImageSet):
