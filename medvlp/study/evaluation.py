@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -122,13 +123,15 @@ class Report:
         best = 1 + good[1:].argmax()  # the first threshold is infinite
         labels, p = self.arrays()
         true, called = labels == c, p[:, c] >= thresholds[best]  # (N,)
-        weights = resamples(self.groups, self.n_bootstrap, self.seed)  # (1 + R, N)
-        shares = {"sensitivity": (true, called), "specificity": (~true, ~called)}
-        shares |= {"PPV": (called, true), "NPV": (~called, ~true)}
+        cells = [true & called, true & ~called, ~true & ~called, ~true & called]
+        cells, once = np.stack(cells, axis=1).astype(float), np.ones((1, len(labels)))  # (N, 4), (1, N)
+        weights = chain([once], resamples(self.groups, self.n_bootstrap, self.seed))  # a block at a time
+        tp, fn, tn, fp = np.concatenate([block @ cells for block in weights]).T  # (1 + R,) each
+        shares = {"sensitivity": (tp, fn), "specificity": (tn, fp), "PPV": (tp, fp), "NPV": (tn, fn)}
         rows = {}
-        for name, (among, right) in shares.items():
+        for name, (right, wrong) in shares.items():
             with np.errstate(invalid="ignore"):  # of a resample that has none of them
-                share = weights[:, among & right].sum(1) / weights[:, among].sum(1)  # (1 + R,)
+                share = right / (right + wrong)  # (1 + R,)
             rows[name] = [share[0], *pd.Series(share[1:]).quantile([0.025, 0.975]), thresholds[best]]
         columns = ["value", "low", "high", "threshold"]
         return Table(pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("measure"))

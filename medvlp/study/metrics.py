@@ -5,7 +5,7 @@ A metric that is not defined for a sample (AUROC of a class that it lacks) leave
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -63,14 +63,10 @@ def bootstrap_all(
     of_image, names = pd.factorize(np.arange(len(labels)) if groups is None else np.asarray(groups))
     size = len(names)
     answers, chunks = _Answers(labels, probabilities), []
-    at_once = max(1, min(_RESAMPLES_AT_ONCE, _WEIGHTS_AT_ONCE // max(1, len(labels))))
-    with tqdm(total=n, desc="bootstrap", leave=False, delay=2) as bar:
-        for start in range(0, n, at_once):
-            rows = min(at_once, n - start)
-            drawn = rng.integers(size, size=(rows, size)) + np.arange(rows)[:, None] * size  # (R, G)
-            counts = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)  # (R, G)
-            chunks.append(answers.metrics(counts[:, of_image].astype(float), metrics))
-            bar.update(rows)
+    for rows in _at_once(n, len(labels)):
+        drawn = rng.integers(size, size=(rows, size)) + np.arange(rows)[:, None] * size  # (R, G)
+        counts = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)  # (R, G)
+        chunks.append(answers.metrics(counts[:, of_image].astype(float), metrics))
     samples = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in metrics}  # (n, M) each
     return [pd.DataFrame({name: samples[name][:, m] for name in metrics}) for m in range(len(probabilities))]
 
@@ -194,9 +190,19 @@ def _won_pairs(
     return wins, positives.sum(0) * below[-1]
 
 
-def resamples(groups: Sequence[str], n: int, seed: int) -> np.ndarray:
-    """How often each image is drawn, (1 + n, N): once in the first row, then by whole groups."""
+def resamples(groups: Sequence[str], n: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each image is drawn by whole groups, as many as there are: blocks (R, N), n rows in all."""
     of_image, names = pd.factorize(np.asarray(groups))
-    even = np.full(len(names), 1 / len(names))
-    drawn = np.random.default_rng(seed).multinomial(len(names), even, size=n)  # (n, G)
-    return np.concatenate([np.ones((1, len(of_image))), drawn[:, of_image]])
+    rng, even = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
+    for rows in _at_once(n, len(of_image)):
+        yield rng.multinomial(len(names), even, size=rows)[:, of_image]
+
+
+def _at_once(n: int, n_images: int) -> Iterator[int]:
+    """How many of n resamples come next: so few that memory holds them; a bar over two seconds."""
+    most = max(1, min(_RESAMPLES_AT_ONCE, _WEIGHTS_AT_ONCE // max(1, n_images)))
+    with tqdm(total=n, desc="bootstrap", leave=False, delay=2) as bar:
+        for start in range(0, n, most):
+            rows = min(most, n - start)
+            yield rows
+            bar.update(rows)

@@ -1,5 +1,6 @@
 """evaluate: the report of a method whose logits are written in the pixels, then of real ones."""
 
+import tracemalloc
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from medvlp.methods.base import Method
 from medvlp.methods.registry import METHODS
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.study import evaluation
+from medvlp.study import evaluation, metrics
 from medvlp.study.evaluation import Report, evaluate, predict_logits
 from medvlp.study.metrics import METRICS
 from medvlp.study.prediction import predict
@@ -283,6 +284,19 @@ def test_an_operating_point_is_chosen_on_validation_and_measured_on_the_test():
     labels, p = val.arrays()
     higher = np.sort(p[p[:, 1] > demanded, 1])[0]
     assert rates(val, demanded)[0] >= 0.95 > rates(val, higher)[0]
+
+
+def test_an_operating_point_holds_a_block_of_resamples_at_once(monkeypatch):
+    val, test = (replace(report, n_bootstrap=400) for report in reports_of(4000, (1, 2)))
+    tables, peaks = [], []
+    for at_once in (10**6, 40_000):  # 100 resamples, and 10
+        monkeypatch.setattr(metrics, "_WEIGHTS_AT_ONCE", at_once)
+        tracemalloc.start()
+        tables.append(test.operating_point(CARD.classnames[1], val))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] < 4 * 8 * 4000 * 100 and peaks[1] < peaks[0] / 2
+    pd.testing.assert_frame_equal(*tables)
 
 
 def test_an_operating_point_says_what_it_cannot_be_chosen_on():

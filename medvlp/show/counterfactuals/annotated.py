@@ -65,7 +65,7 @@ def truth_of_symptoms(
 ) -> pd.DataFrame:
     """The table of `faithfulness` for annotated images; see there."""
     check_symptoms(method)
-    made, weights = claims_made(method, claims, images), resamples(images.groups, n_bootstrap, seed)
+    made, weights = claims_made(method, claims, images), _weights(images, n_bootstrap, seed)
     features = image_features(method.clip, images).features  # (N, D)
     scores, table = symptom_scores(method, features), []
     learned = None if train is None else image_features(method.clip, train).features.numpy()
@@ -93,7 +93,7 @@ def controls_of_symptoms(
 ) -> tuple[dict[str, float], Callable[[int], dict[str, dict[str, float]]]]:
     """For `faithfulness_controls` of annotated images: the symptoms' row, and the controls' by a seed."""
     check_symptoms(method)
-    made, weights = claims_made(method, claims, images), resamples(images.groups, n_bootstrap, seed)
+    made, weights = claims_made(method, claims, images), _weights(images, n_bootstrap, seed)
     features = image_features(method.clip, images).features  # (N, D)
 
     def means(claims: Sequence[Claim], scores: Mapping[str, np.ndarray], weights: np.ndarray) -> np.ndarray:
@@ -114,6 +114,11 @@ def controls_of_symptoms(
 
     scores = symptom_scores(method, features)
     return _row(means(made, scores, weights)), controls
+
+
+def _weights(images: ImageSet, n_bootstrap: int, seed: int) -> np.ndarray:
+    """How often each image counts, (1 + R, N): once in the first row, then as it is drawn."""
+    return np.concatenate([np.ones((1, len(images))), *resamples(images.groups, n_bootstrap, seed)])
 
 
 def shuffled_values(claims: Sequence[Claim], seed: int) -> list[Claim]:
