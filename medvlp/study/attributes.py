@@ -17,7 +17,7 @@ from medvlp.backbone.features import image_features
 from medvlp.data.errors import check_kinds
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet, PhantomSet
-from medvlp.study.metrics import bootstrap
+from medvlp.study.metrics import ENDS, bootstrap, check_resamples
 
 BALANCED = "balanced accuracy"
 
@@ -54,6 +54,7 @@ def attribute_accuracy(
         (['values', 'chance', 'images', 'read', 'low', 'high'], True)
     """
     check_kinds(attribute_accuracy, locals())
+    check_resamples(n_bootstrap)
     wordings, shown = wordings_of(images), images.attributes
     features = image_features(clip, images).features.numpy()  # (N, D)
     learned = None if train is None else image_features(clip, train).features.numpy()  # (N_train, D)
@@ -68,7 +69,7 @@ def attribute_accuracy(
         probabilities = (100 * cosines).softmax(dim=1).numpy()
         groups = np.asarray(images.groups)[seen]
         samples = bootstrap(codes, probabilities, groups, n_bootstrap, seed, [BALANCED])[BALANCED]
-        low, high = np.nanpercentile(samples, (2.5, 97.5))
+        low, high = samples.quantile(ENDS)
         read = balanced_accuracy_score(codes, probabilities.argmax(axis=1))
         row = {"values": len(values), "chance": 1 / len(values), "images": int(seen.sum())}
         row |= {"read": read, "low": low, "high": high}

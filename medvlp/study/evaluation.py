@@ -23,8 +23,16 @@ from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import check_choice, check_kinds, visible
 from medvlp.data.files import short
 from medvlp.data.html import Table, escaped, literal_block
-from medvlp.methods.base import Method, Reading
-from medvlp.study.metrics import METRICS, bootstrap, class_auroc, metric_values, resamples
+from medvlp.methods.base import READING, Method, Reading
+from medvlp.study.metrics import (
+    ENDS,
+    METRICS,
+    bootstrap,
+    check_resamples,
+    class_auroc,
+    metric_values,
+    resamples,
+)
 
 _IMAGES, _FEATURES = 64, 256  # batch sizes
 
@@ -132,7 +140,7 @@ class Report:
         for name, (right, wrong) in shares.items():
             with np.errstate(invalid="ignore"):  # of a resample that has none of them
                 share = right / (right + wrong)  # (1 + R,)
-            rows[name] = [share[0], *pd.Series(share[1:]).quantile([0.025, 0.975]), thresholds[best]]
+            rows[name] = [share[0], *pd.Series(share[1:]).quantile(ENDS), thresholds[best]]
         columns = ["value", "low", "high", "threshold"]
         return Table(pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("measure"))
 
@@ -229,8 +237,7 @@ def evaluate(
         60
     """
     check_kinds(evaluate, locals())
-    if n_bootstrap < 1:
-        raise ValueError(f"n_bootstrap is {n_bootstrap}; an interval needs resamples, such as 1000.")
+    check_resamples(n_bootstrap)
     sets = images if isinstance(images, Mapping) else {"": images}
     if not sets:
         raise ValueError('there is no data set to evaluate; give some by name, such as {"test": data.test}.')
@@ -243,7 +250,7 @@ def evaluate(
         if both:
             why = f"has {len(both)} image(s) that are to be tested on, such as '{short(min(both)[0])}'"
             raise ValueError(f"calibrate_on {why}; a temperature is fitted on validation images.")
-        temperature = _temperature(finite_logits(method, calibrate_on, reading), calibrate_on.labels)
+        temperature = temperature_of(method, calibrate_on, reading)
     reports = {}
     for name, one in sets.items():
         logits = finite_logits(method, one, reading) / temperature  # (N, n_cls)
@@ -254,7 +261,7 @@ def evaluate(
 
 def finite_logits(method: Method, images: ImageSet, reading: Reading) -> Tensor:
     """`predict_logits` (N, n_cls) in float64; ValueError where one is not finite."""
-    logits = predict_logits(method, images, **vars(reading))
+    logits = predict_logits(method, images, reading)
     bad = (~torch.isfinite(logits)).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
@@ -264,10 +271,13 @@ def finite_logits(method: Method, images: ImageSet, reading: Reading) -> Tensor:
     return logits.double()
 
 
-def _temperature(logits: Tensor, labels: Tensor) -> float:
-    """The T > 0 for which the cross-entropy of logits (N, n_cls) / T is least."""
+def temperature_of(method: Method, images: ImageSet, reading: Reading) -> float:
+    """The T > 0 for which the cross-entropy of the method's logits (N, n_cls) / T is least on images."""
+    logits = finite_logits(method, images, reading)
     ends = (-5, 5)  # of log T: where all is right, T would fall to 0
-    of_log = minimize_scalar(lambda t: F.cross_entropy(logits / math.exp(t), labels).item(), bounds=ends)
+    of_log = minimize_scalar(
+        lambda t: F.cross_entropy(logits / math.exp(t), images.labels).item(), bounds=ends
+    )
     return math.exp(of_log.x)
 
 
@@ -288,8 +298,8 @@ def report_of(
     samples = bootstrap(labels, probabilities, images.groups, n_bootstrap, seed)  # (n_bootstrap, 6)
     metrics = {  # resamples in which a metric is undefined are left out
         "value": pd.Series(metric_values(labels, probabilities)),
-        "low": samples.quantile(0.025),
-        "high": samples.quantile(0.975),
+        "low": samples.quantile(ENDS[0]),
+        "high": samples.quantile(ENDS[1]),
     }
     return Report(
         method=method,
@@ -314,28 +324,20 @@ def loss_and_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     return {"loss": loss} | metric_values(labels.numpy(), logits.softmax(dim=1).numpy())
 
 
-def predict_logits(
-    method: Method,
-    images: ImageSet,
-    cache_dir: str | Path | None = None,
-    progress: bool = True,
-    num_workers: int | None = None,
-) -> Tensor:
+def predict_logits(method: Method, images: ImageSet, reading: Reading = READING) -> Tensor:
     """Logits of every image, (N, n_cls) float on the CPU, in evaluation mode; a bar over two seconds."""
     device, most = method.clip.device, len(images)
     if method.conditional:  # each image has texts of its own: few at once, so that the bar moves
         most = max(1, PROMPTED_AT_ONCE // len(method.card.classnames))
     with evaluating(method):
         if method.keeps_image_tower:
-            options = {"cache_dir": cache_dir, "progress": progress, "num_workers": num_workers}
-            features = image_features(method.clip, images, **options).features  # (N, D)
+            features = image_features(method.clip, images, **vars(reading)).features  # (N, D)
             batches, forward = features.split(min(_FEATURES, most)), method.logits_from_features
         else:
             size = min(_IMAGES, most)
-            workers = readers(images, size, num_workers)
-            loader = ImageLoader.in_order(method.clip, images, size, workers)
-            batches, forward = loader, method.forward
-        bar = tqdm(batches, desc="evaluate", unit="batch", leave=False, delay=2, disable=not progress)
+            workers = readers(images, size, reading.num_workers)
+            batches, forward = ImageLoader.in_order(method.clip, images, size, workers), method.forward
+        bar = tqdm(batches, "evaluate", unit="batch", leave=False, delay=2, disable=not reading.progress)
         inputs = (b if isinstance(b, Tensor) else b[0] for b in bar)  # a loader also gives labels
         return torch.cat([forward(x.to(device)).float().cpu() for x in inputs])
 

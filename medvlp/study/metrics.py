@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 METRICS = ("accuracy", "balanced accuracy", "macro-F1", "AUROC", "kappa", "ECE")
 OF_CLASSES = ("base accuracy", "new accuracy", "harmonic mean")  # what base_to_new adds to the metrics
 RANGES = dict.fromkeys(METRICS + OF_CLASSES, (0.0, 1.0)) | {"kappa": (-1.0, 1.0)}  # of their values
+ENDS = [0.025, 0.975]  # quantiles: the ends of an interval of 95 %
 ECE_BINS = 15
 _RESAMPLES_AT_ONCE, _WEIGHTS_AT_ONCE = 100, 2**21  # resamples, and their images in all, that memory holds
 
@@ -29,8 +30,8 @@ def class_auroc(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """AUROC of each class against the rest, (n_cls,); NaN where a class has no image or all of them."""
     once = np.ones((len(labels), 1))
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
-        pairs = [won_pairs(labels == c, p, once) for c, p in enumerate(probabilities.T)]
-        return np.array([won[0] / of[0] for won, of in pairs])
+        won = [np.divide(*won_pairs(labels == c, p, once)) for c, p in enumerate(probabilities.T)]
+    return np.concatenate(won)
 
 
 def bootstrap(
@@ -125,7 +126,7 @@ class _Answers:
             "accuracy": lambda: hits.sum(2) / total,
             "balanced accuracy": lambda: np.nanmean(hits / n_true, axis=2),
             "macro-F1": lambda: np.nanmean(2 * hits / (n_true + n_predicted()), axis=2),
-            "AUROC": lambda: np.stack([self._auroc(places, by_image) for places in self._places], axis=1),
+            "AUROC": lambda: np.stack([_auroc(ranked, by_image) for ranked in self._ranked], axis=1),
             "kappa": kappa,
             "ECE": lambda: np.stack([self._ece(p, weights) for p in self.probabilities], axis=1) / total,
         }
@@ -139,16 +140,11 @@ class _Answers:
         return [(self.predicted[images] == c).astype(float) for c, images in enumerate(self.of_class)]
 
     @cached_property
-    def _places(self) -> list[list[np.ndarray]]:
-        """`_places` of each class that AUROC asks for, for each classifier."""
+    def _ranked(self) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """For each classifier the images of each class that AUROC asks for, and their `_places`."""
         classes = [1] if self.n_cls == 2 else range(self.n_cls)
-        return [[_places(self.labels == c, p[:, c]) for c in classes] for p in self.probabilities]
-
-    def _auroc(self, places: Sequence[np.ndarray], by_image: np.ndarray) -> np.ndarray:
-        """Mean AUROC of the classes with these `_places`, (R,); by_image (N, R)."""
-        classes = [1] if self.n_cls == 2 else range(self.n_cls)
-        pairs = zip(classes, places, strict=True)
-        return np.nanmean([np.divide(*_won_pairs(self.labels == c, at, by_image)) for c, at in pairs], axis=0)
+        images = {c: self.labels == c for c in classes}  # (N,) each
+        return [[(own, _places(own, p[:, c])) for c, own in images.items()] for p in self.probabilities]
 
     def _ece(self, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """N times the expected calibration error, (R,)."""
@@ -156,6 +152,11 @@ class _Answers:
         bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)  # (N,)
         gap = (predicted == self.labels) - confidence  # (N,)
         return np.abs(weights @ (np.eye(ECE_BINS)[bins] * gap[:, None])).sum(1)
+
+
+def _auroc(ranked: Sequence[tuple[np.ndarray, np.ndarray]], weights: np.ndarray) -> np.ndarray:
+    """Mean AUROC, (R,), of classes, of which each is (its images, `_places`), under weights (N, R)."""
+    return np.nanmean([np.divide(*_won_pairs(*of_class, weights)) for of_class in ranked], axis=0)
 
 
 def _sums(of: np.ndarray, weights: np.ndarray, n: int) -> np.ndarray:
@@ -196,6 +197,12 @@ def resamples(groups: Sequence[str], n: int, seed: int) -> Iterator[np.ndarray]:
     rng, even = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
     for rows in _at_once(n, len(of_image)):
         yield rng.multinomial(len(names), even, size=rows)[:, of_image]
+
+
+def check_resamples(n_bootstrap: int) -> None:
+    """Raise ValueError where there are none; called before what takes long."""
+    if n_bootstrap < 1:
+        raise ValueError(f"n_bootstrap is {n_bootstrap}; an interval needs resamples, such as 1000.")
 
 
 def _at_once(n: int, n_images: int) -> Iterator[int]:

@@ -13,10 +13,10 @@ from medvlp.data.errors import check_kinds, check_same_classes
 from medvlp.data.files import short
 from medvlp.data.html import Table
 from medvlp.data.splits import group_folds, split
-from medvlp.methods.base import Method
-from medvlp.study.ablation.statistics import Predictions, mcnemar_of, p_of_zero, percentiles, t_interval
-from medvlp.study.evaluation import Report, evaluate, report_of
-from medvlp.study.metrics import METRICS, RANGES, bootstrap_all
+from medvlp.methods.base import Method, Reading
+from medvlp.study.ablation.statistics import Predictions, mcnemar_of, p_of_zero, t_interval
+from medvlp.study.evaluation import Report, finite_logits, report_of, temperature_of
+from medvlp.study.metrics import ENDS, METRICS, RANGES, bootstrap_all, check_resamples, metric_values
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 
@@ -37,7 +37,7 @@ class CrossValidation(Report):
         (Bengio and Grandvalet 2004).
         """
         rows = {
-            name: [of_folds.mean(), *t_interval(of_folds.dropna(), 0.95, *RANGES[name])]
+            name: [of_folds.mean(), *t_interval(of_folds.dropna(), *RANGES[name])]
             for name, of_folds in self.folds[list(METRICS)].items()
         }
         columns = ["folds mean", "folds low", "folds high"]
@@ -95,6 +95,7 @@ def cross_validate(
         (40, [1, 2, 3])
     """
     check_kinds(cross_validate, locals())
+    check_resamples(n_bootstrap)
     labels, groups, card = images.labels.numpy(), np.asarray(images.groups), images.card  # (N,), (N,)
     images.check(card, "cross_validate")
     if images.groups == images.ids and getattr(card.source, "group_pattern", None):
@@ -102,21 +103,24 @@ def cross_validate(
         raise ValueError(f"card {card.name!r}: {why}. Mend it, or leave it out.")
     parts = tqdm(group_folds(images, folds, seed), "folds", disable=not progress)
     probabilities, rows = np.empty((len(images), len(card.classnames))), []
+    reading = Reading(cache_dir, progress)
     for number, (others, tested) in enumerate(parts, start=1):
         kept, held = split(labels[others], groups[others], val_fraction, seed, card.classnames)
         places = {"train": others[kept], "val": others[held], "test": tested}
         train, val, test = (replace(images.subset(which), split=name) for name, which in places.items())
         method = make()
+        test.check(method.card, type(method).__name__)
         checkpoint = None if checkpoint_dir is None else Path(checkpoint_dir, f"fold-{number}.safetensors")
         if method.fits_before_training or any(p.requires_grad for p in method.parameters()):
             how = {"checkpoint": checkpoint, "cache_dir": cache_dir, "progress": progress}
             if fit(method, train, val, config, **how).attrs.get("interrupted"):
                 raise KeyboardInterrupt
-        report = evaluate(method, test, 1, seed, cache_dir, calibrate_on=val if calibrate else None)
-        probabilities[tested] = report.arrays()[1]
-        sizes = {name: len(of_part) for name, of_part in places.items()} | {"temperature": report.temperature}
-        rows.append({"fold": number} | sizes | report.metrics["value"].to_dict())
-    pooled = report_of(report.method, images, probabilities, n_bootstrap, seed, 1.0)
+        temperature = temperature_of(method, val, reading) if calibrate else 1.0
+        logits = finite_logits(method, test, reading) / temperature  # (n, n_cls)
+        probabilities[tested] = logits.softmax(dim=1)
+        row = {"fold": number} | {name: len(of_part) for name, of_part in places.items()}
+        rows.append(row | {"temperature": temperature} | metric_values(labels[tested], probabilities[tested]))
+    pooled = report_of(type(method).__name__, images, probabilities, n_bootstrap, seed, 1.0)
     facts = vars(pooled) | {"dataset": f"{card.name}, {folds} folds"}
     return CrossValidation(**facts, folds=Table(rows).set_index("fold"))
 
@@ -152,6 +156,7 @@ def compare(report: Report, baseline: Report, n_bootstrap: int = 2000, seed: int
         ['value', 'baseline', 'difference', 'low', 'high', 'p', 'won', 'lost', 'p McNemar']
     """
     check_kinds(compare, locals())
+    check_resamples(n_bootstrap)
     _check_same_images(report, baseline)
     numbers = pd.factorize(np.asarray(report.groups))[0]  # (N,)
     ours, theirs = (Predictions(labels, numbers, p) for labels, p in (report.arrays(), baseline.arrays()))
@@ -159,8 +164,8 @@ def compare(report: Report, baseline: Report, n_bootstrap: int = 2000, seed: int
     samples = drawn[0] - drawn[1]  # (n_bootstrap, 6)
     table = Table({"value": report.metrics["value"], "baseline": baseline.metrics["value"]})
     table["difference"] = table["value"] - table["baseline"]
-    table[["low", "high"]] = [percentiles(samples[name].to_numpy()) for name in table.index]
-    table["p"] = [p_of_zero(samples[name].to_numpy()) for name in table.index]
+    table[["low", "high"]] = samples.quantile(ENDS).T.to_numpy()
+    table["p"] = samples.apply(p_of_zero)
     pairs = Table([mcnemar_of(ours, theirs)], index=["accuracy"])
     return table.join(pairs.astype({"won": "Int64", "lost": "Int64"}))
 

@@ -300,6 +300,7 @@ PUBLISHED = {  # method: epochs, batch size, learning rate and the rest of its a
     "IVLP": (20, 4, 0.0025, SGD | {"views": "fresh"}),
     "MaPLe": (5, 4, 0.0035, SGD | {"views": "fresh"}),
     "PromptSRC": (20, 4, 0.0025, SGD | {"views": "fresh"}),
+    "CILMP": (100, 64, 0.0025, SGD),
 }
 
 

@@ -16,7 +16,7 @@ from medvlp.study.metrics import METRICS, metric_values
 from medvlp.study.protocols import compare, cross_validate
 from medvlp.study.training.config import TrainConfig
 from tests.methods.small import make_card, make_set
-from tests.study.test_evaluation import Reader, written
+from tests.study.test_evaluation import Reader, noisy_logits, written
 
 CARD = make_card()
 N = 60
@@ -55,7 +55,7 @@ def test_five_folds_encode_each_image_once_and_a_second_start_none(clip, images,
     assert sum(encoded[0]) == N
     again = validated(clip, images, tmp_path)
     assert sum(encoded[0]) == N and again.per_image.equals(first.per_image)
-    validated(clip, images, tmp_path, seed=2)
+    validated(clip, images, tmp_path, seed=2, folds=2)
     assert sum(encoded[0]) == N
 
 
@@ -103,9 +103,10 @@ def test_no_patient_is_in_two_parts_and_each_image_is_tested_once(clip, images, 
     assert table["folds high"]["accuracy"] <= 1
 
 
-def test_folds_without_training_are_the_methods_own_report(clip, images, tmp_path):
+def test_folds_without_training_are_the_methods_own_report(clip, images, tmp_path, bars):
     zero = ZeroShot(clip, CARD)
     report = cross_validate(images, lambda: zero, n_bootstrap=50, progress=False, cache_dir=tmp_path)
+    assert bars == ["bootstrap"]
     whole = evaluate(zero, images, n_bootstrap=50, cache_dir=tmp_path)
     assert report.metrics.equals(whole.metrics)
 
@@ -124,29 +125,28 @@ def test_folds_go_on_from_their_checkpoints(clip, images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "folds", "said"),
+    ("pattern", "options", "said"),
     [
-        ({}, 1, "at least 2 folds"),
-        ({}, 7, r"class 'keratosis' has 6 group\(s\) of images for 7 folds"),
-        ({"groups": "ids"}, 5, "its group_pattern finds nothing"),
+        (False, {"folds": 1}, "at least 2 folds"),
+        (False, {"folds": 7}, r"class 'keratosis' has 6 group\(s\) of images for 7 folds"),
+        (False, {"n_bootstrap": 0}, "n_bootstrap is 0; an interval needs resamples"),
+        (True, {}, "its group_pattern finds nothing"),
     ],
 )
-def test_what_cannot_be_folded_is_refused(clip, images, changes, folds, said):
-    if changes:
+def test_what_cannot_be_folded_is_refused(clip, images, pattern, options, said):
+    if pattern:
         source = CARD.source.model_copy(update={"group_pattern": "(patient[0-9]+)"})
         images = replace(images, card=CARD.model_copy(update={"source": source}), groups=images.ids)
     with pytest.raises(ValueError, match=said):
-        cross_validate(images, lambda: LinearProbe(clip, CARD), folds=folds)
+        cross_validate(images, lambda: LinearProbe(clip, CARD), **options)
+    with pytest.raises(ValueError, match="ZeroShot has the classes"):
+        cross_validate(make_set(CARD, [0, 1, 2] * 5), lambda: ZeroShot(clip, make_card(2)), folds=2)
 
 
 @pytest.fixture(scope="module")
 def reports():
     """Of a better and a worse method on the same 90 images."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(3, size=90)
-    noise = rng.normal(size=(90, 3))
-    logits = [np.round(10 + 2 * noise + gain * np.eye(3)[labels], 1).clip(0, 25) for gain in (4, 2)]
-    sets = [written(labels.tolist(), of_one.tolist()) for of_one in logits]
+    sets = [written(*noisy_logits(90, 0, gain=gain)) for gain in (4, 2)]
     return [evaluate(Reader(), one, n_bootstrap=20) for one in sets]
 
 
@@ -190,13 +190,12 @@ def test_other_images_or_another_order_are_refused(reports):
         compare(better, replace(worse, groups=["one patient"] * 90))
     with pytest.raises(ValueError, match="the other has"):
         compare(better, replace(worse, classnames=worse.classnames[::-1]))
+    with pytest.raises(ValueError, match="n_bootstrap is 0"):
+        compare(better, worse, n_bootstrap=0)
 
 
 def test_a_temperature_of_validation_lowers_ece_and_nll_and_keeps_every_class(images):
-    rng = np.random.default_rng(1)
-    labels = rng.integers(3, size=400)
-    logits = np.round(10 + 4 * rng.normal(size=(400, 3)) + 2 * np.eye(3)[labels], 1).clip(0, 25)
-    both = written(labels.tolist(), logits.tolist())
+    both = written(*noisy_logits(400, 1, spread=4, gain=2))
     val, test = both.subset(range(200)), both.subset(range(200, 400))
     plain = evaluate(Reader(), test, n_bootstrap=20)
     calibrated = evaluate(Reader(), {"test": test}, n_bootstrap=20, calibrate_on=val)["test"]

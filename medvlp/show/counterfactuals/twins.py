@@ -21,7 +21,7 @@ from medvlp.data.errors import check_kinds
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet, PhantomSet
 from medvlp.data.phantoms.worlds import Latents, Rendered, World
-from medvlp.methods.base import Method, check_symptoms, load_own_tensors, own_tensors
+from medvlp.methods.base import Method, Reading, check_symptoms, load_own_tensors, own_tensors
 from medvlp.study.evaluation import evaluating, predict_logits
 
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
@@ -126,7 +126,7 @@ def flip_all(method: Method, images: PhantomSet, n_images: int | None = 500, see
     if method.keeps_image_tower:
         return flips_of_features(method, images, flip_features(method.clip, images))
     parts = tqdm(with_flips(images), desc="flip attributes", unit="attribute", leave=False, delay=2)
-    logits = np.stack([predict_logits(method, part, progress=False).numpy() for part in parts])
+    logits = np.stack([predict_logits(method, part, Reading(progress=False)).numpy() for part in parts])
     return Flips(images.world, images.latents, method.card.classnames, None, None, logits)
 
 

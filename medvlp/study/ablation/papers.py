@@ -134,11 +134,6 @@ def trained(name: str, method: str, **arguments: Any) -> dict[str, Any]:
     return {"method": Named(name, method), "epochs": few_epochs, "lr": rates} | arguments
 
 
-def by_kind(phantoms: Any, others: Any) -> Callable[[Where], Any]:
-    """A value for phantoms and another for real images."""
-    return lambda where: phantoms if where.card.source.kind == "phantom" else others
-
-
 @dataclass(frozen=True)
 class Ablation:
     """A question and what varies in the runs that answer it.
@@ -231,7 +226,7 @@ def _value(written: Any) -> Any:
         case {"function": name}:
             return FUNCTIONS[name]
         case {"phantoms": phantoms, "others": others}:
-            return by_kind(phantoms, others)
+            return lambda where: phantoms if where.card.source.kind == "phantom" else others
     return written
 
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import DescrStatsW
 
 from medvlp.data.errors import brief, check_choice, check_kinds
 from medvlp.data.html import Table
 from medvlp.study.ablation.seed_groups import RunGroup, find_baseline, pair_with_baseline, run_groups
-from medvlp.study.metrics import METRICS, RANGES, bootstrap_all
+from medvlp.study.metrics import ENDS, METRICS, RANGES, bootstrap_all, check_resamples
 
 SUMMARY = (
     "measure", "seeds", "failed", "images",
@@ -62,10 +62,8 @@ class Predictions:
         return np.array_equal(self.labels, other.labels) and np.array_equal(self.groups, other.groups)
 
 
-def t_interval(
-    values: Sequence[float], level: float = 0.95, least: float = -np.inf, most: float = np.inf
-) -> tuple[float, float]:
-    """Student's t interval of the mean of independent runs; (NaN, NaN) for a single one.
+def t_interval(values: Sequence[float], least: float = -np.inf, most: float = np.inf) -> tuple[float, float]:
+    """Student's 95 % t interval of the mean of independent runs; (NaN, NaN) for a single one.
 
     Of values that lie between `least` and `most`, such as accuracies, it is cut off there: their mean is
     never beyond, so it holds the mean as often.
@@ -73,12 +71,10 @@ def t_interval(
     It takes the values as normal. With three it reaches 2.5 standard deviations to each side; it has
     no width where the seeds change nothing, as in zero-shot.
     """
-    values = np.asarray(values, dtype=float)  # (S,)
-    n = len(values)
-    if n < 2:
+    if len(values) < 2:
         return float("nan"), float("nan")
-    reach = student.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
-    return max(least, float(values.mean() - reach)), min(most, float(values.mean() + reach))
+    low, high = DescrStatsW(np.asarray(values, dtype=float)).tconfint_mean()
+    return max(least, float(low)), min(most, float(high))
 
 
 def _range(metric: str) -> tuple[float, float]:
@@ -109,16 +105,7 @@ class _Tested:
     mean: Predictions  # of the seeds' probabilities
 
 
-def percentiles(samples: np.ndarray) -> tuple[float, float]:
-    """Ends of the 95 % interval of resampled values."""
-    known = samples[np.isfinite(samples)]  # resamples without a value are left out, as in evaluate
-    if len(known) == 0:
-        return float("nan"), float("nan")
-    low, high = np.quantile(known, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def p_of_zero(samples: np.ndarray) -> float:
+def p_of_zero(samples: np.ndarray | pd.Series) -> float:
     """Two-sided p of resampled differences: see `compare`."""
     known = samples[np.isfinite(samples)]
     fewer = min((known <= 0).sum(), (known >= 0).sum())
@@ -139,8 +126,7 @@ def _test(
     groups: Iterable[RunGroup], predictions: Callable[[Hashable], Predictions], metric: str, n: int, seed: int
 ) -> dict[RunGroup, _Tested]:
     """Groups with runs under resamples that the test set and the seed alone decide, drawn once a test set."""
-    if n < 1:
-        raise ValueError(f"n_bootstrap is {n}; an interval needs resamples, such as 1000.")
+    check_resamples(n)
     by_test: dict[bytes, dict[RunGroup, list[Predictions]]] = {}
     for group in groups:
         of_seeds = _of_one_test_set(group, predictions)
@@ -183,7 +169,7 @@ def _paired(
     samples = (ours.samples - theirs.samples).mean(1)  # (n_bootstrap,)
     least, most = _range(metric)
     row = {"images": len(ours.mean.labels), "difference": by_seed.mean(), "p": p_of_zero(samples)}
-    row["images low"], row["images high"] = percentiles(samples)
+    row["images low"], row["images high"] = pd.Series(samples).quantile(ENDS)
     row["seeds low"], row["seeds high"] = t_interval(by_seed, least=least - most, most=most - least)
     return row | mcnemar_of(ours.mean, theirs.mean)
 
@@ -243,7 +229,8 @@ def summary(
             row["seeds low"], row["seeds high"] = t_interval(values, least=least, most=most)
         if group in tested:
             row["images"] = len(tested[group].mean.labels)
-            row["images low"], row["images high"] = percentiles(tested[group].samples.mean(1))
+            samples = pd.Series(tested[group].samples.mean(1))
+            row["images low"], row["images high"] = samples.quantile(ENDS)
         rows.append(group.key | row)
     return _table(rows, [*by, *SUMMARY])
 

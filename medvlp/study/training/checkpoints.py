@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,10 @@ class Run:
     optimizer: Optimizer | None  # None where nothing is trained by gradients
     batches: FeatureBatches | ImageBatches | None  # likewise
     so_far: SoFar
+    checkpoint: Path | None = None
     reading: Reading = READING  # of images; its progress: whether this process shows bars
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Any]:
         """What makes a run this run: a checkpoint of a run with other facts is refused."""
         numbers = asdict(self.config)
@@ -81,8 +83,8 @@ class Run:
         for callback, state in zip(self.callbacks, self.so_far.callbacks, strict=True):
             callback.load_state_dict(state)
 
-    def write(self, path: Path, facts: dict[str, Any]) -> None:
-        """Replace the checkpoint at `path` by this run, or leave it whole."""
+    def write(self) -> None:
+        """Replace the checkpoint by this run, or leave it whole."""
         groups = {"own": own_tensors(self.method), "kept": self.so_far.kept}
         for name, parameter in self.method.named_parameters():
             for what, tensor in self.optimizer.state.get(parameter, {}).items():  # momentum_buffer, step ...
@@ -91,15 +93,17 @@ class Run:
         groups |= {f"callback {i}": state for i, state in enumerate(self.so_far.callbacks)}
         tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
-        write_tensors(path, tensors, KIND, {"run": facts, "history": self.so_far.history, "scaler": scaler})
+        facts = {"run": self.facts, "history": self.so_far.history, "scaler": scaler}
+        write_tensors(self.checkpoint, tensors, KIND, facts)
 
-    def resume(self, path: Path, facts: dict[str, Any]) -> None:
-        """Go on from the checkpoint at `path`; nothing happens where there is none yet.
+    def resume(self) -> None:
+        """Go on from the checkpoint; nothing happens where there is none yet.
 
         Raises:
             ValueError: the file is damaged, no checkpoint, or one of another run; the message says what
                 differs.
         """
+        path = self.checkpoint
         for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
             part.unlink()  # half a checkpoint, of a run that was killed while writing it
         if not os.path.lexists(path):
@@ -108,7 +112,7 @@ class Run:
             tensors, stored = read_tensors(path, KIND, "a checkpoint of a training run")
         except ValueError as error:
             raise ValueError(f"{error} Delete it to train from the start.") from error
-        there, here = stored["run"], json.loads(json.dumps(facts))
+        there, here = stored["run"], json.loads(json.dumps(self.facts))
         done, wanted = (run.get("config", {}).get("epochs", 0) for run in (there, here))
         averages = any(isinstance(callback, EpochAverage) for callback in self.callbacks)  # over all epochs
         longer = len(stored["history"]) == done < wanted and not averages

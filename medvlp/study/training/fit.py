@@ -118,14 +118,12 @@ def fit(
         ):
             method.to(accelerator.device)
             reading = Reading(cache_dir, progress and accelerator.is_main_process, config.num_workers)
-            ready = _prepare(method, train, val, config, callbacks, accelerator, reading)
-            path = Path(checkpoint) if checkpoint else None
-            facts = path and ready.facts
-            if path and ready.optimizer:
-                ready.resume(path, facts)
+            ready = _prepare(method, train, val, config, callbacks, accelerator, checkpoint, reading)
+            if ready.checkpoint and ready.optimizer:
+                ready.resume()
             run = ready  # from here on there is something to keep
             if run.optimizer:
-                _train(run, path, facts)
+                _train(run)
             return _finish(run)
     except KeyboardInterrupt:
         if run is None:
@@ -189,6 +187,7 @@ def _prepare(
     config: TrainConfig,
     callbacks: Sequence[Callback],
     accelerator: Accelerator,
+    checkpoint: str | Path | None,
     reading: Reading,
 ) -> Run:
     """The run before its first step, with what the method takes from the data, and cached features."""
@@ -207,10 +206,11 @@ def _prepare(
     if parameters and accelerator.scaler:
         optimizer = accelerator.prepare(optimizer)
     so_far = SoFar(_copy(own_tensors(method)), [], states_of(callbacks))
-    return Run(method, train, val, config, callbacks, accelerator, optimizer, batches, so_far, reading)
+    path = Path(checkpoint) if checkpoint else None
+    return Run(method, train, val, config, callbacks, accelerator, optimizer, batches, so_far, path, reading)
 
 
-def _train(run: Run, path: Path | None, facts: dict[str, Any] | None) -> None:
+def _train(run: Run) -> None:
     """Epochs: steps, validation, callbacks, and the checkpoint."""
     method, train, config, accelerator = run.method, run.train, run.config, run.accelerator
     model = accelerator.prepare(Logits(method, isinstance(run.batches, FeatureBatches)))
@@ -234,8 +234,8 @@ def _train(run: Run, path: Path | None, facts: dict[str, Any] | None) -> None:
             run.so_far = SoFar(kept, history, states_of(run.callbacks))
             shown |= {key: row[key] for key in ("loss", val_column(config.metric)) if key in row}
             bar.set_postfix(shown, refresh=False)
-            if path and accelerator.is_main_process:
-                run.write(path, facts)
+            if run.checkpoint and accelerator.is_main_process:
+                run.write()
 
 
 def _finish(run: Run) -> pd.DataFrame:
@@ -294,12 +294,12 @@ def _validate(run: Run, epoch: int) -> dict[str, float]:
         return {}
     process, n_processes = accelerator.process_index, accelerator.num_processes
     if n_processes == 1 or method.keeps_image_tower:
-        logits = predict_logits(method, val, **vars(run.reading))  # (N, n_cls)
+        logits = predict_logits(method, val, run.reading)  # (N, n_cls)
     else:  # each process works out its part
         rows = torch.arange(process, len(val), n_processes)
         logits = torch.zeros(len(val), len(method.card.classnames))
         if len(rows):
-            logits[rows] = predict_logits(method, val.subset(rows), **vars(run.reading))
+            logits[rows] = predict_logits(method, val.subset(rows), run.reading)
         logits = accelerator.reduce(logits.to(accelerator.device), "sum").cpu()
     if not logits.isfinite().all():
         what = f"logits are not finite on validation images after epoch {epoch}"

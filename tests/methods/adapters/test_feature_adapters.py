@@ -61,7 +61,7 @@ def test_a_saved_one_gives_the_same_logits(clip, cache, tmp_path, kind, options)
     for name, tensor in own_tensors(method).items():
         assert torch.equal(tensor, own_tensors(again)[name]), name
     # where a tensor lies in memory may change the last bit
-    assert torch.allclose(predict_logits(again, TEST, cache), predict_logits(method, TEST, cache), atol=1e-5)
+    assert torch.allclose(predict_logits(again, TEST), predict_logits(method, TEST), atol=1e-5)
 
 
 @each
@@ -69,7 +69,7 @@ def test_fit_gives_the_same_twice(clip, cache, kind, options):
     a, b = (fitted(clip, kind, options, cache) for _ in range(2))
     for name, tensor in own_tensors(a).items():
         assert torch.equal(tensor, own_tensors(b)[name]), name
-    assert torch.allclose(predict_logits(a, TEST, cache), predict_logits(b, TEST, cache), atol=1e-5)
+    assert torch.allclose(predict_logits(a, TEST), predict_logits(b, TEST), atol=1e-5)
 
 
 @each
@@ -79,7 +79,7 @@ def test_images_and_their_cached_features_have_the_same_logits(clip, cache, kind
     with torch.no_grad():
         logits = method(images)
     assert logits.shape == (4, 3)
-    assert torch.allclose(logits, predict_logits(method, TEST, cache)[:4], atol=1e-3)
+    assert torch.allclose(logits, predict_logits(method, TEST)[:4], atol=1e-3)
 
 
 @each
@@ -87,8 +87,8 @@ def test_the_training_images_are_learned(clip, cache, kind, options):
     """Coloured squares are told apart; the random clip's zero-shot is near chance."""
     method = kind(clip, CARD, **options)
     fit(method, TRAIN, VAL, replace(RUN, epochs=40, lr=0.05), cache_dir=cache, progress=False)
-    assert (predict_logits(ZeroShot(clip, CARD), TEST, cache).argmax(1) == TEST.labels).float().mean() < 0.6
-    assert (predict_logits(method, TEST, cache).argmax(1) == TEST.labels).float().mean() > 0.85
+    assert (predict_logits(ZeroShot(clip, CARD), TEST).argmax(1) == TEST.labels).float().mean() < 0.6
+    assert (predict_logits(method, TEST).argmax(1) == TEST.labels).float().mean() > 0.85
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def phantoms(cache):
     """The embedded clip, 16 shots, and what zero-shot makes of some test images."""
     clip, data = load_clip("tiny", device="cpu"), load_dataset("phantom-derm", num_shots=16)
     test = data.test.subset(range(0, len(data.test), 10))
-    zero = predict_logits(ZeroShot(clip, data.card, "classnames"), test, cache)
+    zero = predict_logits(ZeroShot(clip, data.card, "classnames"), test)
     return clip, data, test, (zero.argmax(1) == test.labels).float().mean().item()
 
 
@@ -119,7 +119,7 @@ def test_sixteen_phantoms_a_class_are_learned_by_the_published_recipe(
     config = replace(recipe(method), **changed)
     history = fit(method, data.train, data.val, config, cache_dir=cache, progress=False)
     assert len(history) == 1 or history["loss"].iloc[-1] < history["loss"].iloc[0]
-    accuracy = (predict_logits(method, test, cache).argmax(1) == test.labels).float().mean().item()
+    accuracy = (predict_logits(method, test).argmax(1) == test.labels).float().mean().item()
     assert accuracy > max(0.6, zero + 0.2)
 
 
@@ -127,7 +127,7 @@ def test_few_steps_of_its_recipe_leave_clip_adapter_near_zero_shot(phantoms, cac
     clip, data, test, zero = phantoms
     method = CLIPAdapter(clip, data.card, knowledge="classnames")
     fit(method, data.train, data.val, replace(recipe(method), views=4), cache_dir=cache, progress=False)
-    accuracy = (predict_logits(method, test, cache).argmax(1) == test.labels).float().mean().item()
+    accuracy = (predict_logits(method, test).argmax(1) == test.labels).float().mean().item()
     assert accuracy == pytest.approx(zero, abs=0.1)
 
 

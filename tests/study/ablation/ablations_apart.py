@@ -7,7 +7,6 @@ This process only forks, so that a call starts at once.
 import json
 import os
 import random
-import signal
 import sys
 import time
 from pathlib import Path
@@ -15,8 +14,9 @@ from pathlib import Path
 import torch
 
 from medvlp.study.ablation.store import RunStore
-from tests.study.ablation.small_study import COUNTS, clip_name, noted, study
-from tests.study.training.runs_apart import forked, wait
+from tests.backbone import small_clips
+from tests.study.ablation.small_study import COUNTS, noted, study
+from tests.study.training.runs_apart import forked, kill_at_a_random_moment, wait
 
 KILLS = 6
 GRID = {"method": "Slow", "seed": range(10), "seconds": 0.03}
@@ -31,19 +31,9 @@ def counted(path: Path) -> None:
     os.environ[COUNTS] = str(path)
 
 
-def kill_at_a_random_moment(pid: int, store: RunStore, moments: random.Random) -> bool:
-    """SIGKILL some runs from now; whether the process was still at work."""
-    start, wanted = time.monotonic(), len(store.ids()) + moments.randrange(3)
-    while len(store.ids()) < min(wanted, len(GRID["seed"])) and time.monotonic() < start + 60:
-        time.sleep(0.001)
-    time.sleep(moments.uniform(0, 0.15))
-    os.kill(pid, signal.SIGKILL)
-    return wait(pid) == -signal.SIGKILL
-
-
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    clip_name(folder)
+    small_clips.open_clip_kind(folder / "clip")
     counted(folder / "whole.txt")
     if wait(forked(call, folder, "whole")):
         sys.exit("a study that nobody touched failed")
@@ -51,7 +41,10 @@ def main(folder: Path) -> None:
     counted(folder / "killed.txt")
     moments, store, killed, kept = random.Random(), RunStore(folder / "killed"), [], []
     for _ in range(KILLS):
-        killed.append(kill_at_a_random_moment(forked(call, folder, "killed"), store, moments))
+        pid = forked(call, folder, "killed")
+        killed.append(
+            kill_at_a_random_moment(pid, lambda: len(store.ids()), moments, 0.15, len(GRID["seed"]))
+        )
         kept.append(len(store.ids()))
     code = wait(forked(call, folder, "killed"))
     facts = {"killed": killed, "kept": kept, "last call": code, "begun": noted()}

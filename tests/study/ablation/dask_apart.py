@@ -16,14 +16,15 @@ import joblib
 from distributed import Client, LocalCluster
 
 from medvlp.study.ablation.store import RunStore
-from tests.study.ablation.small_study import COUNTS, clip_name, noted, study
+from tests.backbone import small_clips
+from tests.study.ablation.small_study import COUNTS, noted, study
 
 GRID = {"method": "Slow", "seed": list(range(12)), "seconds": 0.3}
 BEFORE = 3  # runs that are done when the worker is killed
 
 
 def main(folder: Path) -> None:
-    clip_name(folder)
+    small_clips.open_clip_kind(folder / "clip")
     os.environ[COUNTS] = str(folder / "counts.txt")
     store, facts = RunStore(folder / "store"), {}
 

@@ -10,7 +10,6 @@ from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import Data
 from medvlp.study.ablation.study import Study, run_ablation
-from tests.backbone import small_clips
 from tests.methods.small import make_set
 from tests.study.training.small_training import CARD, Prototypes
 
@@ -73,13 +72,13 @@ def small_data(n: int = 8) -> Data:
     return Data(CARD, *sets, record={})
 
 
-def clip_name(folder: Path) -> str:
-    """A small CLIP on disk, for `load_clip`."""
-    return small_clips.open_clip_kind(folder / "clip")
+def clip_in(folder: Path) -> str:
+    """The name of the CLIP in a folder, for `load_clip`."""
+    return f"local-dir:{folder / 'clip'}"
 
 
 def study(folder: Path, grid: Any, store: str = "store", **options: Any) -> Study:
     """`run_ablation` on the small data, with the small CLIP of `folder`."""
     options = {"data": small_data(), "config": RECIPE, "methods": METHODS, "progress": False} | options
-    name = f"local-dir:{folder / 'clip'}"
-    return run_ablation(grid, store=folder / store, clip=name, cache_dir=folder / "cache", **options)
+    place = {"store": folder / store, "clip": clip_in(folder), "cache_dir": folder / "cache"}
+    return run_ablation(grid, **place, **options)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from medvlp.backbone.clip import Clip
 from medvlp.data.datasets import Data, load_dataset
 from medvlp.study.ablation.grid import Named
 from medvlp.study.ablation.plan import plan
@@ -21,7 +22,7 @@ from medvlp.study.training.config import TrainConfig
 from tests.backbone import small_clips
 from tests.data.squares import FOLDER, draw_classes
 from tests.methods.small import make_set
-from tests.study.ablation.small_study import Slow, clip_name, noted, small_data, study
+from tests.study.ablation.small_study import Slow, clip_in, noted, small_data, study
 from tests.study.training.small_training import CARD, Prototypes
 
 
@@ -116,8 +117,7 @@ def test_runs_that_tables_cannot_tell_apart_need_names(folder):
 
 
 def test_what_is_given_by_name_travels_by_name(folder):
-    name = clip_name(folder)
-    clip = clip_source(name)
+    clip = clip_source(clip_in(folder))
     weights = sum(parameter.numel() for parameter in clip.get().parameters())
     sent = pickle.dumps(clip)
     assert len(sent) < 1000 < weights < len(pickle.dumps(clip_source(clip.get())))
@@ -131,8 +131,8 @@ def test_what_is_given_by_name_travels_by_name(folder):
 
 
 def test_other_weights_under_the_same_name_are_noticed(folder):
-    sent = pickle.dumps(clip_source(small_clips.open_clip_kind(folder / "clip", seed=8)))
-    small_clips.open_clip_kind(folder / "clip", seed=9)
+    sent = pickle.dumps(clip_source(small_clips.open_clip_kind(folder / "mine", seed=8)))
+    small_clips.open_clip_kind(folder / "mine", seed=9)
     with pytest.raises(RuntimeError, match="not in this process what it is where the study was started"):
         pickle.loads(sent).get()
 
@@ -143,7 +143,7 @@ def test_published_recipe_then_config_then_grid(folder):
 
     methods, config = {"Published": Published}, {"lr": 0.03, "batch_size": 6}
     grid = {"method": "Published", "batch_size": 12}
-    (run,) = plan(grid, small_data(), None, clip_name(folder), config, methods)
+    (run,) = plan(grid, small_data(), None, clip_in(folder), config, methods)
     assert run.config == TrainConfig(epochs=2, lr=0.03, batch_size=12, views=0)
 
 
@@ -152,7 +152,7 @@ def test_the_study_s_config_may_switch_the_average_off_and_the_grid_on(folder):
         average = {"mean": 1.0, "std": 0.3, "tensors": None}
 
     methods, grid = {"Averaged": Averaged}, {"method": "Averaged"}
-    where = small_data(), None, clip_name(folder)
+    where = small_data(), None, clip_in(folder)
     (published,) = plan(grid, *where, {}, methods)
     (off,) = plan(grid, *where, {"average": False}, methods)
     (on,) = plan(grid | {"average": True}, *where, {"average": False}, methods)
@@ -173,7 +173,7 @@ class Mine(Prototypes):
 """
 
 
-def id_of(folder: Path, notebook: bool, **constants: float) -> str:
+def id_of(folder: Path, clip: Clip, notebook: bool, **constants: float) -> str:
     """The id of a run of a method of one's own, from a module or from a cell of a notebook."""
     source = CLASS.format(**{"scale": 1.0, "sign": 1.0} | constants)
     module = types.ModuleType("mine")
@@ -187,40 +187,41 @@ def id_of(folder: Path, notebook: bool, **constants: float) -> str:
     sys.modules["mine"] = module
     module.Prototypes = Prototypes
     exec(compile(source, str(path), "exec"), vars(module))
-    (run,) = plan({"method": "Mine"}, small_data(), None, "tiny", None, {"Mine": module.Mine})
+    (run,) = plan({"method": "Mine"}, small_data(), None, clip, None, {"Mine": module.Mine})
     del sys.modules["mine"]
     return run.id
 
 
 @pytest.mark.parametrize("notebook", [False, True])
-def test_a_changed_method_of_ones_own_makes_other_runs(tmp_path, notebook):
-    ids = [id_of(tmp_path, notebook, **constants) for constants in ({}, {}, {"scale": 2.0}, {"sign": -1.0})]
+def test_a_changed_method_of_ones_own_makes_other_runs(tmp_path, clip, notebook):
+    changes = ({}, {}, {"scale": 2.0}, {"sign": -1.0})
+    ids = [id_of(tmp_path, clip, notebook, **constants) for constants in changes]
     assert ids[0] == ids[1] and len(set(ids)) == 3
 
 
-def test_a_changed_base_of_ones_own_makes_other_runs(monkeypatch):
-    (run,) = plan({"method": "Slow"}, small_data(), None, "tiny", None, {"Slow": Slow})
+def test_a_changed_base_of_ones_own_makes_other_runs(clip, monkeypatch):
+    (run,) = plan({"method": "Slow"}, small_data(), None, clip, None, {"Slow": Slow})
     read = inspect.getsource
     monkeypatch.setattr(inspect, "getsource", lambda kind: read(kind) + "changed" * (kind is Prototypes))
-    (other,) = plan({"method": "Slow"}, small_data(), None, "tiny", None, {"Slow": Slow})
+    (other,) = plan({"method": "Slow"}, small_data(), None, clip, None, {"Slow": Slow})
     assert run.id != other.id
 
 
-def test_a_changed_constant_of_a_class_without_functions_makes_other_runs():
+def test_a_changed_constant_of_a_class_without_functions_makes_other_runs(clip):
     ids = set()
     for scale in (1, 2):
         space = {"Prototypes": Prototypes, "__name__": "__main__"}
         exec(f"class Mine(Prototypes):\n    scale = {scale}", space)
-        (run,) = plan({"method": "Mine"}, small_data(), None, "tiny", None, {"Mine": space["Mine"]})
+        (run,) = plan({"method": "Mine"}, small_data(), None, clip, None, {"Mine": space["Mine"]})
         ids.add(run.id)
     assert len(ids) == 2
 
 
-def test_a_method_without_source_is_refused():
+def test_a_method_without_source_is_refused(clip):
     space = {"Prototypes": Prototypes, "__name__": "__main__"}
     exec(CLASS.format(scale=1, sign=1), space)
     with pytest.raises(ValueError, match="the source of Mine cannot be read.* in a notebook's cell"):
-        plan({"method": "Mine"}, small_data(), None, "tiny", None, {"Mine": space["Mine"]})
+        plan({"method": "Mine"}, small_data(), None, clip, None, {"Mine": space["Mine"]})
 
 
 def test_runs_go_by_what_is_in_the_files_not_by_their_times_and_place(tmp_path, clip):

@@ -65,20 +65,10 @@ def test_images_interval_is_of_the_mean_over_seeds_under_shared_resamples():
     assert [row["images low"], row["images high"]] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("n_seeds", [3, 8])
-def test_t_intervals_hold_the_mean_95_percent_of_the_time(n_seeds):
-    values = np.random.default_rng(2).normal(0.8, 0.03, size=(2000, n_seeds))
-    low, high = np.transpose([t_interval(row) for row in values])
-    assert np.mean((low <= 0.8) & (high >= 0.8)) == pytest.approx(0.95, abs=0.015)
-    naive = 1.96 * values.std(1, ddof=1) / np.sqrt(n_seeds)
-    if n_seeds == 3:  # what a normal interval would claim
-        assert np.mean(np.abs(values.mean(1) - 0.8) <= naive) < 0.85
-
-
 def test_t_interval_is_scipys():
     values = [0.7, 0.72, 0.69, 0.8]
-    expected = stats.t.interval(0.9, 3, np.mean(values), stats.sem(values))
-    assert t_interval(values, 0.9) == pytest.approx(expected)
+    expected = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert t_interval(values) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("metric", [*METRICS, "val accuracy", "new accuracy", "harmonic mean"])
@@ -99,7 +89,7 @@ def test_no_interval_leaves_what_the_metric_can_be(metric):
         ends = compare(table, runs.predictions, "base", metric=metric, n_bootstrap=10)
         assert ends[["seeds low", "seeds high"]].abs().max(axis=None) <= 1 - least
     free = summary(table.assign(seconds=[1.0, 1, 1, 99, 1, 2]), runs.predictions, "seconds", ["method"])
-    assert free["seeds low"].min() < -1 and free["seeds high"].max() > 1
+    assert free["seeds low"].min() < -1 and free["seeds high"].max() > 1 and free["images low"].isna().all()
 
 
 def test_a_metric_that_is_text_is_refused_with_the_numbers_that_there_are():
@@ -120,12 +110,6 @@ def test_failed_runs_are_counted_and_left_out():
     assert table["seeds"].tolist() == [1, 0] and table["failed"].tolist() == [1, 1]
     assert table.loc["a", "mean"] == pytest.approx(0.6)
     assert table.loc["b", ["mean", "images low", "images"]].isna().all()
-
-
-def test_any_number_of_the_runs_can_be_summed_up():
-    runs = Runs(labels_of(10)).add(np.arange(10) < 6, method="a")
-    row = summary(runs.table.assign(seconds=12.5), runs.predictions, "seconds").iloc[0]
-    assert row["mean"] == 12.5 and pd.isna(row["images low"])
 
 
 def test_columns_are_those_named_and_groups_stand_as_they_came():

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -65,17 +66,14 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def kill_at_a_random_moment(pid: int, checkpoint: Path, moments: random.Random) -> bool:
-    """SIGKILL some checkpoints from now and then some; whether the process was still training."""
-
-    def written() -> int:
-        return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-
-    for _ in range(moments.randrange(3)):
-        before, start = written(), time.monotonic()
-        while written() == before and time.monotonic() < start + 30:
-            time.sleep(0.0005)
-    time.sleep(moments.uniform(0, 0.02))
+def kill_at_a_random_moment(
+    pid: int, done: Callable[[], int], moments: random.Random, pause: float, most: int
+) -> bool:
+    """SIGKILL some steps of `done`, which ends at `most`, from now; whether the process was still at work."""
+    start, wanted = time.monotonic(), min(most, done() + moments.randrange(3))
+    while done() < wanted and time.monotonic() < start + 60:
+        time.sleep(0.0005)
+    time.sleep(moments.uniform(0, pause))
     os.kill(pid, signal.SIGKILL)
     return wait(pid) == -signal.SIGKILL
 
@@ -100,7 +98,8 @@ def main(folder: Path) -> None:
     killed, resumed_at = [], []
     for _ in range(KILLS):
         pid = forked(train_long, clip, folder, checkpoint)
-        killed.append(kill_at_a_random_moment(pid, checkpoint, moments))
+        epochs = partial(last_epoch, checkpoint)
+        killed.append(kill_at_a_random_moment(pid, epochs, moments, 0.02, LONG.epochs))
         resumed_at.append(last_epoch(checkpoint))
     code = wait(forked(train_long, clip, folder, checkpoint))
     facts = {"killed": killed, "resumed at": resumed_at, "last run": code}
