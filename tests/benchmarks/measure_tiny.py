@@ -5,18 +5,16 @@ probe, zero-shot and probe beside the best rule, and how often the right symptom
 is turned round. Writes medvlp/assets/tiny/measured.json and, from it, the tables of the model card beside it.
 """
 
-import json
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
-import typer
 
 import medvlp
 from medvlp.backbone.clip import Clip
 from medvlp.show import counterfactual, counterfactual_summary
 from medvlp.study.attributes import attribute_accuracy
-from tests.benchmarks.measure_tiny_cells import fill_in, in_digits
+from tests.benchmarks.measure_tiny_cells import in_digits, write_card
+from tests.benchmarks.timing import options
 
 FOLDER = Path(medvlp.__file__).parent / "assets" / "tiny"
 WORLDS = ("derm", "cxr", "fundus")
@@ -60,15 +58,11 @@ def tables(measured: dict) -> dict[str, str]:
     return {name: in_digits(frame) for name, frame in frames.items()}
 
 
-def main(
-    clip: Annotated[str, typer.Option(help="the CLIP")] = "tiny",
-    out: Annotated[Path, typer.Option(help="folder of measured.json and README.md")] = FOLDER,
-) -> None:
-    """Measure, and write what was measured."""
-    measured = measure(medvlp.load_clip(clip, device="cpu"))
-    fill_in(out, measured, tables(measured))
-    print(json.dumps(measured, indent=1))
+def main() -> None:
+    args = options(__doc__, clip="tiny", out=FOLDER).parse_args()
+    measured = measure(medvlp.load_clip(args.clip, device="cpu"))
+    write_card(args.out, measured, tables(measured))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

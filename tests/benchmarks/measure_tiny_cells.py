@@ -9,11 +9,9 @@ import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
 import torch
-import typer
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
 
@@ -26,6 +24,7 @@ from medvlp.data.files import atomic_write
 from medvlp.data.image_sets import ImageSet
 from medvlp.study.attributes import BALANCED, attribute_accuracy
 from medvlp.study.evaluation import evaluating
+from tests.benchmarks.timing import fill_in, options
 
 FOLDER = Path(medvlp.__file__).parent / "assets" / "tiny-cells"
 FIELDS = ("scale", "stain", "hue", "saturation", "brightness", "contrast", "blur", "shift", "untouched")
@@ -110,29 +109,23 @@ def number(measured: dict, name: str) -> str:
     return f"{same if name == 'same' else changed:.3f}"
 
 
-def fill_in(folder: Path, measured: dict, frames: dict[str, str]) -> None:
-    """Write measured.json, and the tables into their places in the model card."""
+def write_card(folder: Path, measured: dict, frames: dict[str, str]) -> None:
+    """Write measured.json, and what was measured into its places in the model card."""
     with atomic_write(folder / "measured.json") as part:
         part.write_text(json.dumps(measured, indent=1) + "\n")
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    card = NUMBER.sub(lambda place: f"{place[1]}{number(measured, place[2])}{place[4]}", card)
-    for name, table in frames.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        head, rest = card.split(begin)
-        card = f"{head}{begin}{table}\n{end}{rest.split(end)[1]}"
-    with atomic_write(folder / "README.md") as part:
-        part.write_text(card, encoding="utf-8")
-
-
-def main(
-    clip: Annotated[str, typer.Option(help="the CLIP")] = "tiny-cells",
-    out: Annotated[Path, typer.Option(help="folder of measured.json and README.md")] = FOLDER,
-) -> None:
-    """Measure, and write what was measured."""
-    measured = measure(medvlp.load_clip(clip, device="cpu"), medvlp.load_dataset("wbcatt"))
-    fill_in(out, measured, tables(measured))
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8")
+    text = NUMBER.sub(lambda place: f"{place[1]}{number(measured, place[2])}{place[4]}", text)
+    card.write_text(text, encoding="utf-8")
+    fill_in(card, frames)
     print(json.dumps(measured, indent=1))
 
 
+def main() -> None:
+    args = options(__doc__, clip="tiny-cells", out=FOLDER).parse_args()
+    measured = measure(medvlp.load_clip(args.clip, device="cpu"), medvlp.load_dataset("wbcatt"))
+    write_card(args.out, measured, tables(measured))
+
+
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -1,21 +1,35 @@
-"""What the benchmarks share: options with their defaults, a clock, and a plain training step."""
+"""What the benchmarks share: options with their defaults, places in pages, a clock, a plain training step."""
 
 import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medvlp.data.files import atomic_write
 
-def options(doc: str, **defaults: int | str) -> argparse.ArgumentParser:
+
+def options(doc: str, **defaults: int | str | Path) -> argparse.ArgumentParser:
     """A parser whose help is `doc`; `batch_size=8` makes an option --batch-size of that type and default."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in defaults.items():
         text = f"default {value}"
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=text)
     return parser
+
+
+def fill_in(page: Path, texts: dict[str, str]) -> None:
+    """Write texts into their places in a page: each after `<!-- NAME -->`, before `<!-- end of NAME -->`."""
+    written = page.read_text(encoding="utf-8")
+    for name, text in texts.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, rest = written.split(begin)
+        written = f"{before}{begin}{text}\n{end}{rest.split(end)[1]}"
+    with atomic_write(page) as part:
+        part.write_text(written, encoding="utf-8")
 
 
 class Clock:

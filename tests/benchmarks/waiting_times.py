@@ -20,10 +20,9 @@ import torch
 from PIL import Image
 
 from medvlp.backbone.clip import native_bfloat16
-from tests.benchmarks.timing import options, timed
+from tests.benchmarks.timing import fill_in, options, timed
 
 PAGE = Path(__file__).with_name("README.md")
-BEGIN, END = "<!-- waiting times -->", "<!-- end of waiting times -->"
 CARD = """---
 name: folder-of-{n}
 title: Drawn images
@@ -136,9 +135,7 @@ def main() -> None:
     frame = pd.DataFrame(table.rows, columns=["wait", "seconds", "progress bar"])
     text = f"{machine()}:\n\n{frame.to_markdown(index=False, disable_numparse=True)}"
     if args.write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        fill_in(PAGE, {"waiting times": text})
 
 
 if __name__ == "__main__":
