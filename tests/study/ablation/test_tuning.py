@@ -28,14 +28,7 @@ def test_the_first_seed_tries_all_and_the_others_take_its_choice(folder):
         assert sorted(tried["lr"]) == RATES
         assert set(rows["lr"]) == {tried.loc[tried["val loss"].idxmin(), "lr"]}
     assert made.summary(by=["num_shots"])["seeds"].tolist() == [3, 3]
-
-
-def test_the_same_call_makes_nothing_and_finds_the_same(folder):
-    first = study(folder, GRID, tune="lr")
-    before = len(noted())
-    again = study(folder, GRID, tune="lr")
-    assert len(noted()) == before
-    assert again.runs.equals(first.runs)
+    assert study(folder, GRID, tune="lr").runs.equals(made.runs) and len(noted()) == 10
 
 
 def test_methods_without_the_key_run_with_every_seed(folder):
@@ -85,24 +78,21 @@ def test_what_is_no_key_to_choose_is_refused_before_any_run(folder, key):
     assert not noted()
 
 
-def test_exported_runs_are_a_store_of_their_own(folder):
-    made = study(folder, GRID, tune="lr")
-    other = made.store.copy_to(folder / "exported", made.runs["run"])
-    assert sorted(other.ids()) == sorted(made.runs["run"])
-    copied = Study(folder / "exported")
-    for run_id in made.runs["run"]:
+def test_exported_runs_are_a_store_of_their_own_with_predictions_or_intervals_in_their_place(folder):
+    made = study(folder, {"method": "Slow", "lr": [1e-6, 0.5], "seed": [1, 2]}, tune="lr")
+    made.export(folder / "exported")
+    copied, run_ids = Study(folder / "exported"), made.runs["run"].tolist()
+    assert sorted(copied.runs["run"]) == sorted(run_ids)
+    for run_id in run_ids:
         assert (copied.predictions(run_id).probabilities == made.predictions(run_id).probabilities).all()
     with pytest.raises(FileNotFoundError, match="has no run 'nope'"):
         made.store.copy_to(folder / "other", ["nope"])
 
-
-def test_runs_exported_without_predictions_hold_their_intervals_instead(folder):
-    made = study(folder, GRID, tune="lr")
     made.export(folder / "numbers", predictions=False)
     numbers = Study(folder / "numbers").with_intervals("accuracy").set_index("run")
     before = made.with_intervals("accuracy").set_index("run").loc[numbers.index]
     columns = ["accuracy", "accuracy low", "accuracy high"]
     assert np.allclose(numbers[columns], before[columns], atol=5e-5)
-    assert {path.name for path in (folder / "numbers").iterdir()} == {f"{run}.json" for run in numbers.index}
+    assert {path.name for path in (folder / "numbers").iterdir()} == {f"{run}.json" for run in run_ids}
     with pytest.raises(ValueError, match="kept without its predictions"):
-        Study(folder / "numbers").predictions(numbers.index[0])
+        Study(folder / "numbers").predictions(run_ids[0])
