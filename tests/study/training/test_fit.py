@@ -140,16 +140,12 @@ def test_the_last_epoch_is_kept_when_asked_also_without_validation(clip, sets):
         assert ("val_accuracy" in history) == history["best"].any() == (val is not None)
 
 
-def test_history_is_tidy(clip, sets):
-    history = fit(Prototypes(clip, CARD), *sets, replace(SHORT, epochs=2), **QUIET)
+def test_history_is_tidy_and_the_bar_shows_loss_and_validation(clip, sets, capsys):
+    history = fit(Prototypes(clip, CARD), *sets, replace(SHORT, epochs=2))
     metrics = ["loss", "accuracy", "balanced_accuracy", "macro_F1", "AUROC", "kappa", "ECE"]
     columns = ["epoch", "lr", "loss", *(f"val_{m}" for m in metrics), "seconds", "best"]
     assert list(history.columns) == columns
     assert list(history["epoch"]) == [1, 2] and history["best"].dtype == bool
-
-
-def test_the_bar_shows_loss_and_validation(clip, sets, capsys):
-    history = fit(Prototypes(clip, CARD), *sets, replace(SHORT, epochs=2))
     last = capsys.readouterr().err.strip().split("\r")[-1]
     assert "Prototypes, lesions: 100%" in last and "6/6" in last and "epoch=2/2" in last
     for column in ("loss", "val_accuracy"):
