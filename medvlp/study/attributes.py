@@ -17,7 +17,7 @@ from medvlp.backbone.features import image_features
 from medvlp.data.errors import check_kinds
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet, PhantomSet
-from medvlp.study.metrics import ENDS, bootstrap, check_resamples
+from medvlp.study.metrics import bootstrap, check_resamples, percentiles
 
 BALANCED = "balanced accuracy"
 
@@ -69,7 +69,7 @@ def attribute_accuracy(
         probabilities = (100 * cosines).softmax(dim=1).numpy()
         groups = np.asarray(images.groups)[seen]
         samples = bootstrap(codes, probabilities, groups, n_bootstrap, seed, [BALANCED])[BALANCED]
-        low, high = samples.quantile(ENDS)
+        low, high = percentiles(samples)
         read = balanced_accuracy_score(codes, probabilities.argmax(axis=1))
         row = {"values": len(values), "chance": 1 / len(values), "images": int(seen.sum())}
         row |= {"read": read, "low": low, "high": high}

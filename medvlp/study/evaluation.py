@@ -25,12 +25,12 @@ from medvlp.data.files import short
 from medvlp.data.html import Table, escaped, literal_block
 from medvlp.methods.base import READING, Method, Reading
 from medvlp.study.metrics import (
-    ENDS,
     METRICS,
     bootstrap,
     check_resamples,
     class_auroc,
     metric_values,
+    percentiles,
     resamples,
 )
 
@@ -140,7 +140,7 @@ class Report:
         for name, (right, wrong) in shares.items():
             with np.errstate(invalid="ignore"):  # of a resample that has none of them
                 share = right / (right + wrong)  # (1 + R,)
-            rows[name] = [share[0], *pd.Series(share[1:]).quantile(ENDS), thresholds[best]]
+            rows[name] = [share[0], *percentiles(share[1:]), thresholds[best]]
         columns = ["value", "low", "high", "threshold"]
         return Table(pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("measure"))
 
@@ -296,17 +296,15 @@ def report_of(
         **{f"P({name})": probabilities[:, c] for c, name in enumerate(names)},
     }
     samples = bootstrap(labels, probabilities, images.groups, n_bootstrap, seed)  # (n_bootstrap, 6)
-    metrics = {  # resamples in which a metric is undefined are left out
-        "value": pd.Series(metric_values(labels, probabilities)),
-        "low": samples.quantile(ENDS[0]),
-        "high": samples.quantile(ENDS[1]),
-    }
+    values = metric_values(labels, probabilities)
+    rows = {name: [values[name], *percentiles(samples[name])] for name in METRICS}
+    metrics = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
     return Report(
         method=method,
         dataset=f"{images.card.name}, {images.split}",
         classnames=list(names),
         per_image=Table(per_image),
-        metrics=pd.DataFrame(metrics).loc[list(METRICS)].rename_axis("metric"),
+        metrics=metrics.rename_axis("metric"),
         groups=images.groups,
         n_bootstrap=n_bootstrap,
         seed=seed,

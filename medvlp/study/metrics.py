@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 METRICS = ("accuracy", "balanced accuracy", "macro-F1", "AUROC", "kappa", "ECE")
 OF_CLASSES = ("base accuracy", "new accuracy", "harmonic mean")  # what base_to_new adds to the metrics
 RANGES = dict.fromkeys(METRICS + OF_CLASSES, (0.0, 1.0)) | {"kappa": (-1.0, 1.0)}  # of their values
-ENDS = [0.025, 0.975]  # quantiles: the ends of an interval of 95 %
 ECE_BINS = 15
 _RESAMPLES_AT_ONCE, _WEIGHTS_AT_ONCE = 100, 2**21  # resamples, and their images in all, that memory holds
 
@@ -197,6 +196,12 @@ def resamples(groups: Sequence[str], n: int, seed: int) -> Iterator[np.ndarray]:
     rng, even = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
     for rows in _at_once(n, len(of_image)):
         yield rng.multinomial(len(names), even, size=rows)[:, of_image]
+
+
+def percentiles(samples: Sequence[float]) -> tuple[float, float]:
+    """Ends of the 95 % interval of resampled values; a resample without a value (NaN) is left out."""
+    low, high = pd.Series(samples).quantile([0.025, 0.975])
+    return float(low), float(high)
 
 
 def check_resamples(n_bootstrap: int) -> None:

@@ -16,7 +16,7 @@ from medvlp.data.splits import group_folds, split
 from medvlp.methods.base import Method, Reading
 from medvlp.study.ablation.statistics import Predictions, mcnemar_of, p_of_zero, t_interval
 from medvlp.study.evaluation import Report, finite_logits, report_of, temperature_of
-from medvlp.study.metrics import ENDS, METRICS, RANGES, bootstrap_all, check_resamples, metric_values
+from medvlp.study.metrics import METRICS, RANGES, bootstrap_all, check_resamples, metric_values, percentiles
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 
@@ -164,7 +164,7 @@ def compare(report: Report, baseline: Report, n_bootstrap: int = 2000, seed: int
     samples = drawn[0] - drawn[1]  # (n_bootstrap, 6)
     table = Table({"value": report.metrics["value"], "baseline": baseline.metrics["value"]})
     table["difference"] = table["value"] - table["baseline"]
-    table[["low", "high"]] = samples.quantile(ENDS).T.to_numpy()
+    table[["low", "high"]] = [percentiles(samples[name]) for name in table.index]
     table["p"] = samples.apply(p_of_zero)
     pairs = Table([mcnemar_of(ours, theirs)], index=["accuracy"])
     return table.join(pairs.astype({"won": "Int64", "lost": "Int64"}))

@@ -14,10 +14,9 @@ from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 from medvlp.methods.base import Method, check_symptoms
 from medvlp.show.counterfactuals.twins import with_nonsense
-from medvlp.study.ablation.statistics import percentiles
 from medvlp.study.attributes import attribute_probe
 from medvlp.study.evaluation import evaluating
-from medvlp.study.metrics import resamples, won_pairs
+from medvlp.study.metrics import percentiles, resamples, won_pairs
 
 # {phrase: {attribute: values, of which it claims one}}
 ValueClaims = Mapping[str, Mapping[str, Sequence[str]]]

@@ -28,9 +28,8 @@ from medvlp.show.counterfactuals.twins import (
     some,
     with_flips,
 )
-from medvlp.study.ablation.statistics import percentiles
 from medvlp.study.attributes import attribute_probe
-from medvlp.study.metrics import bootstrap
+from medvlp.study.metrics import bootstrap, percentiles
 
 MOVES = ("matching", "others", "largest")  # columns of a counterfactual table
 

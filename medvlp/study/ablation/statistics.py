@@ -17,7 +17,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 from medvlp.data.errors import brief, check_choice, check_kinds
 from medvlp.data.html import Table
 from medvlp.study.ablation.seed_groups import RunGroup, find_baseline, pair_with_baseline, run_groups
-from medvlp.study.metrics import ENDS, METRICS, RANGES, bootstrap_all, check_resamples
+from medvlp.study.metrics import METRICS, RANGES, bootstrap_all, check_resamples, percentiles
 
 SUMMARY = (
     "measure", "seeds", "failed", "images",
@@ -169,7 +169,7 @@ def _paired(
     samples = (ours.samples - theirs.samples).mean(1)  # (n_bootstrap,)
     least, most = _range(metric)
     row = {"images": len(ours.mean.labels), "difference": by_seed.mean(), "p": p_of_zero(samples)}
-    row["images low"], row["images high"] = pd.Series(samples).quantile(ENDS)
+    row["images low"], row["images high"] = percentiles(samples)
     row["seeds low"], row["seeds high"] = t_interval(by_seed, least=least - most, most=most - least)
     return row | mcnemar_of(ours.mean, theirs.mean)
 
@@ -229,8 +229,7 @@ def summary(
             row["seeds low"], row["seeds high"] = t_interval(values, least=least, most=most)
         if group in tested:
             row["images"] = len(tested[group].mean.labels)
-            samples = pd.Series(tested[group].samples.mean(1))
-            row["images low"], row["images high"] = samples.quantile(ENDS)
+            row["images low"], row["images high"] = percentiles(tested[group].samples.mean(1))
         rows.append(group.key | row)
     return _table(rows, [*by, *SUMMARY])
 
