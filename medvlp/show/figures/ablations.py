@@ -137,10 +137,10 @@ def heat_map(table: pd.DataFrame, x: str, y: str) -> Figure:
 def _fields(table: pd.DataFrame, columns: Sequence[str], needed: str) -> list[str]:
     """The columns that are fields of the grid; `columns` are those that the statistics add."""
     what = "compare" if needed == "difference" else "summary or compare"
-    if needed not in table or "measure" not in table or len(table) == 0:
-        raise ValueError(f"the table must be what {what} gives, with at least one row; it has no {needed!r}.")
     of_differences = ["p Holm"] if needed == "difference" else []
-    check_columns(table, ["images low", "images high", *of_differences], what)
+    check_columns(table, [needed, "measure", "images low", "images high", *of_differences], what)
+    if table.empty:
+        raise ValueError(f"the table has no row; give what {what} gives.")
     return [column for column in table if column not in columns]
 
 

@@ -109,7 +109,7 @@ def test_two_rows_for_a_cell_say_in_what_they_differ():
     ("draw", "message"),
     [
         (lambda: forest_plot(COMPARED, panels="shot"), "unknown field 'shot'.*did you mean 'shots'"),
-        (lambda: forest_plot(COMPARED[:0]), "must be what compare gives"),
+        (lambda: forest_plot(COMPARED[:0]), "no row; give what compare gives"),
         (lambda: forest_plot(COMPARED.assign(measure=["a", "b", "a"])), "more than one measure"),
         (lambda: heat_map(SUMMED, "shots", "methods"), "unknown field 'methods'"),
     ],
