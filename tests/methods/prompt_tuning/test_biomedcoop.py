@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.methods.prompt_tuning.biomedcoop import BiomedCoOp, kept_prompts
-from medvlp.methods.prompt_tuning.coop import CoOp
 from tests.backbone import small_clips
 from tests.methods.small import SYMPTOMS, make_card
 
@@ -56,16 +55,6 @@ def test_classes_with_fewer_prompts_start_over_and_keep_their_own_mean(clip, f):
     assert torch.allclose(method.w[1], own[1][[0, 1, 0, 1]], atol=1e-6)
     assert torch.allclose(method.w_mean[0], F.normalize(own[0].mean(dim=0), dim=0), atol=1e-6)
     assert method.training_logits(f)[1].isfinite().all()
-
-
-def test_without_weights_it_is_coop(clip, f):
-    method, coop = (
-        BiomedCoOp(clip, CARD, sccm_weight=0, kdsp_weight=0),
-        CoOp(clip, CARD, ctx_init="a photo of a"),
-    )
-    logits, penalty = method.training_logits(f)
-    assert torch.equal(logits, coop.logits_from_features(f))
-    assert torch.equal(penalty, torch.zeros(5))
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_pay(clip, f):

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from medvlp.backbone.clip import Clip, load_clip
-from medvlp.methods.prompt_tuning.coop import CoOp
 from medvlp.methods.prompt_tuning.kgcoop import KgCoOp
 from tests.backbone import small_clips
 from tests.methods.small import make_card
@@ -26,13 +25,6 @@ def test_the_first_template_of_the_card_is_the_default(clip):
     assert len(CARD.templates) > 1
     first, every = (KgCoOp(clip, CARD, templates=CARD.templates[:n]) for n in (1, None))
     assert torch.equal(KgCoOp(clip, CARD).w, first.w) and not torch.allclose(first.w, every.w)
-
-
-def test_without_weight_it_is_coop(clip, f):
-    method, coop = KgCoOp(clip, CARD, weight=0.0), CoOp(clip, CARD, ctx_init="a photo of a")
-    logits, penalty = method.training_logits(f)
-    assert torch.equal(logits, coop.logits_from_features(f))
-    assert torch.equal(penalty, torch.zeros(5))
 
 
 def test_the_penalty_alone_leads_to_the_template(clip, f):
