@@ -1,6 +1,7 @@
-"""Models in other formats, read as data, become open_clip's: transformers', OpenAI's, UniMed-CLIP's.
+"""Models in other formats become open_clip's: transformers', OpenAI's, UniMed-CLIP's; their code never runs.
 
 What their weights are called, and what stands where in their configurations, is in `assets/clip_names.yaml`.
+What lies in a folder or a repository is looked at here, too.
 """
 
 import json

@@ -178,8 +178,8 @@ def test_a_vit_and_a_bert_give_what_they_give_themselves(tmp_path):
     assert clip.context_length == 256 and clip.logit_scale == pytest.approx(12.18, abs=0.01)
 
 
-@pytest.mark.parametrize("file", ["config.json", "tokenizer", "proj"])
-def test_a_vit_and_a_bert_of_which_a_part_is_missing(file, tmp_path, monkeypatch):
+@pytest.mark.parametrize("file", ["config.json", "tokenizer", "proj", "code"])
+def test_a_vit_and_a_bert_of_which_a_part_is_missing_or_asks_for_code(file, tmp_path, monkeypatch):
     vit_and_bert(tmp_path)
     name = f"Small-quickgelu={tmp_path / 'weights.pt'}"
     monkeypatch.setitem(sources.BERTS, 48, "some/bert")
@@ -189,6 +189,12 @@ def test_a_vit_and_a_bert_of_which_a_part_is_missing(file, tmp_path, monkeypatch
         with pytest.raises(
             ConnectionError, match="needs config.json of 'some/bert'.*Put config.json and vocab"
         ):
+            load_clip(name)
+    elif file == "code":
+        config = json.loads((tmp_path / "config.json").read_text())
+        asks = {"auto_map": {"AutoModel": "evil.Evil"}, "trust_remote_code": True}
+        (tmp_path / "config.json").write_text(json.dumps(config | asks))
+        with pytest.raises(ValueError, match="config.json asks for trust_remote_code"):
             load_clip(name)
     elif file == "tokenizer":
         for part in ("tokenizer.json", "vocab.txt"):
