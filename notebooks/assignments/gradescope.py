@@ -17,6 +17,7 @@ ROOT = HERE.parents[1]
 SETUP = """#!/bin/sh
 set -e
 root=${1:-/autograder}
+apt-get update
 apt-get install -y python3-venv
 python3 -m venv "$root/uv"
 "$root/uv/bin/pip" install uv
