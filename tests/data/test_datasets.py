@@ -1,3 +1,4 @@
+import gc
 import io
 import json
 import os
@@ -528,13 +529,15 @@ def test_the_fingerprint_of_arrays_follows_their_pixels(tmp_path):
     assert after.val.subset([0, 1]).fingerprint == before.val.subset([0, 1]).fingerprint
 
 
-def test_workers_read_the_same_images_and_pass_errors_on(squares):
+def test_workers_read_the_same_images_and_pass_errors_on(squares, monkeypatch):
     val = load_dataset(FOLDER, root=squares).val.with_transform(to_tensor)
     here, there = (torch.cat([x for x, _ in DataLoader(val, batch_size=2, num_workers=n)]) for n in (0, 2))
     torch.testing.assert_close(there, here)
     (squares / val.ids[0]).write_bytes(b"")
     with pytest.raises(ImageError, match="the file is empty"):
         list(DataLoader(val.subset([0]), num_workers=1))
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # it waits for workers
+    gc.collect()  # now, not in the next test
 
 
 def test_image_sets_can_be_pickled(data, phantom_card):
