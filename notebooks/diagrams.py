@@ -1,27 +1,29 @@
-"""Diagrams of the two methods, from image and words to logits: `python -m notebooks.diagrams`.
+"""Diagrams of what each lecture is about: `python -m notebooks.diagrams`.
 
 Orange is learned, blue is frozen, white is what flows between them.
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from medvlp.show import save_figure
 
 LEARNED, FROZEN, DATA = "#ffd9a8", "#cfe3f7", "#ffffff"
+COLOURS = {"learned": LEARNED, "frozen": FROZEN, "data": DATA}
 
 
-def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty sheet, measured in inches, with the legend of colours."""
+def canvas(width: float, height: float, legend: Sequence[str] = tuple(COLOURS)) -> tuple[Figure, Axes]:
+    """An empty sheet, measured in inches, with the legend of its colours."""
     figure, ax = plt.subplots(figsize=(width, height), layout="constrained")
     ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
     ax.axis("off")
-    for i, (name, colour) in enumerate({"learned": LEARNED, "frozen": FROZEN, "data": DATA}.items()):
-        box(ax, 0.65 + 1.15 * i, 0.25, name, colour, 1.0, 0.3)
+    for i, name in enumerate(legend):
+        box(ax, 0.65 + 1.15 * i, 0.25, name, COLOURS[name], 1.0, 0.3)
     plt.close(figure)
     return figure, ax
 
@@ -51,6 +53,66 @@ def row(ax: Axes, x: float, y: float, pieces: Sequence[tuple[str, str, float]]) 
     for text, colour, width in pieces:
         box(ax, x + width / 2, y, text, colour, width - 0.06, 0.42)
         x += width
+
+
+def clip_training() -> Figure:
+    """Contrastive training: B images, B captions, two towers, all cosines, the loss of rows and columns."""
+    figure, ax = canvas(10.4, 3.4, ("learned", "data"))
+    for y, name, tower, feature in (
+        (2.85, "$B$ images", "image tower", "$f_1 \\ldots f_B$"),
+        (1.55, "$B$ captions", "text tower", "$t_1 \\ldots t_B$"),
+    ):
+        box(ax, 0.95, y, name, DATA, 1.5)
+        arrow(ax, (1.7, y), (2.3, y))
+        box(ax, 3.15, y, tower, LEARNED)
+        arrow(ax, (4.0, y), (5.6, y), text=feature)
+    for i, j in product(range(4), repeat=2):
+        colour = "#8f8f8f" if i == j else "#ececec"
+        ax.add_patch(Rectangle((5.75 + 0.45 * j, 2.95 - 0.45 * i), 0.42, 0.42, facecolor=colour))
+    ax.text(6.65, 1.35, "cosines: pairs that\nbelong together are dark", ha="center", va="top", fontsize=8.5)
+    arrow(ax, (7.65, 2.2), (8.2, 2.2))
+    box(ax, 9.2, 2.2, "cross-entropy\nof rows and columns", DATA, 1.9, 0.72)
+    return figure
+
+
+def zero_shot() -> Figure:
+    """Zero-shot by symptoms: each symptom's cosine with the image, and their mean as the class's logit."""
+    figure, ax = canvas(10.4, 3.9, ("frozen", "data"))
+    for y, name in ((3.45, "1"), (2.75, "2"), (1.85, "m")):
+        box(ax, 1.15, y, f"symptom {name} of class $c$", DATA, 2.0, 0.45)
+        arrow(ax, (2.15, y), (2.75, y))
+        arrow(ax, (4.35, y), (5.55, y), text=f"$t_{{c{name}}}$")
+        arrow(ax, (7.05, y), (7.85, y))
+    ax.text(1.15, 2.32, "⋮", ha="center", va="center", fontsize=14)
+    box(ax, 3.55, 2.65, "text tower", FROZEN, 1.6, 2.1)
+    box(ax, 6.3, 2.65, "cosines\nwith $f$", DATA, 1.5, 2.1)
+    box(ax, 8.7, 2.65, "mean,\n× exp(logit scale)", DATA, 1.7, 2.1)
+    box(ax, 1.15, 1.0, "image", DATA, 2.0, 0.45)
+    arrow(ax, (2.15, 1.0), (2.75, 1.0))
+    box(ax, 3.55, 1.0, "image tower", FROZEN, 1.6, 0.5)
+    arrow(ax, (4.35, 1.0), (6.3, 1.0), (6.3, 1.6), text="$f$")
+    arrow(ax, (8.7, 1.6), (8.7, 0.6))
+    ax.text(8.7, 0.4, "logit of class $c$", ha="center", va="center", fontsize=9)
+    return figure
+
+
+def symptom_loop() -> Figure:
+    """From a question to a list: the reply is read, phrases are checked, and what fails is asked again."""
+    figure, ax = canvas(10.4, 2.9, ("frozen", "data"))
+    for x, text, colour in (
+        (0.95, "question", DATA),
+        (2.75, "LLM", FROZEN),
+        (4.55, "read the reply", DATA),
+        (6.45, "check phrases", DATA),
+        (8.95, "images bear them\nout; a person reviews", DATA),
+    ):
+        box(ax, x, 1.6, text, colour, 2.1 if x > 8 else 1.4)
+    for start, end, text in ((1.65, 2.05, ""), (3.45, 3.85, ""), (5.25, 5.75, ""), (7.15, 7.9, "passed")):
+        arrow(ax, (start, 1.6), (end, 1.6), text=text)
+    arrow(ax, (4.55, 1.91), (4.55, 2.45), (0.95, 2.45), (0.95, 1.91))
+    arrow(ax, (6.45, 1.91), (6.45, 2.45), (4.5, 2.45))
+    ax.text(3.0, 2.53, "cannot be read, or rejected: ask again, with the reasons", ha="center", fontsize=8.5)
+    return figure
 
 
 def vip() -> Figure:
@@ -113,6 +175,68 @@ def cilmp() -> Figure:
     return figure
 
 
+def study() -> Figure:
+    """An ablation: a grid, its runs, their predictions of the same images, and two intervals."""
+    figure, ax = canvas(10.4, 2.9, ("learned", "data"))
+    box(ax, 1.0, 1.75, "grid:\nmethod × shots\n× seed", DATA, 1.6, 1.0)
+    arrow(ax, (1.8, 1.75), (2.4, 1.75))
+    for k in range(3):
+        box(ax, 3.15, 2.45 - 0.7 * k, f"run, seed {k + 1}", LEARNED, 1.4, 0.5)
+        arrow(ax, (3.85, 2.45 - 0.7 * k), (4.55, 2.45 - 0.7 * k))
+    box(ax, 5.5, 1.75, "store: what each\nrun says of the\nsame test images", DATA, 1.8, 1.9)
+    for y, text in (
+        (2.3, "over runs: would other\nseeds say the same?"),
+        (1.2, "over images: would other\nimages say the same?"),
+    ):
+        arrow(ax, (6.4, y), (7.4, y))
+        box(ax, 8.75, y, text, DATA, 2.6, 0.72)
+    return figure
+
+
+def counterfactual_test() -> Figure:
+    """One attribute turned round: two images that differ in it alone, and what each symptom's score does."""
+    figure, ax = canvas(10.4, 2.9, ("frozen", "data"))
+    for y, name in ((2.35, "attributes\nas drawn"), (1.25, "one of them\nturned round")):
+        box(ax, 0.95, y, name, DATA, 1.5, 0.72)
+        arrow(ax, (1.7, y), (2.3, y))
+        box(ax, 3.0, y, "image", DATA, 1.3)
+        arrow(ax, (3.65, y), (4.3, y))
+        arrow(ax, (5.6, y), (6.9, y), text="scores")
+    box(ax, 4.95, 1.8, "CLIP and\nsymptoms", FROZEN, 1.3, 1.7)
+    box(ax, 7.6, 1.8, "difference", DATA, 1.3, 1.7)
+    arrow(ax, (8.25, 1.8), (8.5, 1.8))
+    ax.text(
+        8.55, 1.8, "symptoms that name it\nmove, the others stay:\na true reason", va="center", fontsize=8.5
+    )
+    return figure
+
+
+def map_and_measures() -> Figure:
+    """A map keeps neighbours; distances, spread and angles are measured where the points come from."""
+    figure, ax = canvas(10.4, 2.9, ())
+    box(ax, 1.2, 1.75, "images, symptoms,\nclasses, prompts", DATA, 2.0, 0.9)
+    arrow(ax, (2.2, 1.75), (2.7, 1.75))
+    box(ax, 3.6, 1.75, "$D$ numbers each", DATA, 1.7)
+    arrow(ax, (4.45, 1.9), (4.8, 1.9), (4.8, 2.4), (5.2, 2.4))
+    box(ax, 6.2, 2.4, "UMAP keeps\nneighbours", DATA, 1.9)
+    arrow(ax, (7.15, 2.4), (7.7, 2.4))
+    box(ax, 8.9, 2.4, "two numbers each:\na map, of each seed", DATA, 2.3)
+    arrow(ax, (4.45, 1.6), (4.8, 1.6), (4.8, 1.1), (7.7, 1.1))
+    box(ax, 8.9, 1.1, "gap, spread, silhouette:\nwhat the map hides", DATA, 2.3)
+    return figure
+
+
+DIAGRAMS = {
+    "diagram_clip": clip_training,
+    "diagram_zero_shot": zero_shot,
+    "diagram_symptoms": symptom_loop,
+    "diagram_vip": vip,
+    "diagram_cilmp": cilmp,
+    "diagram_study": study,
+    "diagram_counterfactual": counterfactual_test,
+    "diagram_map": map_and_measures,
+}
+
 if __name__ == "__main__":
-    for name, draw in {"diagram_vip": vip, "diagram_cilmp": cilmp}.items():
+    for name, draw in DIAGRAMS.items():
         save_figure(draw(), name, "python -m notebooks.diagrams")

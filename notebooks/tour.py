@@ -69,13 +69,14 @@ def run_notebook(
 ) -> Any:
     """Run a notebook in a fresh kernel and write it, tidied, to `target` (default: in place).
 
-    It runs in the folder of `target`, beside which a folder `figures` is made. Parameters that
+    It runs in the folder of `target`; beside a folder `notebooks` one for `figures` is made. Parameters that
     it does not have are passed over. Nothing is written unless every cell succeeded.
     Returns the notebook (an nbformat node); raises NotebookError with the failed cell and its traceback.
     """
     target = path if target is None else target
     target.parent.mkdir(parents=True, exist_ok=True)
-    (target.parent.resolve().parent / "figures").mkdir(exist_ok=True)
+    if target.parent.resolve().name == "notebooks":
+        (target.parent.resolve().parent / "figures").mkdir(exist_ok=True)
     own = {name: value for name, value in (parameters or {}).items() if name in parameters_of(path)}
     bar = {
         "desc": path.stem,

@@ -9,6 +9,7 @@ from tour import run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+SOLUTIONS = sorted((ROOT / "notebooks/solutions").glob("*.ipynb"))
 PAGES = (
     "README.md",
     "figures/README.md",
@@ -22,6 +23,9 @@ ABSOLUTE_PATH = re.compile(
     r"(?<![\w.:/])/(?:home|root|work|tmp|Users|mnt|opt|usr|private|content)/|\b[A-Z]:\\\\?\w"
 )
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_of_both = pytest.mark.parametrize(
+    "path", [*NOTEBOOKS, *SOLUTIONS], ids=lambda path: str(path.relative_to(ROOT / "notebooks"))
+)
 
 
 def cells(path: Path, kind: str) -> list:
@@ -64,7 +68,7 @@ def test_has_one_parameters_cell_and_says_which_cells_are_results(path):
     assert tags.count("results") >= 1
 
 
-@each_notebook
+@each_of_both
 def test_was_committed_executed_from_top_to_bottom_without_errors_or_warnings(path):
     code = cells(path, "code")
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
@@ -74,7 +78,7 @@ def test_was_committed_executed_from_top_to_bottom_without_errors_or_warnings(pa
         assert "Warning" not in said, said
 
 
-@each_notebook
+@each_of_both
 def test_names_no_absolute_path_and_is_small(path):
     for cell in cells(path, "code"):
         for text in texts(cell):
@@ -83,7 +87,7 @@ def test_names_no_absolute_path_and_is_small(path):
     assert size <= 400_000, f"{size:,} bytes: draw fewer or smaller figures"
 
 
-@each_notebook
+@each_of_both
 def test_is_more_prose_than_code_in_short_cells(path):
     code = cells(path, "code")
     longest = max(code, key=lambda cell: len(cell.source.splitlines()))
@@ -91,7 +95,8 @@ def test_is_more_prose_than_code_in_short_cells(path):
     prose = "\n".join(cell.source for cell in cells(path, "markdown"))
     words = len(prose.partition("\n## References\n")[0].split())
     ratio = words / sum(len(code_lines(cell)) for cell in code)
-    assert 4 <= ratio <= 14, f"{ratio:.1f} words of prose per line of code"
+    least = 4 if path in NOTEBOOKS else 0
+    assert least <= ratio <= 14, f"{ratio:.1f} words of prose per line of code"
 
 
 def links(path: Path) -> list[str]:
@@ -105,7 +110,7 @@ def links(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "path", [*NOTEBOOKS, *map(ROOT.joinpath, PAGES)], ids=lambda path: str(path.relative_to(ROOT))
+    "path", [*NOTEBOOKS, *SOLUTIONS, *map(ROOT.joinpath, PAGES)], ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_pictures_and_links_exist(path):
     missing = [link for link in links(path) if not (path.parent / link).exists()]
@@ -121,6 +126,29 @@ def test_opens_with_a_link_to_the_glossary_and_leads_to_the_next_notebook(path):
     summary = summary.split("## Summary")[1].split("## Exercises")[0]
     if following:
         assert f"]({following[0].name})" in summary.partition("**Next:**")[2], following[0].name
+
+
+@each_notebook
+def test_each_exercise_has_a_solution_that_says_what_must_hold(path):
+    prose = "\n".join(cell.source for cell in cells(path, "markdown"))
+    exercises = prose.partition("\n## Exercises\n")[2].partition("\n## References\n")[0]
+    assert f"](solutions/{path.name})" in exercises and "<details>" not in prose
+    claims: dict[str, int] = {}  # by the number of the solution: how many asserts its cells have
+    for cell in nbformat.read(path.parent / "solutions" / path.name, as_version=4).cells:
+        if cell.cell_type == "markdown" and (heading := re.match(r"## (\d+)\. ", cell.source)):
+            number = heading[1]
+            claims[number] = 0
+        elif cell.cell_type == "code" and claims:
+            claims[number] += len(re.findall(r"^ *assert ", cell.source, re.MULTILINE))
+    assert list(claims) == re.findall(r"^(\d+)\. ", exercises, re.MULTILINE)
+    assert all(claims.values()), claims
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_solutions_run(path, tmp_path):
+    run_notebook(path, tmp_path / path.name)
 
 
 @pytest.mark.slow

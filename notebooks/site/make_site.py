@@ -21,7 +21,8 @@ from assign import student_version  # noqa: E402
 
 COPIED = [
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "figures/*"),
-    *("notebooks/*.ipynb", "notebooks/*.md", "notebooks/assignments/*.md", "data_cards/*.md"),
+    *("notebooks/*.ipynb", "notebooks/solutions/*.ipynb", "notebooks/*.md", "notebooks/assignments/*.md"),
+    "data_cards/*.md",
     *("medvlp/assets/*/README.md", "tests/*/README.md", "medvlp/study/ablation/study.py"),
 ]
 

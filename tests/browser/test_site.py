@@ -126,6 +126,7 @@ def test_every_notebook_card_and_page_is_there(site):
     wanted = [*(ROOT / "notebooks").glob("[0-9]*.ipynb"), *(ROOT / "notebooks").glob("*.md")]
     wanted += [*(ROOT / "data_cards").glob("*.md"), *(ROOT / "medvlp/assets").glob("*/README.md")]
     wanted += [path for kind in ("*.ipynb", "*.md") for path in (ROOT / "notebooks/assignments").glob(kind)]
+    wanted += [*(ROOT / "notebooks/solutions").glob("*.ipynb")]
     wanted += [ROOT / "README.md", ROOT / "tests/benchmarks/README.md"]
     pages = [site / path.relative_to(ROOT).with_suffix(".html") for path in wanted]
     assert [page for page in pages if not page.is_file()] == []
