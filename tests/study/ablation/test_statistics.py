@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from medvlp.study.ablation.statistics import (
     COMPARISON,
@@ -146,12 +147,13 @@ def test_mcnemar_by_hand():
     # 1 won and 8 lost: twice the chance of at most 1 head in 9 throws.
     exact = 2 * (comb(9, 0) + comb(9, 1)) / 2**9
     new, base = both_right(50, both=30, only_a=1, only_b=8)
-    row = against(Runs(labels_of(50)).add(new, method="new").add(base, method="base")).iloc[0]
+    row = against(Runs(labels_of(50)).add(new, method="new").add(base, method="base"), n_bootstrap=10).iloc[0]
     assert (row["won"], row["lost"]) == (1, 8)
     assert row["p McNemar"] == pytest.approx(exact) == pytest.approx(0.0390625)
     # 30 and 10: (|30 - 10| - 1)^2 / 40 = 9.025, chi-squared with one degree of freedom.
     new, base = both_right(100, both=40, only_a=30, only_b=10)
-    row = against(Runs(labels_of(100)).add(new, method="new").add(base, method="base")).iloc[0]
+    runs = Runs(labels_of(100)).add(new, method="new").add(base, method="base")
+    row = against(runs, n_bootstrap=10).iloc[0]
     assert row["p McNemar"] == pytest.approx(stats.chi2.sf(9.025, 1))
 
 
@@ -166,16 +168,18 @@ def test_mcnemar_is_of_the_mean_probabilities_of_the_seeds():
 def test_images_of_one_patient_are_no_independent_throws():
     new, base = both_right(50, both=30, only_a=1, only_b=8)
     runs = Runs(labels_of(50), groups=np.arange(50) // 5).add(new, method="new").add(base, method="base")
-    row = against(runs).iloc[0]
+    row = against(runs, n_bootstrap=10).iloc[0]
     assert np.isnan(row["p McNemar"]) and np.isnan(row["p McNemar Holm"]) and np.isfinite(row["p"])
 
 
-def test_holm_by_hand():
+def test_holm_by_hand_and_as_statsmodels_has_it():
     # Sorted 0.01, 0.03, 0.04, times 3, 2, 1, and none below the one before it.
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.01, np.nan, 0.04]) == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
     assert holm([0.9, 0.8]) == pytest.approx([1, 1])
     assert np.isnan(holm([np.nan])).all() and len(holm([])) == 0
+    p = np.random.default_rng(0).beta(0.3, 2, size=60).round(2)  # with ties
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
 
 
 def test_every_row_counts_for_holm():
@@ -183,7 +187,7 @@ def test_every_row_counts_for_holm():
     runs = Runs(labels_of(100))
     for i, accuracy in enumerate((0.6, 0.7, 0.8, 0.62)):
         runs.add(rng.random(100) < accuracy, method=f"m{i}" if i else "base")
-    table = against(runs)
+    table = against(runs, n_bootstrap=100)
     assert len(table) == 3
     assert table["p Holm"].tolist() == pytest.approx(holm(table["p"]))
     assert table["p McNemar Holm"].tolist() == pytest.approx(holm(table["p McNemar"]))
@@ -231,7 +235,8 @@ def test_equal_methods_are_told_apart_no_oftener_than_the_level():
 
 def test_a_method_against_its_own_predictions_is_a_null_result():
     right = np.arange(60) % 3 > 0
-    row = against(Runs(labels_of(60)).add(right, method="base").add(right, method="new")).iloc[0]
+    runs = Runs(labels_of(60)).add(right, method="base").add(right, method="new")
+    row = against(runs, n_bootstrap=100).iloc[0]
     assert row[["difference", "images low", "images high", "won", "lost"]].tolist() == [0, 0, 0, 0, 0]
     assert row[["p", "p Holm", "p McNemar"]].tolist() == [1, 1, 1]
 
