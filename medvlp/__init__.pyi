@@ -37,9 +37,9 @@ from .study.ablation.statistics import holm
 from .study.ablation.study import Study, run_ablation
 from .study.ablation.tables import in_words, to_markdown
 from .study.attributes import attribute_accuracy, attribute_agreement
+from .study.cross_validation import compare, cross_validate
 from .study.evaluation import Report, evaluate
 from .study.prediction import Prediction, predict
-from .study.protocols import compare, cross_validate
 from .study.saving import load, save
 from .study.training.callbacks import EpochAverage
 from .study.training.config import TrainConfig, recipe

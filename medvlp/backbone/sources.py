@@ -21,14 +21,13 @@ from open_clip.tokenizer import HFTokenizer
 from torch import nn
 from transformers import AutoConfig
 
-from medvlp.backbone.formats import (
+from medvlp.backbone.formats import from_file, from_transformers
+from medvlp.backbone.hub import (
     CONFIG,
     NO_CODE,
     TOWER_CONFIG,
     check_at_hand,
     first_file,
-    from_file,
-    from_transformers,
     refuse_code,
     take_along,
 )

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import native_bfloat16
-from medvlp.backbone.formats import check_at_hand, refuse_code, why_not
+from medvlp.backbone.hub import check_at_hand, refuse_code, why_not
 from medvlp.data.errors import brief
 from medvlp.data.files import file_hash, in_threads, sha256
 

@@ -11,9 +11,9 @@ from medvlp.backbone.clip import Clip
 from medvlp.methods.adapters.linear_probe import LinearProbe
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
+from medvlp.study.cross_validation import compare, cross_validate
 from medvlp.study.evaluation import evaluate
 from medvlp.study.metrics import METRICS, metric_values
-from medvlp.study.protocols import compare, cross_validate
 from medvlp.study.training.config import TrainConfig
 from tests.methods.small import make_card, make_set
 from tests.study.test_evaluation import Reader, noisy_logits, written
