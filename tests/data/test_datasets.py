@@ -157,14 +157,14 @@ def test_patients_that_given_splits_share_are_counted(tmp_path):
 
 def test_other_files_are_left_alone_counted_and_said(squares):
     assert "no images" not in repr(load_dataset(FOLDER, root=squares))
-    for name in ("Thumbs.db", ".hidden.png", "LICENSE", "a.PDF", "b.pdf", "c.mpg", "d.eps", "e.h5", "f.dcm"):
+    for name in ("Thumbs.db", ".hidden.png", "LICENSE", "a.PDF", "b.pdf", "c.mpg", "d.eps", "e.h5", "f.mat"):
         (squares / "dark" / name).write_text("x")
     (squares / "__MACOSX").mkdir()
     data = load_dataset(FOLDER, root=squares)
     assert sum(sizes(data).values()) == 60
-    others = dict.fromkeys(("", ".db", ".dcm", ".eps", ".h5", ".mpg", "hidden"), 1) | {".pdf": 2}
+    others = dict.fromkeys(("", ".db", ".eps", ".h5", ".mat", ".mpg", "hidden"), 1) | {".pdf": 2}
     assert data.record["other_files"] == others
-    said = "1 without ending, 1 .db, 1 .dcm, 1 .eps, 1 .h5, 1 .mpg, 2 .pdf, 1 hidden"
+    said = "1 without ending, 1 .db, 1 .eps, 1 .h5, 1 .mat, 1 .mpg, 2 .pdf, 1 hidden"
     assert f"no images, left out: {said}" in repr(data)
 
 
