@@ -4,6 +4,7 @@ The copies are smaller: fewer images, seeds, epochs and draws, so that each take
 """
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ class Notebook:
             if "parameters" in cell.metadata.get("tags", []):
                 cell.source += "".join(f"\n{key} = {value!r}" for key, value in parameters.items())
         nbformat.write(notebook, folder / name)
-        for beside in ("figures", "notebooks"):  # as in a checkout, so figures are saved here
-            (lab.root / beside).mkdir(exist_ok=True)
+        # as in a checkout: diagrams are shown from here, and figures saved
+        shutil.copytree(FOLDER.parent / "figures", lab.root / "figures", dirs_exist_ok=True)
+        (lab.root / "notebooks").mkdir(exist_ok=True)
         self.cells = notebook.cells
         self.page = lab.open_file(folder / name)
         self.tab = self.page.page

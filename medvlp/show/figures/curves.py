@@ -188,8 +188,8 @@ def name_rate_figure(runs: pd.DataFrame, bayes: float, chance: float) -> Figure:
     check_kinds(name_rate_figure, locals())
     check_columns(runs, ["name_rate", "seed", "step", "knowledge", "accuracy"], "shipped_study('name_rate')")
     runs = runs.sort_values(["name_rate", "seed", "step", "knowledge"], ignore_index=True)
-    steps, lowest = sorted(runs["step"].unique()), runs["name_rate"].min()
-    size = (3.2 * len(steps), 3.2)
+    steps = sorted(runs["step"].unique())
+    size = (3.2 * len(steps) + 1.3, 3.2)
     fig, axes = plt.subplots(1, len(steps), figsize=size, sharey=True, layout="constrained")
     for ax, step in zip(axes, steps, strict=True):
         part = runs[runs["step"] == step]
@@ -199,10 +199,12 @@ def name_rate_figure(runs: pd.DataFrame, bayes: float, chance: float) -> Figure:
         ax.axhline(bayes, color="0.4", linestyle="dashed", linewidth=1)
         ax.axhline(chance, color="0.4", linestyle="dotted", linewidth=1)
         ax.set(xscale="log", title=f"after {step} steps", xlabel="share of captions that name a disease")
-    axes[0].text(lowest, bayes + 0.005, "Bayes optimum", fontsize=8, color="0.4")
-    axes[0].text(lowest, chance + 0.005, "chance", fontsize=8, color="0.4")
+    beside = {"transform": axes[-1].get_yaxis_transform(), "va": "center", "fontsize": 8, "color": "0.4"}
+    axes[-1].text(1.03, bayes, "Bayes optimum", **beside)
+    axes[-1].text(1.03, chance, "chance", **beside)
     axes[0].set_ylabel("zero-shot accuracy")
-    axes[-1].get_legend().set_title("line: mean of seeds\nmarks: each seed")
+    title = "line: mean of seeds\nmarks: each seed"
+    sns.move_legend(axes[-1], "upper left", bbox_to_anchor=(1.0, 0.4), title=title, frameon=False)
     plt.close(fig)  # the powers of ten stay mathematics
     return fig
 
