@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
 from medvlp.data.errors import brief, check_choice, check_kinds
@@ -90,11 +91,11 @@ def holm(p: Sequence[float]) -> np.ndarray:
         [0.03, 0.06, 0.06]
     """
     check_kinds(holm, locals())
-    # statsmodels' multipletests does the same, but searches all memory for garbage in each call
     p = np.asarray(p, dtype=float)
-    order = p.argsort()[: np.isfinite(p).sum()]  # NaN comes last
+    known = np.isfinite(p)
     corrected = np.full(len(p), np.nan)
-    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    if known.any():
+        corrected[known] = multipletests(p[known], method="holm")[1]
     return corrected
 
 
