@@ -82,7 +82,8 @@ $(STAMP): pyproject.toml requirements.lock $(STALE)
 	else echo "Updating $(VENV): pyproject.toml or requirements.lock has changed"; fi; \
 	rm -f $(STAMP); \
 	if [ -n "$$has_uv" ]; then \
-	  install="uv pip install --python $(PY)"; uninstall="uv pip uninstall --python $(PY)"; cpu="$(CPU_UV)"; \
+	  install="uv pip install --compile-bytecode --python $(PY)"; \
+	  uninstall="uv pip uninstall --python $(PY)"; cpu="$(CPU_UV)"; \
 	else install="$(PY) -m pip install --disable-pip-version-check"; uninstall="$(PY) -m pip uninstall -y"; \
 	  cpu="$(CPU_PIP)"; fi; \
 	if [ -n "$$new" ] && [ -z "$(GPU)$${UV_TORCH_BACKEND:-}" ] && [ "$$(uname)" = Linux ] \
