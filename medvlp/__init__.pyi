@@ -8,8 +8,8 @@ from .data.cards import DataCard, list_cards, load_card
 from .data.datasets import Data, ImageSet, load_dataset
 from .data.phantoms.worlds import captions, get_world
 from .data.splits import few_shot
-from .knowledge.llm.local_llm import local_llm
-from .knowledge.llm.representations import Representations, llm_representations, shipped_representations
+from .knowledge.local_llm import local_llm
+from .knowledge.representations import Representations, llm_representations, shipped_representations
 from .knowledge.symptoms.generate import generate_symptoms
 from .knowledge.symptoms.sets import SymptomSet
 from .methods.adapters.clip_adapter import CLIPAdapter

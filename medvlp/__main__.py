@@ -12,7 +12,7 @@ import yaml
 if TYPE_CHECKING:  # these load torch, and the other commands need none
     import pandas as pd
 
-    from medvlp.knowledge.llm.representations import Representations
+    from medvlp.knowledge.representations import Representations
     from medvlp.study.ablation.papers import Ablation
     from medvlp.study.ablation.study import Study
 
@@ -142,7 +142,7 @@ def read_representations(paths: Sequence[Path], cards: Sequence[str | Path]) -> 
         ValueError: a file of none of these cards, two of one, or one that cannot be read.
     """
     from medvlp.data.cards import load_card
-    from medvlp.knowledge.llm.representations import Representations
+    from medvlp.knowledge.representations import Representations
 
     by_card: dict[str, Representations] = {}
     loaded = [load_card(card) for card in cards] if paths else []

@@ -6,7 +6,7 @@ from PIL import Image
 
 from medvlp.__main__ import main, parse_setting, repeated
 from medvlp.data.cards import list_cards, load_card
-from medvlp.knowledge.llm.representations import shipped_folder
+from medvlp.knowledge.representations import shipped_folder
 from medvlp.study.ablation.papers import ABLATIONS
 from medvlp.study.ablation.store import RunStore
 from medvlp.study.ablation.study import Study

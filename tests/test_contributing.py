@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import medvlp
-from medvlp.methods import registry
+from medvlp.methods import METHODS
 from medvlp.study.training.config import TrainConfig
 from tests.study.training.small_training import CARD, small_sets
 
@@ -26,14 +26,14 @@ def biases(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / f"{home.rsplit('.')[-1]}.py").write_text(FILE, encoding="utf-8")
     monkeypatch.setattr(medvlp.methods, "__path__", [*medvlp.methods.__path__, str(folder)])
-    monkeypatch.setitem(registry.METHODS.data, name, home)
+    monkeypatch.setitem(METHODS.data, name, home)
     yield name
     sys.modules.pop(home, None)
 
 
 def test_the_example_trains_saves_loads_and_predicts(biases, clip, tmp_path):
     train, val = small_sets()
-    method = registry.METHODS[biases](clip, CARD)
+    method = METHODS[biases](clip, CARD)
     before = medvlp.evaluate(method, train, n_bootstrap=10).table()["value"]["accuracy"]
     history = medvlp.fit(method, train, val, TrainConfig(epochs=8, lr=1.0, batch_size=6), progress=False)
     assert len(history) == 8 and method.b.abs().max() > 0
@@ -47,7 +47,7 @@ def test_the_example_trains_saves_loads_and_predicts(biases, clip, tmp_path):
 
 
 def test_its_recipe_is_what_fit_uses(biases):
-    config = medvlp.recipe(registry.METHODS[biases])
+    config = medvlp.recipe(METHODS[biases])
     assert (config.epochs, config.lr, config.batch_size) == (10, 0.1, 32)
 
 

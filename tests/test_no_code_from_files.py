@@ -11,13 +11,13 @@ from transformers import AutoConfig
 
 import medvlp.study.saving as saving
 from medvlp.backbone.clip import load_clip
-from medvlp.knowledge.llm.llms import LLM, find_llm
-from medvlp.knowledge.llm.local_llm import local_llm
-from medvlp.knowledge.llm.representations import llm_representations
+from medvlp.knowledge.llms import LLM, find_llm
+from medvlp.knowledge.local_llm import local_llm
+from medvlp.knowledge.representations import llm_representations
 from medvlp.methods.vip import ViP
 from medvlp.study.saving import load, save
 from tests.backbone import small_clips
-from tests.knowledge.llm.small_llm import save_llm
+from tests.knowledge.small_llm import save_llm
 from tests.methods.small import make_card
 from tests.study.training.small_training import CARD
 

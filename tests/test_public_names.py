@@ -5,7 +5,7 @@ import pytest
 
 import medvlp
 import medvlp.show
-from medvlp.methods.registry import METHODS
+from medvlp.methods import METHODS
 
 
 @pytest.mark.parametrize("package", [medvlp, medvlp.show], ids=lambda package: package.__name__)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from medvlp.methods.registry import METHODS
+from medvlp.methods import METHODS
 from medvlp.study.ablation.papers import TRAINED
 from medvlp.study.ablation.tables import to_markdown, wide
 

@@ -11,14 +11,14 @@ from torch.nn.utils import parametrize
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_deep_text, image_blocks, image_width, in_parts, text_blocks
 from medvlp.backbone.prompts.slots import FIRST_CTX, STD, find_slots, slotted, word_tokens
-from medvlp.backbone.prompts.text_walk import SlotVectors, TextWalk, can_walk_text
+from medvlp.backbone.prompts.walks import SlotVectors, TextWalk, can_walk_text
 from medvlp.data.card_parts import plain_name
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import brief, check_choice
-from medvlp.knowledge.llm.representations import Representations, shipped_representations
+from medvlp.knowledge.representations import Representations, shipped_representations
 from medvlp.methods.base import check_at_least
 from medvlp.methods.interventions import ConditionalLoReFT, EditedRows, LoReFT
-from medvlp.methods.prompt_tuning.deep_prompts import PromptedTower, depth_in
+from medvlp.methods.prompt_tuning.vpt import PromptedTower, depth_in
 
 INTERVENTIONS = ("conditional", "unconditional", "none")
 

@@ -1,7 +1,6 @@
-from .counterfactuals.controls import faithfulness_controls
-from .counterfactuals.faithfulness import counterfactual, counterfactual_summary, faithfulness, what_is_seen
-from .counterfactuals.figures import counterfactual_figure, faithfulness_figure, twin_figure
-from .counterfactuals.twins import claims_of, flip, flip_all, gibberish, with_symptoms
+from .explanations.controls import faithfulness_controls
+from .explanations.faithfulness import counterfactual, counterfactual_summary, faithfulness, what_is_seen
+from .explanations.figures import counterfactual_figure, faithfulness_figure, twin_figure
 from .explanations.patch_maps import (
     attention_rollout,
     localisation,
@@ -10,12 +9,12 @@ from .explanations.patch_maps import (
     patch_similarity,
 )
 from .explanations.scores import explanation_figure, symptom_scores_table
+from .explanations.twins import claims_of, flip, flip_all, gibberish, with_symptoms
 from .figures.ablations import forest_plot, heat_map, intervention_figure
 from .figures.basic import contrastive_matrix, interval_plot, save_figure, show_images, symptom_bars
 from .figures.curves import name_rate_figure, report_curves, shots_curve, training_curves
+from .gallery.doubtful import label_noise_suspects, stability
 from .gallery.failures import Failures, failures, right_and_wrong
-from .gallery.label_noise import label_noise_suspects
-from .gallery.stability import stability
 from .maps.embeddings import Embeddings, class_points, image_points, llm_points, modality_gap, symptom_points
 from .maps.figure import map_figure
 from .maps.page import scatter_page

@@ -15,9 +15,9 @@ from medvlp.backbone.sources import PLACES
 from medvlp.data.cards import DataCard, list_cards, load_card
 from medvlp.data.errors import brief, check_kinds, listed, unknown_name
 from medvlp.data.tensor_files import read_tensors, write_tensors
-from medvlp.knowledge.llm.representations import Representations
+from medvlp.knowledge.representations import Representations
+from medvlp.methods import METHODS
 from medvlp.methods.base import Method, check_named_arguments, load_own_tensors, own_tensors
-from medvlp.methods.registry import METHODS
 
 KIND = "medvlp method"
 SAVED = "saved"

@@ -37,7 +37,7 @@ from medvlp.knowledge.symptoms.replies import ReplyError, parse_reply
 from medvlp.methods.interventions import ConditionalLoReFT, LoReFT
 from medvlp.methods.vip import merge
 from medvlp.show import claims_of, counterfactual, counterfactual_summary, faithfulness, flip_all
-from medvlp.show.counterfactuals.controls import shuffled_claims
+from medvlp.show.explanations.controls import shuffled_claims
 from medvlp.study import metrics
 from medvlp.study.training.batches import make_optimizer
 

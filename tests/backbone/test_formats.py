@@ -29,7 +29,7 @@ from medvlp.backbone import sources
 from medvlp.backbone.clip import load_clip
 from medvlp.backbone.prompts.hooks import encode_deep_images, image_blocks
 from medvlp.backbone.sources import BERT
-from medvlp.knowledge.llm.representations import Representations
+from medvlp.knowledge.representations import Representations
 from medvlp.methods.cilmp import CILMP
 from medvlp.methods.prompt_tuning.coop import CoOp
 from medvlp.methods.vip import ViP

@@ -12,15 +12,15 @@ from medvlp.data.datasets import load_dataset
 from medvlp.data.phantoms.worlds import DRAWINGS
 from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
-from medvlp.show.counterfactuals.controls import faithfulness_controls
-from medvlp.show.counterfactuals.faithfulness import (
+from medvlp.show.explanations.controls import faithfulness_controls
+from medvlp.show.explanations.faithfulness import (
     counterfactual,
     counterfactual_summary,
     faithfulness,
     what_is_seen,
 )
-from medvlp.show.counterfactuals.twins import flip_all
 from medvlp.show.explanations.patch_maps import localisation
+from medvlp.show.explanations.twins import flip_all
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 from tests.benchmarks.timing import Clock, options

@@ -9,5 +9,5 @@ cd "$(dirname "$0")/../.."
     echo "$python lacks a package: run make setup GPU=yes, then give .venv/bin/python as the second argument." >&2
     exit 1
 }
-"$python" -m pytest -q -n 0 -p no:cacheprovider -rs -k "cuda or gpu or device" tests/backbone tests/knowledge/llm tests/study
+"$python" -m pytest -q -n 0 -p no:cacheprovider -rs -k "cuda or gpu or device" tests/backbone tests/knowledge tests/study
 "$python" -m tests.benchmarks.on_gpu "$out"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.prompts import hooks
 from medvlp.data.cards import DataCard, load_card
-from medvlp.knowledge.llm.representations import Representations
+from medvlp.knowledge.representations import Representations
 from medvlp.methods.base import own_tensors
 from medvlp.methods.cilmp import CILMP
 from medvlp.methods.interventions import ConditionalLoReFT
@@ -270,7 +270,7 @@ def test_hooks_equal_the_walks(clip64, monkeypatch, depth):
     cilmp = build(clip64, [8, 13, 10], depth=depth, image_depth=min(depth, 2))
     walked = cilmp(draw_images(clip64))
     cilmp.walk = None
-    monkeypatch.setattr("medvlp.backbone.prompts.image_walk.can_walk_image", lambda visual: False)
+    monkeypatch.setattr("medvlp.backbone.prompts.walks.can_walk_image", lambda visual: False)
     assert_equal(cilmp, cilmp(draw_images(clip64)), walked)
 
 
@@ -280,7 +280,7 @@ def test_hooks_equal_the_walks(clip64, monkeypatch, depth):
 def test_blocks_and_tokens_equal_the_authors(golden, monkeypatch):
     """By hooks, which compute every position as the authors do; a walk computes what is read of them."""
     cilmp, arrays, seen = golden.cilmp, golden.arrays, {"text": [], "vision": []}
-    monkeypatch.setattr("medvlp.backbone.prompts.image_walk.can_walk_image", lambda visual: False)
+    monkeypatch.setattr("medvlp.backbone.prompts.walks.can_walk_image", lambda visual: False)
     cilmp.walk = None
     towers = {"text": cilmp.clip.model.text, "vision": cilmp.clip.model.visual}
     for name, tower in towers.items():

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medvlp.knowledge.llm.representations import Representations
+from medvlp.knowledge.representations import Representations
+from medvlp.methods import METHODS
 from medvlp.methods.base import Method, arguments_of, own_tensors
-from medvlp.methods.registry import METHODS
 from medvlp.study.ablation.study import run_ablation
 from medvlp.study.evaluation import evaluate
 from medvlp.study.prediction import predict

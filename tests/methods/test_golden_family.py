@@ -20,9 +20,9 @@ from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.features import Features
 from medvlp.data.cards import DataCard
 from medvlp.data.image_sets import ImageSet
+from medvlp.methods import METHODS
 from medvlp.methods.adapters import tip_adapter
 from medvlp.methods.base import Method, learned_parameters, own_tensors
-from medvlp.methods.registry import METHODS
 from medvlp.study.training import batches
 from medvlp.study.training import fit as training
 from medvlp.study.training.batches import Batch, FeatureBatches, Logits, make_optimizer

@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 from sklearn import metrics as sk
 from torchvision.transforms.functional import pil_to_tensor
 
+from medvlp.methods import METHODS
 from medvlp.methods.base import Method
-from medvlp.methods.registry import METHODS
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study import evaluation, metrics
 from medvlp.study.evaluation import Report, evaluate, predict_logits

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from medvlp.data.cards import DataCard
-from medvlp.knowledge.llm.representations import Representations
+from medvlp.knowledge.representations import Representations
 from medvlp.methods.adapters.linear_probe import LinearProbe
 from medvlp.methods.base import own_tensors
 from medvlp.methods.cilmp import CILMP

@@ -25,10 +25,9 @@ from medvlp.data.datasets import ImageSet
 from medvlp.data.errors import exact_kinds, listed
 from medvlp.data.files import cache_folder, check_writable, sha256
 from medvlp.knowledge.symptoms import questions
-from medvlp.knowledge.symptoms.contact_sheet import ROWS, TILE, check_shown, contact_sheet
 from medvlp.knowledge.symptoms.one_class import OneClass, Run
 from medvlp.knowledge.symptoms.phrases import PhraseChecker
-from medvlp.knowledge.symptoms.questions import SymptomPrompts
+from medvlp.knowledge.symptoms.questions import ROWS, TILE, SymptomPrompts, check_shown, contact_sheet
 from medvlp.knowledge.symptoms.server import Server, SymptomError
 from medvlp.knowledge.symptoms.sets import ClassRecord, SymptomRecord, SymptomSet, now
 

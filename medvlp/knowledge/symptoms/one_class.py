@@ -15,9 +15,8 @@ from medvlp.data.card_parts import plain_name
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import brief
 from medvlp.data.html import data_uri
-from medvlp.knowledge.symptoms.contact_sheet import ContactSheet
 from medvlp.knowledge.symptoms.phrases import PhraseChecker, phrase_features, words_of
-from medvlp.knowledge.symptoms.questions import JSON_KEY, SymptomPrompts
+from medvlp.knowledge.symptoms.questions import JSON_KEY, ContactSheet, SymptomPrompts
 from medvlp.knowledge.symptoms.replies import REPLY_KINDS, ReplyError, parse_reply
 from medvlp.knowledge.symptoms.server import RESUME, SHOWN, Server, SymptomError
 from medvlp.knowledge.symptoms.sets import Call, Candidate, ClassRecord, SymptomRecord

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from medvlp.backbone.clip import Clip
 from medvlp.data.cards import DataCard
 from medvlp.methods.base import Method
-from medvlp.methods.prompt_tuning.context import TRAINER
+from medvlp.methods.prompt_tuning.coop import TRAINER
 from medvlp.methods.zero_shot import ZeroShot
 
 

@@ -12,7 +12,7 @@ from medvlp.backbone.prompts.slots import in_templates
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.methods.base import READING, Method, Reading, check_at_least
-from medvlp.methods.prompt_tuning.context import TRAINER
+from medvlp.methods.prompt_tuning.coop import TRAINER
 from medvlp.methods.zero_shot import ZeroShot
 
 

@@ -10,7 +10,7 @@ from medvlp.backbone.clip import TEXTS_AT_ONCE, Clip
 from medvlp.backbone.prompts.hooks import encode_deep_text
 from medvlp.backbone.prompts.slots import FIRST_CTX
 from medvlp.data.cards import DataCard
-from medvlp.methods.prompt_tuning.context import TRAINER, ContextPrompts
+from medvlp.methods.prompt_tuning.coop import TRAINER, ContextPrompts
 
 REDUCTION = 16  # the meta-net's hidden width is D over this
 

@@ -1,16 +1,67 @@
-"""IVLP: learned prompts in the first blocks of both towers, each tower's own."""
+"""IVLP: learned prompts in the first blocks of both towers, each tower's own.
 
+`ClassTexts` are the texts of all methods that have such prompts in the text tower.
+"""
+
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.hooks import image_blocks, image_width, text_blocks
-from medvlp.backbone.prompts.slots import FIRST_CTX
+from medvlp.backbone.prompts.hooks import encode_deep_text, image_blocks, image_width, text_blocks
+from medvlp.backbone.prompts.slots import FIRST_CTX, find_slots, slots_in_words, slotted, word_tokens
+from medvlp.data.card_parts import plain_name
 from medvlp.data.cards import DataCard
-from medvlp.methods.prompt_tuning.context import DEEP_TRAINER
-from medvlp.methods.prompt_tuning.deep_prompts import DEPTH, ClassTexts, PromptedTower, depth_in, drawn
+from medvlp.methods.base import check_at_least
+from medvlp.methods.prompt_tuning.vpt import DEEP_TRAINER, PromptedTower, depth_in, drawn
+
+DEPTH = 9  # of the prompts of MaPLe and PromptSRC, in towers of 12 blocks
+
+
+class ClassTexts(nn.Module):
+    """The texts of all classes, whose first n_ctx tokens learned vectors replace, block by block.
+
+    With the words "a photo of a" and n_ctx 2 a text is `[SOS] v1 v2 of a name . [EOS]`, as in the code of
+    MaPLe's authors: what the vectors do not replace stays. Words of fewer than n_ctx tokens are left out,
+    so that it is `[SOS] v1 .. vn name . [EOS]`. Positions are added to the vectors of block 0 alone.
+
+    Args:
+        clip: The frozen model. Each call is given it again: it is no part of this module.
+        classnames: In label order; an underscore is read as a space.
+        n_ctx: Vectors before a block, the same for all classes.
+        words: Before the name; "" for none.
+
+    Attributes:
+        first: (n_ctx, w), the embeddings of the tokens that are replaced, or None without words.
+
+    Raises:
+        ValueError: n_ctx below 1, or a text with more tokens than the tower takes.
+    """
+
+    def __init__(self, clip: Clip, classnames: Sequence[str], n_ctx: int, words: str = FIRST_CTX) -> None:
+        """Tokenize the texts; see the class."""
+        super().__init__()
+        check_at_least(1, {"n_ctx": n_ctx})
+        names = [plain_name(name) for name in classnames]
+        _, known = word_tokens(clip, words)  # (m,)
+        self.first: Tensor | None = None
+        if len(known) < n_ctx:
+            texts = [slotted(name, n_ctx, "end") for name in names]
+            tokens, slots = find_slots(clip, texts)  # (n_cls, L) each
+        else:
+            tokens, slots = slots_in_words(clip, words, names, n_ctx)  # (n_cls, L) each
+            self.first = clip.token_embedding(known[:n_ctx]).detach().float()
+        self.register_buffer("tokens", tokens.to(clip.device), persistent=False)
+        self.register_buffer("slots", slots.to(clip.device), persistent=False)
+
+    def forward(self, clip: Clip, ctx: Tensor) -> Tensor:
+        """Text features (n_cls, D), L2-normalised, with ctx[i] before block i; ctx is (depth, n_ctx, w)."""
+        vectors = [v.repeat(len(self.tokens), 1)[None] for v in ctx]  # (1, n_cls * n_ctx, w) each
+        t = encode_deep_text(clip, self.tokens, self.slots, vectors)  # (1, n_cls, D)
+        return F.normalize(t[0].float(), dim=-1)
 
 
 class IVLP(PromptedTower):

@@ -8,7 +8,7 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.slots import FIRST_CTX
 from medvlp.data.cards import DataCard
 from medvlp.methods.base import check_at_least
-from medvlp.methods.prompt_tuning.context import TRAINER, ContextPrompts
+from medvlp.methods.prompt_tuning.coop import TRAINER, ContextPrompts
 from medvlp.methods.zero_shot import template_features
 
 

@@ -9,8 +9,8 @@ from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import image_blocks, image_width, text_blocks
 from medvlp.backbone.prompts.slots import FIRST_CTX
 from medvlp.data.cards import DataCard
-from medvlp.methods.prompt_tuning.context import DEEP_TRAINER
-from medvlp.methods.prompt_tuning.deep_prompts import DEPTH, ClassTexts, PromptedTower, depth_in, drawn
+from medvlp.methods.prompt_tuning.ivlp import DEPTH, ClassTexts
+from medvlp.methods.prompt_tuning.vpt import DEEP_TRAINER, PromptedTower, depth_in, drawn
 
 
 class MaPLe(PromptedTower):

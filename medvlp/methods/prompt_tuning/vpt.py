@@ -1,16 +1,70 @@
-"""VPT: learned prompts in the image tower, classified by the texts of the class names."""
+"""VPT: learned prompts in the image tower, classified by the texts of the class names.
 
+`PromptedTower` is what all methods share that have such prompts, `DEEP_TRAINER` what their recipes share.
+"""
+
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import image_blocks, image_width
+from medvlp.backbone.prompts.slots import STD
+from medvlp.backbone.prompts.walks import encode_image_prompts
 from medvlp.data.cards import DataCard
-from medvlp.methods.prompt_tuning.context import DEEP_TRAINER
-from medvlp.methods.prompt_tuning.deep_prompts import PromptedTower, depth_in, drawn
+from medvlp.methods.base import Method
+from medvlp.methods.prompt_tuning.coop import TRAINER
 from medvlp.methods.zero_shot import template_features
+
+DEEP_TRAINER = TRAINER | {"batch_size": 4, "views": "fresh"}  # of prompts in the towers' blocks
+
+
+class PromptedTower(Method):
+    """A method that may have learned prompts in the image tower.
+
+    Attributes:
+        image_prompts: (depth, n, width of the image tower); None leaves the tower as it is.
+    """
+
+    image_prompts: Tensor | None
+
+    @property
+    def keeps_image_tower(self) -> bool:
+        """True without prompts."""
+        return self.image_prompts is None
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """f: features of preprocessed images as the prompted tower sees them, (B, D), L2-normalised."""
+        if self.image_prompts is None:
+            return super().image_features(images)
+        f = encode_image_prompts(self.clip, images, self.image_prompts)  # (B, D)
+        return F.normalize(f.to(self.image_prompts), dim=-1)
+
+
+def drawn(shape: Sequence[int], generator: torch.Generator, first: Tensor | None = None) -> Tensor:
+    """Prompts (depth, n, width) of standard deviation 0.02; those before block 0 are `first`, if given."""
+    prompts = nn.init.normal_(torch.empty(*shape), std=STD, generator=generator)
+    if first is not None:
+        prompts[0] = first
+    return prompts
+
+
+def depth_in(
+    blocks: Sequence[nn.Module], name: str, depth: int | None, least: int, default: int | None = None
+) -> int:
+    """`depth`; if it is None, `default`, or all blocks where there are fewer or there is no default.
+
+    Raises:
+        ValueError: a depth, called `name`, that is below `least` or more than the tower has blocks.
+    """
+    if depth is None:
+        return min(default or len(blocks), len(blocks))
+    if not least <= depth <= len(blocks):
+        raise ValueError(f"{name} must be from {least} to {len(blocks)}, the tower's blocks, got {depth}.")
+    return depth
 
 
 class VPT(PromptedTower):

@@ -1,1 +1,1 @@
-"""What an image's scores and patches say about a decision."""
+"""What an image's scores and patches say about a decision, and whether that is true."""

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.image_walk import can_walk_image
 from medvlp.backbone.prompts.slots import symptom_text
+from medvlp.backbone.prompts.walks import can_walk_image
 from medvlp.data.errors import check_choice, check_kinds
 from medvlp.data.html import Table
 from medvlp.data.image_sets import PhantomSet
-from medvlp.show.counterfactuals.twins import flip, phantoms, some
+from medvlp.show.explanations.twins import flip, phantoms, some
 from medvlp.show.figures.basic import closed
 from medvlp.study.ablation.statistics import t_interval
 

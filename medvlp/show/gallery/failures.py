@@ -1,7 +1,7 @@
 """The failure gallery: which images a method gets wrong, how surely, and what argued for it.
 
-`failures` finds them. `right_and_wrong` compares two methods, `medvlp.show.gallery.stability` and
-`medvlp.show.gallery.label_noise` find images that are doubtful in other ways; all give a `Failures`.
+`failures` finds them, `right_and_wrong` compares two methods, and `medvlp.show.gallery.doubtful` finds images
+that are doubtful in other ways; all give a `Failures`.
 """
 
 import textwrap

@@ -13,7 +13,7 @@ from medvlp.data.errors import brief, check_choice, check_kinds
 from medvlp.data.html import Table, literal
 from medvlp.methods.base import Method, check_symptoms
 from medvlp.methods.zero_shot import score_table
-from medvlp.show.counterfactuals.twins import with_symptoms
+from medvlp.show.explanations.twins import with_symptoms
 from medvlp.show.figures.basic import symptom_bars
 from medvlp.show.widgets.parts import COLOURS, ImageExplorer, table_html
 from medvlp.study.evaluation import evaluating

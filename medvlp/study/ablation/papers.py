@@ -34,10 +34,10 @@ from medvlp.data.cards import DataCard, list_cards, load_card
 from medvlp.data.datasets import Data
 from medvlp.data.errors import check_choice, check_kinds
 from medvlp.data.html import Table
-from medvlp.knowledge.llm.llms import find_llm
-from medvlp.knowledge.llm.representations import Representations, llm_representations
+from medvlp.knowledge.llms import find_llm
+from medvlp.knowledge.representations import Representations, llm_representations
+from medvlp.methods import METHODS
 from medvlp.methods.base import arguments_of
-from medvlp.methods.registry import METHODS
 from medvlp.study.ablation.grid import Named, combinations, plain
 from medvlp.study.ablation.sources import ALL
 from medvlp.study.ablation.study import Study

@@ -19,9 +19,9 @@ from medvlp.data.cards import DataCard
 from medvlp.data.datasets import Data
 from medvlp.data.errors import brief, check_choice, check_same_classes, frozen_config, unknown_name
 from medvlp.data.files import sha256
-from medvlp.knowledge.llm.representations import shipped_representations
+from medvlp.knowledge.representations import shipped_representations
+from medvlp.methods import METHODS
 from medvlp.methods.base import Method, arguments_of, check_named_arguments
-from medvlp.methods.registry import METHODS
 from medvlp.study.ablation.grid import (
     Named,
     combinations,

@@ -21,8 +21,8 @@ from medvlp.backbone.sources import random_turn
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import ImageSet
 from medvlp.data.files import sha256
+from medvlp.methods import METHODS
 from medvlp.methods.base import Method, Reading, learned_parameters
-from medvlp.methods.registry import METHODS
 from medvlp.study.ablation.plan import Run
 from medvlp.study.ablation.store import DONE, FAILED, RunStore, pack, unpack
 from medvlp.study.evaluation import finite_logits, loss_and_metrics

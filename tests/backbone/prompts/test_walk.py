@@ -14,9 +14,8 @@ from medvlp.backbone.prompts.hooks import (
     image_width,
     text_blocks,
 )
-from medvlp.backbone.prompts.image_walk import can_walk_image, walk_image
 from medvlp.backbone.prompts.slots import SLOT, find_slots
-from medvlp.backbone.prompts.text_walk import SlotVectors, TextWalk, can_walk_text
+from medvlp.backbone.prompts.walks import SlotVectors, TextWalk, can_walk_image, can_walk_text, walk_image
 from tests.backbone import small_clips
 
 KINDS = ["open_clip_kind", "openai_kind", "eos_kind", "siglip_kind", "coca_kind", "biomedclip_kind"]

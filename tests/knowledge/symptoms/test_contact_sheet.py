@@ -8,7 +8,7 @@ from PIL import Image
 
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import load_dataset
-from medvlp.knowledge.symptoms.contact_sheet import contact_sheet
+from medvlp.knowledge.symptoms.questions import contact_sheet
 from tests.methods.small import COLOURS, make_card, make_set
 
 CARD = make_card()

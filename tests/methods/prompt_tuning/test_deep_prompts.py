@@ -11,8 +11,7 @@ from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.datasets import load_dataset
 from medvlp.data.image_sets import ImageSet
 from medvlp.methods.base import trainable_parameters
-from medvlp.methods.prompt_tuning.deep_prompts import ClassTexts
-from medvlp.methods.prompt_tuning.ivlp import IVLP
+from medvlp.methods.prompt_tuning.ivlp import IVLP, ClassTexts
 from medvlp.methods.prompt_tuning.maple import MaPLe
 from medvlp.methods.prompt_tuning.promptsrc import PromptSRC
 from medvlp.methods.prompt_tuning.vpt import VPT

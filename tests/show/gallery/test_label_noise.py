@@ -8,7 +8,7 @@ import torch
 
 from medvlp import load_dataset
 from medvlp.show import label_noise_suspects
-from medvlp.show.gallery.label_noise import confident_label
+from medvlp.show.gallery.doubtful import confident_label
 from medvlp.show.gallery.reasons import misled_by
 from tests.methods.small import make_card, make_set
 

@@ -8,7 +8,7 @@ import torch
 
 from medvlp import Method
 from medvlp.show import stability
-from medvlp.show.gallery.stability import harmless_changes
+from medvlp.show.gallery.doubtful import harmless_changes
 from tests.methods.small import make_card, make_set, set_of
 
 

@@ -18,7 +18,7 @@ from medvlp import (
     ZeroShot,
     image_features,
 )
-from medvlp.methods.registry import METHODS
+from medvlp.methods import METHODS
 from medvlp.show import Embeddings, class_points, image_points, llm_points, modality_gap, symptom_points
 from medvlp.show.maps.embeddings import COLUMNS
 from tests.methods.small import SYMPTOMS, make_card, make_set

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from medvlp.knowledge.llm.representations import Representations
+from medvlp.knowledge.representations import Representations
 from medvlp.knowledge.symptoms.sets import SymptomSet
 from medvlp.methods.adapters.linear_probe import LinearProbe
 from medvlp.methods.vip import ViP

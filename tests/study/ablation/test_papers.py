@@ -9,8 +9,8 @@ import torch
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.cards import load_card
 from medvlp.data.datasets import load_dataset
-from medvlp.knowledge.llm.representations import Representations, shipped_representations
-from medvlp.methods.registry import METHODS
+from medvlp.knowledge.representations import Representations, shipped_representations
+from medvlp.methods import METHODS
 from medvlp.study.ablation import papers
 from medvlp.study.ablation.grid import Named, combinations, label
 from medvlp.study.ablation.papers import ABLATIONS

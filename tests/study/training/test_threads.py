@@ -8,10 +8,10 @@ import torch
 from medvlp.backbone.clip import load_clip
 from medvlp.backbone.features import image_features
 from medvlp.backbone.pretrain import new_clip
-from medvlp.knowledge.llm.representations import Representations
+from medvlp.knowledge.representations import Representations
+from medvlp.methods import METHODS
 from medvlp.methods.base import own_tensors
 from medvlp.methods.cilmp import CILMP
-from medvlp.methods.registry import METHODS
 from medvlp.study.evaluation import evaluate
 from medvlp.study.prediction import predict
 from medvlp.study.training.config import TrainConfig

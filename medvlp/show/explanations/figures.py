@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from medvlp.data.errors import check_columns, check_kinds
 from medvlp.data.image_sets import PhantomSet
 from medvlp.methods.base import Method
-from medvlp.show.counterfactuals.twins import claims_of, flip, flip_all
+from medvlp.show.explanations.twins import claims_of, flip, flip_all
 from medvlp.show.figures.basic import GREY, PALETTE, closed
 
 GOAL = 0.8  # the share of images at which a symptom is called faithful here; a choice

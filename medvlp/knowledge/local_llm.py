@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import find_device
 from medvlp.data.errors import brief, check_kinds
-from medvlp.knowledge.llm.llms import LLM, find_llm
+from medvlp.knowledge.llms import LLM, find_llm
 from medvlp.knowledge.symptoms.server import INSTALL, SAYS_WHICH
 
 if TYPE_CHECKING:  # it may not be installed

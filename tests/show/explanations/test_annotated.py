@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 import medvlp
 from medvlp.show import claims_of, faithfulness, faithfulness_controls
-from medvlp.show.counterfactuals.annotated import claims_made, shuffled_values, stratified_auroc
+from medvlp.show.explanations.annotated import claims_made, shuffled_values, stratified_auroc
 
 
 def by_pairs(true, score, strata, weights):

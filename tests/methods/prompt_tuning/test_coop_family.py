@@ -8,8 +8,7 @@ from medvlp.backbone.clip import load_clip
 from medvlp.data.datasets import load_dataset
 from medvlp.methods.prompt_tuning.biomedcoop import BiomedCoOp
 from medvlp.methods.prompt_tuning.cocoop import CoCoOp
-from medvlp.methods.prompt_tuning.context import ContextPrompts
-from medvlp.methods.prompt_tuning.coop import CoOp
+from medvlp.methods.prompt_tuning.coop import ContextPrompts, CoOp
 from medvlp.methods.prompt_tuning.kgcoop import KgCoOp
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.evaluation import evaluate, predict_logits

@@ -13,7 +13,7 @@ from medvlp.data.errors import check_choice
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet
 from medvlp.methods.base import Method, check_symptoms
-from medvlp.show.counterfactuals.twins import with_nonsense
+from medvlp.show.explanations.twins import with_nonsense
 from medvlp.study.attributes import attribute_probe
 from medvlp.study.evaluation import evaluating
 from medvlp.study.metrics import percentiles, resamples, won_pairs

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from medvlp.data import tensor_files
 from medvlp.data.cards import DataCard, list_cards, load_card
-from medvlp.knowledge.llm import llms, representations
-from medvlp.knowledge.llm.llms import LLM, find_llm
-from medvlp.knowledge.llm.representations import Representations, llm_representations, shipped_representations
-from tests.knowledge.llm.small_llm import CONTEXT, DIM, LAYERS, save_llm
+from medvlp.knowledge import llms, representations
+from medvlp.knowledge.llms import LLM, find_llm
+from medvlp.knowledge.representations import Representations, llm_representations, shipped_representations
+from tests.knowledge.small_llm import CONTEXT, DIM, LAYERS, save_llm
 
 
 @pytest.fixture(scope="module")
@@ -445,7 +445,7 @@ SHIPPED = sorted(path.stem for path in representations.shipped_folder().glob("*.
 def test_shipped_representations_are_of_the_card_as_it_is(name):
     card, found = load_card(name), shipped_representations(name)
     facts = found.provenance
-    assert facts["card_hash"] == card.hash, "run python -m medvlp.knowledge.llm.representations"
+    assert facts["card_hash"] == card.hash, "run python -m medvlp.knowledge.representations"
     assert [facts[f] for f in ("llm", "layout", "layer", "dtype")] == ["smollm2", "tokens", -1, "float32"]
     assert list(found.states) == card.classnames
     assert found.dim == 576 and set(found.lengths.values()) == {16}

@@ -14,9 +14,9 @@ from medvlp.data.errors import check_kinds
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet, PhantomSet
 from medvlp.methods.base import Method
-from medvlp.show.counterfactuals.annotated import ValueClaims, controls_of_symptoms, with_interval
-from medvlp.show.counterfactuals.faithfulness import counterfactual, mean_auroc, share_ends, with_outcomes
-from medvlp.show.counterfactuals.twins import (
+from medvlp.show.explanations.annotated import ValueClaims, controls_of_symptoms, with_interval
+from medvlp.show.explanations.faithfulness import counterfactual, mean_auroc, share_ends, with_outcomes
+from medvlp.show.explanations.twins import (
     Claims,
     Flips,
     claims_of,

@@ -17,8 +17,8 @@ from medvlp.data.errors import check_columns, check_kinds, free_name
 from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet, PhantomSet
 from medvlp.methods.base import Method
-from medvlp.show.counterfactuals.annotated import ValueClaims, truth_of_symptoms, with_interval
-from medvlp.show.counterfactuals.twins import (
+from medvlp.show.explanations.annotated import ValueClaims, truth_of_symptoms, with_interval
+from medvlp.show.explanations.twins import (
     Claims,
     Flips,
     claims_of,

@@ -25,9 +25,9 @@ from medvlp.show import (
     twin_figure,
     what_is_seen,
 )
-from medvlp.show.counterfactuals.controls import shuffled_claims
-from medvlp.show.counterfactuals.faithfulness import mean_auroc
-from medvlp.show.counterfactuals.twins import Flips
+from medvlp.show.explanations.controls import shuffled_claims
+from medvlp.show.explanations.faithfulness import mean_auroc
+from medvlp.show.explanations.twins import Flips
 from tests.backbone.small_clips import open_clip_kind
 from tests.methods.small import make_card, make_set
 

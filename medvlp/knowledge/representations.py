@@ -10,7 +10,7 @@ authors used is not published, so all are options here. Two layouts:
     layers   the last token's state after each decoder layer (the last one's after the final norm),
              (n_layers, d), as an independent reproduction (LuckyE993/cilmp) did with Llama-3-8B: (32, 4096).
 
-`python -m medvlp.knowledge.llm.representations` makes the representations that ship with the package.
+`python -m medvlp.knowledge.representations` makes the representations that ship with the package.
 """
 
 import os
@@ -32,7 +32,7 @@ from medvlp.data.cards import DataCard, load_card
 from medvlp.data.errors import brief, check_choice, check_kinds, said, unknown_name
 from medvlp.data.files import check_writable, sha256
 from medvlp.data.tensor_files import read_tensors, write_tensors
-from medvlp.knowledge.llm.llms import LLM, find_llm
+from medvlp.knowledge.llms import LLM, find_llm
 
 KIND = "medvlp LLM representations, version 1"
 PROMPTS = {
@@ -294,7 +294,7 @@ def shipped_representations(card: DataCard | str) -> Representations:
 
 def shipped_folder() -> Path:
     """Folder of the representations inside the package."""
-    return Path(__file__).resolve().parents[2] / "assets" / "representations"
+    return Path(__file__).resolve().parents[1] / "assets" / "representations"
 
 
 def main(llm: str = "smollm2", out: Path | None = None) -> None:

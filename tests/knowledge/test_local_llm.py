@@ -16,10 +16,10 @@ import openai
 import pytest
 import torch
 
-from medvlp.knowledge.llm import llms
-from medvlp.knowledge.llm.local_llm import LocalLLM, _sampler, local_llm
+from medvlp.knowledge import llms
+from medvlp.knowledge.local_llm import LocalLLM, _sampler, local_llm
 from medvlp.knowledge.symptoms.server import SAYS_WHICH
-from tests.knowledge.llm.small_llm import CONTEXT, save_llm
+from tests.knowledge.small_llm import CONTEXT, save_llm
 
 QUESTION = [{"role": "user", "content": "Name four signs of pneumonia on a chest X-ray."}]
 TEMPLATE = (
@@ -308,7 +308,7 @@ def test_an_interrupted_load_leaves_no_server(folder, monkeypatch):
 
 def test_a_load_that_takes_long_says_so(folder, monkeypatch, capsys):
     load = llms.LLM.load_writer
-    monkeypatch.setattr("medvlp.knowledge.llm.local_llm.SAY_AFTER", 0.1)
+    monkeypatch.setattr("medvlp.knowledge.local_llm.SAY_AFTER", 0.1)
     monkeypatch.setattr(llms.LLM, "load_writer", lambda *a: (time.sleep(0.3), load(*a))[1])
     for progress in (True, False):
         with local_llm(folder, progress=progress):

@@ -1,1 +1,0 @@
-"""Large language models: found, read for hidden states, and served on this machine."""

@@ -1,1 +1,0 @@
-"""Are explanations faithful? Measured on phantoms, each beside its twin with one attribute turned round."""
