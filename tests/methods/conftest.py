@@ -2,11 +2,24 @@
 
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip
+from tests.backbone import small_clips
+
+
+@pytest.fixture(scope="session")
+def vit_b_16() -> Clip:
+    """Of the shape of ViT-B/16, with no values: what memory holds is zeros."""
+    cfg = open_clip.get_model_config("ViT-B-16")
+    with torch.device("meta"):
+        model = open_clip.CustomTextCLIP(**cfg)
+    model = model.to_empty(device="cpu").eval()
+    model.visual.preprocess_cfg = {"size": 224, "mean": small_clips.MEAN, "std": small_clips.STD}
+    return Clip("ViT-B/16", model, open_clip.get_tokenizer("ViT-B-16"), cfg)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from medvlp.knowledge.representations import Representations
 from medvlp.methods import METHODS
-from medvlp.methods.base import Method, arguments_of, own_tensors
+from medvlp.methods.base import Method, arguments_of, own_tensors, trainable_parameters
 from medvlp.study.ablation.study import run_ablation
 from medvlp.study.evaluation import evaluate
 from medvlp.study.prediction import predict
@@ -283,6 +283,28 @@ def test_fit_averages_what_was_published_so_unless_told_not_to(clip, tmp_path, n
     )
     # the best epoch is asked for, so it is what comes out
     assert same(fitted(keep="best", metric="loss")[0], fitted(keep="best", metric="loss", average=False)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "count"),
+    [
+        ("CoOp", {}, 8_192),
+        ("CoCoOp", {}, 35_360),
+        ("KgCoOp", {}, 2_048),
+        ("MaPLe", {}, 3_555_072),
+        ("IVLP", {}, 46_080),
+        ("PromptSRC", {}, 46_080),
+        ("VPT", {}, 12 * 8 * 768),
+        ("VPT", {"depth": 1}, 8 * 768),
+        ("IVLP", {"depth": 12, "image_depth": 12, "n_ctx": 2, "n_image_ctx": 2}, 12 * 2 * (512 + 768)),
+        ("IVLP", {"image_depth": 0}, 9 * 4 * 512),
+        ("ViP", {}, 527_872),
+    ],
+)
+def test_vit_b_16_has_as_many_learned_numbers_as_the_authors_have(vit_b_16, name, options, count):
+    """ViP's authors report 527,360 of two classes; each has a merge prompt of 512 numbers."""
+    table = trainable_parameters(METHODS[name](vit_b_16, CARD, **options))
+    assert table.loc["total", "count"] == count
 
 
 SGD = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "warmup_lr": 1e-5, "keep": "last"}

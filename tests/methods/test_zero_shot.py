@@ -121,44 +121,6 @@ def test_text_features_move_with_the_module_and_follow_from_its_config(clip):
     assert other.text_features.device.type == other.encoded_texts.device.type == "meta"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"knowledge": "symptom"},
-            "unknown knowledge 'symptom' in card 'lesions'; did you mean 'symptoms'? .*'templates'",
-        ),
-        (
-            {"symptoms": SYMPTOMS | {"melanom": ["dark"]}},
-            "unknown class 'melanom' in the symptoms.*mean 'melanoma'?",
-        ),
-        (
-            {"symptoms": {"nevus": ["round"]}},
-            "no symptoms for 'melanoma', 'keratosis'; give some for every class",
-        ),
-        (
-            {"symptoms": SYMPTOMS | {"nevus": "round"}},
-            "the symptoms of 'nevus' must be a list of phrases, not 'round'",
-        ),
-        ({"symptoms": SYMPTOMS | {"nevus": []}}, "the symptoms of 'nevus' must be a list of phrases"),
-        (
-            {"symptoms": SYMPTOMS | {"nevus": ["round", " ."]}},
-            "the symptoms of 'nevus' must be a list of phrases",
-        ),
-        ({"knowledge": "classnames", "symptoms": SYMPTOMS}, "knowledge='classnames' reads no symptoms"),
-        ({"templates": ["a {}."]}, "knowledge='symptoms' reads no templates"),
-        (
-            {"knowledge": "templates", "templates": ["a mole"]},
-            "template 'a mole' has no {} for the class name",
-        ),
-        ({"knowledge": "templates", "templates": []}, r"templates is \[\]; give a list"),
-    ],
-)
-def test_errors_name_what_is_wrong(clip, options, message):
-    with pytest.raises(ValueError, match=message.replace("?", r"\?").replace("{}", r"\{\}")):
-        ZeroShot(clip, CARD, **options)
-
-
 def test_names_have_no_symptoms_to_score(clip):
     with pytest.raises(ValueError, match="ZeroShot has no symptoms to score"):
         ZeroShot(clip, CARD, "classnames").explain(torch.zeros(clip.embed_dim))

@@ -38,17 +38,3 @@ def test_the_class_features_do_not_pass_through_the_text_tower_again(clip, tmp_p
     f = image_features(clip, TRAIN, cache_dir=tmp_path).features
     monkeypatch.setattr(clip.model, "encode_text", None)
     assert adapter.logits_from_features(f).shape == (6, 3)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"ratio": 1.2}, "ratio must be from 0 to 1, got 1.2"),
-        ({"reduction": 41}, "reduction must be from 1 to 40"),
-        ({"reduction": 0}, "reduction must be from 1 to 40"),
-        ({"knowledge": "class"}, "unknown knowledge 'class'"),
-    ],
-)
-def test_errors_name_what_is_wrong(clip, options, message):
-    with pytest.raises(ValueError, match=message):
-        CLIPAdapter(clip, CARD, **options)

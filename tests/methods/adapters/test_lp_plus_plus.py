@@ -73,15 +73,3 @@ def test_before_fit_it_is_zero_shot_and_after_it_fits_the_training_images(clip, 
     with_val = LPPlusPlus(clip, CARD)
     fit(with_val, TRAIN, make_set(CARD, [0, 1, 2], "val", seed=1), cache_dir=cache, progress=False)
     assert torch.equal(with_val.w, method.w) and torch.equal(with_val.alpha, method.alpha)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"steps": -1}, "steps must be at least 0, got -1"),
-        ({"knowledge": "names"}, "unknown knowledge 'names'"),
-    ],
-)
-def test_errors_name_what_is_wrong(clip, options, message):
-    with pytest.raises(ValueError, match=message):
-        LPPlusPlus(clip, CARD, **options)

@@ -65,15 +65,3 @@ def test_the_penalty_holds_the_weights_near_the_texts(clip, cache):
         return (probe.w - probe.text_features).norm().item()
 
     assert 0 < moved() < 0.7 * moved(constraint=False)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"multiplier_views": -1}, "multiplier_views must be at least 0, got -1"),
-        ({"knowledge": "names"}, "unknown knowledge 'names'"),
-    ],
-)
-def test_errors_name_what_is_wrong(clip, options, message):
-    with pytest.raises(ValueError, match=message):
-        TextProbe(clip, CARD, **options)

@@ -120,18 +120,3 @@ def test_without_validation_or_search_alpha_and_beta_stay(clip, cache):
 def test_an_empty_cache_says_so(clip):
     with pytest.raises(RuntimeError, match=r"the cache is empty; call medvlp\.fit"):
         TipAdapter(clip, CARD)(torch.zeros(1, 3, 32, 32))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"alpha": -1.0}, "alpha must be at least 0, got -1"),
-        ({"beta_max": 0.1}, "alpha_max and beta_max must be above 0.1, got 3.0 and 0.1"),
-        ({"cache_crop": 0}, "cache_crop is a part of the image above 0 and up to 1, got 0"),
-        ({"cache_views": -1}, "cache_views must be at least 0, got -1"),
-        ({"knowledge": "symptom"}, "unknown knowledge 'symptom'"),
-    ],
-)
-def test_errors_name_what_is_wrong(clip, options, message):
-    with pytest.raises(ValueError, match=message):
-        TipAdapter(clip, CARD, **options)

@@ -40,12 +40,3 @@ def test_texts_are_encoded_once_a_batch(clip, images):
     ivlp(images)
     hook.remove()
     assert rows == [(3, max(len(clip.tokenize([text])[0]) for text in TEXTS))]
-
-
-def test_prompts_that_cannot_be_are_refused(clip):
-    with pytest.raises(ValueError, match="n_image_ctx must be at least 1, got 0; image_depth=0 has none"):
-        IVLP(clip, CARD, n_image_ctx=0)
-    with pytest.raises(ValueError, match="depth must be from 1 to 3, the tower's blocks, got 0"):
-        IVLP(clip, CARD, depth=0)
-    with pytest.raises(ValueError, match="image_depth must be from 0 to 2, the tower's blocks, got 3"):
-        IVLP(clip, CARD, image_depth=3)

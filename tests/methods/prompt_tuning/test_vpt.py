@@ -32,12 +32,3 @@ def test_texts_are_encoded_before_training_and_not_again(clip, images):
     vpt(images)
     hook.remove()
     assert not calls and not vpt.text_features.requires_grad
-
-
-def test_prompts_that_cannot_be_are_refused(clip):
-    with pytest.raises(ValueError, match="n_ctx must be at least 1, got 0; depth=0 has none"):
-        VPT(clip, CARD, n_ctx=0)
-    with pytest.raises(ValueError, match="depth must be from 0 to 2, the tower's blocks, got 3"):
-        VPT(clip, CARD, depth=3)
-    with pytest.raises(ValueError, match="template 'skin' has no {} for the class name"):
-        VPT(clip, CARD, templates=["skin"])
