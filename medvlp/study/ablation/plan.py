@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from textwrap import dedent
@@ -23,6 +24,7 @@ from medvlp.knowledge.representations import shipped_representations
 from medvlp.methods import METHODS
 from medvlp.methods.base import Method, arguments_of, check_named_arguments
 from medvlp.study.ablation.grid import (
+    PROTOCOL_KEYS,
     Named,
     combinations,
     content,
@@ -119,6 +121,8 @@ def plan(
     wanted = [{"data": data, "clip": clip, "seed": 1} | settings for settings in combinations(grid)]
     for settings in wanted:
         if "method" not in settings:
+            if misspelt := get_close_matches("method", map(str, settings), n=1):
+                raise ValueError(unknown_name("key", misspelt[0], PROTOCOL_KEYS, "the grid"))
             raise ValueError("a grid needs a 'method', such as {'method': ['ViP', 'LinearProbe']}.")
         if settings["data"] is None:
             raise ValueError("no data set: give data='pneumonia', or 'data' in the grid.")

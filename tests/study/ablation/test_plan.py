@@ -106,6 +106,9 @@ def test_what_makes_no_sense_is_refused_before_any_run(folder, change, options, 
 def test_a_grid_names_its_methods(folder):
     with pytest.raises(ValueError, match="needs a 'method'"):
         study(folder, {"seed": 1})
+    for misspelt in ("methd", "Methods"):
+        with pytest.raises(ValueError, match=f"unknown key '{misspelt}' in the grid; did you mean 'method'"):
+            study(folder, {"seed": 1, misspelt: ["Slow"]})
 
 
 def test_runs_that_tables_cannot_tell_apart_need_names(folder):
