@@ -39,8 +39,10 @@ while [ "$1" != -- ]; do mkdir -p "$1" && mount -t tmpfs none "$1" || exit 1; sh
 shift; cd /; exec "$@"
 """
 PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{{ assignment }}: {{ name }}</title>
-<style>body {font: 1rem/1.5 sans-serif; max-width: 45rem; margin: 2rem auto; padding: 0 1rem}</style>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{{ assignment }}: {{ name }}</title>
+<style>:root {color-scheme: light dark}
+body {font: 1rem/1.5 sans-serif; max-width: 45rem; margin: 2rem auto; padding: 0 1rem}</style>
 <h1>{{ assignment }}: {{ points }} of {{ of }} points</h1>
 <p>{{ name }}</p>
 {% for note in notes %}<p>{{ note }}</p>{% endfor %}
@@ -75,13 +77,11 @@ def functions_of(path: Path) -> tuple[list[str], list[str]]:
 
 
 def is_constant(node: ast.stmt) -> bool:
-    """Whether a statement gives a name to a literal, such as -1 or (2, 3)."""
+    """Whether a statement gives a name to a value without a call: to (2, 3), 1 - 0.05 / 2, a lambda."""
     if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
         return False
-    with suppress(ValueError, TypeError):
-        ast.literal_eval(node.value)
-        return True
-    return False
+    parts = ast.walk(node.value)
+    return isinstance(node.value, ast.Lambda) or not any(isinstance(part, ast.Call) for part in parts)
 
 
 def defined(code: list[str]) -> set[str]:
@@ -252,6 +252,8 @@ def grade_task(
     accidents = [error for n, error in errors.items() if not (n in due and results[n].get("refused"))]
     if accidents:
         lines.append(f"It raised {accidents[0][:400]}")
+        if accidents[0].startswith("NameError"):
+            lines.append("Only functions, imports and constants were taken, so no result of a call.")
     if reply["why"]:
         lines.append(f"It {reply['why']} and was stopped.")
     elif not rest["whole"]:

@@ -471,13 +471,22 @@ def test_deleted_cells_renamed_functions_and_damaged_files_are_said(tmp_path, sa
 
 def test_of_a_notebook_only_functions_imports_and_constants_are_taken(tmp_path):
     sources = [
-        "%matplotlib inline\nimport math\nEPS: float = -1e-8\nSIZES = (2, 3)",
+        "%matplotlib inline\nimport math\nEPS: float = -1e-8\nSIZES = (2, 3)\nHALF = 1 - math.pi / 2",
         "def f(x):\n    return x",
-        "f(1 / 0)\nx = [f(2)]",
+        "twice = lambda x: f(x) * 2\nf(1 / 0)\nx = [f(2)]",
     ]
     code, notes = functions_of(save(tmp_path / "a.ipynb", sources))
-    assert code == ["import math", "EPS: float = -1e-08", "SIZES = (2, 3)", "def f(x):\n    return x"]
+    constants = ["EPS: float = -1e-08", "SIZES = (2, 3)", "HALF = 1 - math.pi / 2"]
+    assert code == ["import math", *constants, "def f(x):\n    return x", "twice = lambda x: f(x) * 2"]
     assert notes == []
+
+
+def test_feedback_says_that_the_result_of_a_call_is_not_taken(tmp_path, sandboxes):
+    uses = with_body("A6", "holm_p", "return LEVEL * p")
+    for level, says in (("0.5", False), ("float(0.5)", True)):
+        path = save(tmp_path / "a.ipynb", [f"LEVEL = {level}", *solved("A6", holm_p=uses)])
+        lines = said(grade_file(load_assignment("A6"), path, sandboxes("A6"), SEED), "holm_p")
+        assert ("no result of a call" in lines) == ("'LEVEL' is not defined" in lines) == says, lines
 
 
 @pytest.fixture(scope="module")

@@ -254,4 +254,9 @@ def test_a_page_fits_a_narrow_screen(chromium, address):
         tab = narrow.new_page()
         tab.goto(f"{address}/{name}.html", wait_until="networkidle")
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390, name
+    tab.goto(f"{address}/api.html", wait_until="networkidle")
+    cells = tab.locator("table.autosummary td").evaluate_all(
+        "all => all.map(x => x.getBoundingClientRect().right)"
+    )
+    assert len(cells) > 100 and max(cells) <= 390, "signatures and what they do, without scrolling aside"
     narrow.close()
