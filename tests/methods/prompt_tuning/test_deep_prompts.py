@@ -100,7 +100,7 @@ def test_a_class_name_that_is_too_long_is_shown(clip):
 @pytest.fixture(scope="module")
 def phantoms() -> tuple[Clip, ImageSet, ImageSet]:
     data = load_dataset("phantom-cxr")
-    return load_clip("tiny", device="cpu"), data.train.subset(range(400)), data.test.subset(range(200))
+    return load_clip("tiny", device="cpu"), data.train, data.test.subset(range(200))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,7 +112,8 @@ def test_it_learns_phantoms(phantoms, kind):
         return (predict_logits(method, test).argmax(dim=1) == test.labels).double().mean().item()
 
     assert accuracy() < 0.6  # these words tell the embedded CLIP little
-    config = replace(recipe(kind), epochs=4, views=0, lr=0.02, warmup_lr=None)
-    history = fit(method, train, None, config, progress=False)
+    n, epochs = (400, 4) if kind is PromptSRC else (200, 2)  # which is held near the frozen CLIP
+    config = replace(recipe(kind), epochs=epochs, views=0, lr=0.02, warmup_lr=None)
+    history = fit(method, train.subset(range(n)), None, config, progress=False)
     assert history.loss.iloc[-1] < 0.95 * history.loss.iloc[0]
-    assert accuracy() > (0.65 if kind is PromptSRC else 0.7)  # which is held near the frozen CLIP
+    assert accuracy() > (0.65 if kind is PromptSRC else 0.7)
