@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,12 +26,12 @@ def test_the_loss_starts_at_chance_and_falls(short_run):
     assert history["accuracy"].tail(10).mean() > 2 / SHORT.batch_size
 
 
-def test_the_same_seed_gives_the_same_weights(short_run):
-    clip, history = short_run
-    again, history_again = pretrain(SHORT, progress=False)
-    assert history.equals(history_again)
-    for key, value in clip.model.state_dict().items():
-        assert torch.equal(value, again.model.state_dict()[key]), key
+def test_the_same_seed_gives_the_same_weights():
+    few = replace(SHORT, steps=4, warmup=2)
+    (one, history), (other, again) = (pretrain(few, progress=False) for _ in range(2))
+    assert history.equals(again)
+    for key, value in one.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[key]), key
     assert not torch.equal(new_clip(3).model.visual.proj, new_clip(4).model.visual.proj)
 
 
