@@ -120,13 +120,6 @@ class ZeroShot(Method):
         check_symptoms(self)
         return self.encoded_texts
 
-    def explain(self, image_features: Tensor) -> pd.DataFrame:
-        """The symptom scores of one image, (D,) or (1, D) normalised, as rows of classname, symptom, score.
-
-        A class's logit is exp(logit_scale) times the mean of its scores.
-        """
-        return score_table(self.symptom_scores(image_features.reshape(1, -1)), self.symptoms)
-
     def extra_repr(self) -> str:
         """What distinguishes this classifier from another, for `print`."""
         return f"card={self.card.name!r}, knowledge={self.knowledge!r}, texts={len(self.encoded_texts)}"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip, load_clip
-from medvlp.methods.zero_shot import ZeroShot
+from medvlp.methods.zero_shot import ZeroShot, score_table
 from tests.methods.small import SYMPTOMS, make_card
 
 CARD = make_card()
@@ -105,7 +105,7 @@ def test_symptom_scores_and_explanation_add_up_to_the_logits(clip, images):
         "nevus": (5, 2),
         "keratosis": (5, 4),
     }
-    table = zero.explain(features[2])
+    table = score_table(zero.symptom_scores(features[2:3]), zero.symptoms)
     assert list(table.columns) == ["classname", "symptom", "score"]
     assert list(table["symptom"]) == [phrase for phrases in SYMPTOMS.values() for phrase in phrases]
     means = table.groupby("classname", sort=False)["score"].mean()
@@ -123,4 +123,4 @@ def test_text_features_move_with_the_module_and_follow_from_its_config(clip):
 
 def test_names_have_no_symptoms_to_score(clip):
     with pytest.raises(ValueError, match="ZeroShot has no symptoms to score"):
-        ZeroShot(clip, CARD, "classnames").explain(torch.zeros(clip.embed_dim))
+        ZeroShot(clip, CARD, "classnames").symptom_scores(torch.zeros(1, clip.embed_dim))

@@ -128,7 +128,7 @@ def symptom_bars(
 ) -> Figure:
     """One image's symptom scores as bars by class, the mean of each class as a line.
 
-    `scores` has the columns classname, symptom, score, as `ZeroShot.explain` and `predict` give them. The
+    `scores` has the columns classname, symptom, score, as `symptom_scores_table` and `predict` give them. The
     class with the highest mean is what zero-shot predicts.
 
     Example:

@@ -91,13 +91,6 @@ class Failures:
         title = f"{self.title}; {what}: {len(table)}" if what else self.title
         return replace(self, title=title, table=table, symptoms=symptoms, neighbours=neighbours)
 
-    def confident_and_wrong(self, threshold: float = 0.9) -> "Failures":
-        """Those with a wrong prediction of at least this probability."""
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"the threshold is a probability, from 0 to 1; got {threshold}.")
-        wrong = ~self.table["correct"] & (self.table["confidence"] >= threshold)
-        return self.where(wrong, f"wrong with a confidence of {threshold:g} or more")
-
     def pairs(self) -> pd.DataFrame:
         """How many images of each true class got each prediction, the most frequent pair first.
 

@@ -245,13 +245,6 @@ TRAINED: Mapping[str, tuple[str, dict[str, Any]]] = _Part("trained", tuple)
 ABLATIONS: Mapping[str, Ablation] = _Part("ablations", _ablation)
 
 
-def backbones(clips: Sequence[Any], methods: Sequence[str] | None = None) -> Ablation:
-    """Methods, by default those of "shift", on several CLIPs, named as for `load_clip`."""
-    methods = list(methods or ABLATIONS["shift"].grids[0]["method"])
-    question = "Does the order of the methods depend on the CLIP beneath them?"
-    return Ablation(question, ({"method": methods, "clip": list(clips)},), {"method": methods[0]})
-
-
 def cilmp_llm(representations: Mapping[str, Sequence[Named]]) -> Ablation:
     """LLM, layer and layout: CILMP with each of a card's `representations`, see `llm_variants`."""
     return Ablation(

@@ -75,15 +75,14 @@ def test_pairs_are_counted_and_a_pair_can_be_taken_out(found):
         found.pair("nevos", "melanoma")
 
 
-def test_confident_and_wrong_leaves_out_what_is_right_or_unsure(images):
+def test_where_leaves_out_what_is_right_or_unsure(images):
     logits = logits_of(PREDICTED, SURE)
     everything = describe("all", images, np.arange(8), logits, logits)
-    confident = everything.confident_and_wrong(0.7)
+    confident = everything.where(
+        ~everything.table["correct"] & (everything.table["confidence"] >= 0.7), "wrong and sure"
+    )
     assert list(confident.table["image"]) == [5, 4]  # image 0 is surer, and right
-    assert "0.7" in confident.title and len(everything) == 8
-    assert list(everything.confident_and_wrong(0.0).table["image"]) == [5, 4, 1]
-    with pytest.raises(ValueError, match="probability"):
-        everything.confident_and_wrong(90)
+    assert confident.title.endswith("wrong and sure: 2") and len(everything) == 8
 
 
 def test_right_and_wrong_are_the_images_that_one_alone_gets_right(images):
