@@ -1,10 +1,7 @@
-"""Files: written whole or not at all, their names and hashes, JSON, and the rows of tables."""
+"""Files: written whole or not at all, their names and hashes, and JSON."""
 
-import csv
 import errno
-import gzip
 import hashlib
-import io
 import json
 import os
 import secrets
@@ -18,12 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pandas as pd
 from tqdm.auto import tqdm
 
-from medvlp.data.errors import unknown_name, visible
+from medvlp.data.errors import visible
 
-DELIMITERS = ",;\t|"  # between the columns of a table
 BAR_SECONDS = 2  # before work on many files shows a bar
 UNSETTLED_NS = 2 * 10**9  # a file that changed in this time may change again, and its time stay the same
 
@@ -213,51 +208,6 @@ def short(path: str | Path) -> str:
 def printable(name: str | Path) -> str:
     r"""A file's name or path as text that can be printed: what is not UTF-8 becomes \xff."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def table_is_there(file: Path) -> bool:
-    """Whether `read_table` finds a table: the file, or FILE.gz."""
-    return os.path.isfile(file) or os.path.isfile(f"{file}.gz")
-
-
-def read_table(file: Path, needed: dict[str, str]) -> Iterator[tuple[int, dict[str, str], str]]:
-    """Each row's line in the file, its values by column, stripped, and what stands beyond the columns.
-
-    `needed` says what each column that must be there is for. Columns are parted by comma, semicolon, tab or
-    |: by what the header has most of them with. Commas at the end of a line are nothing. Without such a file
-    FILE.gz will do. A .json file, a list of objects, is read as the table that it would be.
-    """
-    try:
-        packed = not file.exists() and table_is_there(file)
-        raw = gzip.decompress(Path(f"{file}.gz").read_bytes()) if packed else file.read_bytes()
-        text = raw.decode("utf-8-sig")
-        if file.suffix == ".json":
-            text = pd.DataFrame(json.loads(text)).to_csv(index=False)
-        tables = {mark: _rows(text, mark) for mark in DELIMITERS}
-        headers = {mark: [composed(name) for name in next(rows)[1]] for mark, rows in tables.items()}
-        mark = max(DELIMITERS, key=lambda mark: len(needed.keys() & headers[mark]))
-        header = headers[mark]
-        for column, role in needed.items():
-            if column not in header:
-                hint = unknown_name("column", column, header, where=str(file))
-                raise ValueError(f"{hint} Name the {role} column in the card.")
-        place = {column: header.index(column) for column in header}
-        for line, row in tables[mark]:
-            values = {column: row[i] if i < len(row) else "" for column, i in place.items()}
-            yield line, values, ", ".join(filter(None, row[len(header) :]))
-    except (OSError, UnicodeError, StopIteration, csv.Error, json.JSONDecodeError) as error:
-        reason = "it is empty" if isinstance(error, StopIteration) else error
-        raise ValueError(f"cannot read the table {file}: {reason}. Save it as CSV in UTF-8.") from error
-
-
-def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a table that are not blank, each with the line where it begins."""
-    lines = io.StringIO(text, newline=None)  # whichever mark is at their ends
-    reader, line = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True), 1
-    for row in reader:
-        if any(row):
-            yield line, [value.strip() for value in row]
-        line = reader.line_num + 1
 
 
 def write_json(path: str | Path, facts: dict[str, Any]) -> None:

@@ -1,8 +1,13 @@
 """Images that a table lists, one a row, with what experts noted of them."""
 
+import csv
+import gzip
+import io
+import json
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +16,12 @@ import pandas as pd
 from medvlp.data.card_parts import SPLITS, CsvSource
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import brief, check_choice, listed, unknown_name
-from medvlp.data.files import as_word, composed, on_disk, read_table, short, table_is_there
+from medvlp.data.files import as_word, composed, on_disk, short
 from medvlp.data.folders import SPLIT_WORDS, TEST_ONLY, Problems, find_folder, image_set
 from medvlp.data.image_sets import ImageSet
 from medvlp.data.tensor_files import Shipped, is_shipped
 
+DELIMITERS = ",;\t|"  # between the columns of a table
 Row = dict[str, str]  # a row's values by column
 Noted = dict[str, str | None]  # what an expert noted of one image, by attribute; None where nobody looked
 
@@ -193,3 +199,48 @@ def _label(card: DataCard, row: Row) -> str:
     if columns and len(marked) != 1:
         raise ValueError(f"{len(marked)} of the columns {listed(columns)} have a 1; expected one of them.")
     return marked[0] if columns else row[card.source.columns["label"]]
+
+
+def table_is_there(file: Path) -> bool:
+    """Whether `read_table` finds a table: the file, or FILE.gz."""
+    return os.path.isfile(file) or os.path.isfile(f"{file}.gz")
+
+
+def read_table(file: Path, needed: dict[str, str]) -> Iterator[tuple[int, dict[str, str], str]]:
+    """Each row's line in the file, its values by column, stripped, and what stands beyond the columns.
+
+    `needed` says what each column that must be there is for. Columns are parted by comma, semicolon, tab or
+    |: by what the header has most of them with. Commas at the end of a line are nothing. Without such a file
+    FILE.gz will do. A .json file, a list of objects, is read as the table that it would be.
+    """
+    try:
+        packed = not file.exists() and table_is_there(file)
+        raw = gzip.decompress(Path(f"{file}.gz").read_bytes()) if packed else file.read_bytes()
+        text = raw.decode("utf-8-sig")
+        if file.suffix == ".json":
+            text = pd.DataFrame(json.loads(text)).to_csv(index=False)
+        tables = {mark: _rows(text, mark) for mark in DELIMITERS}
+        headers = {mark: [composed(name) for name in next(rows)[1]] for mark, rows in tables.items()}
+        mark = max(DELIMITERS, key=lambda mark: len(needed.keys() & headers[mark]))
+        header = headers[mark]
+        for column, role in needed.items():
+            if column not in header:
+                hint = unknown_name("column", column, header, where=str(file))
+                raise ValueError(f"{hint} Name the {role} column in the card.")
+        place = {column: header.index(column) for column in header}
+        for line, row in tables[mark]:
+            values = {column: row[i] if i < len(row) else "" for column, i in place.items()}
+            yield line, values, ", ".join(filter(None, row[len(header) :]))
+    except (OSError, UnicodeError, StopIteration, csv.Error, json.JSONDecodeError) as error:
+        reason = "it is empty" if isinstance(error, StopIteration) else error
+        raise ValueError(f"cannot read the table {file}: {reason}. Save it as CSV in UTF-8.") from error
+
+
+def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table that are not blank, each with the line where it begins."""
+    lines = io.StringIO(text, newline=None)  # whichever mark is at their ends
+    reader, line = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True), 1
+    for row in reader:
+        if any(row):
+            yield line, [value.strip() for value in row]
+        line = reader.line_num + 1

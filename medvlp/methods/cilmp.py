@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from medvlp.backbone.clip import Clip
 from medvlp.backbone.prompts.hooks import encode_deep_text, image_blocks, image_width, in_parts, text_blocks
-from medvlp.backbone.prompts.slots import FIRST_CTX, STD, find_slots, slotted, word_tokens
+from medvlp.backbone.prompts.slots import FIRST_CTX, find_slots, slotted, word_tokens
 from medvlp.backbone.prompts.walks import SlotVectors, TextWalk, can_walk_text
 from medvlp.data.card_parts import plain_name
 from medvlp.data.cards import DataCard
@@ -18,7 +18,7 @@ from medvlp.data.errors import brief, check_choice
 from medvlp.knowledge.representations import Representations, shipped_representations
 from medvlp.methods.base import check_at_least
 from medvlp.methods.interventions import ConditionalLoReFT, EditedRows, LoReFT
-from medvlp.methods.prompt_tuning.vpt import PromptedTower, depth_in
+from medvlp.methods.prompt_tuning.vpt import PromptedTower, depth_in, drawn
 
 INTERVENTIONS = ("conditional", "unconditional", "none")
 
@@ -161,17 +161,14 @@ class CILMP(PromptedTower):
 
         random = torch.Generator().manual_seed(seed)
         w, d = clip.text_width, representations.dim
-        ctx = nn.init.normal_(torch.empty(depth, n_ctx, w), std=STD, generator=random)
         _, words = word_tokens(clip, FIRST_CTX)  # (m,)
-        if len(words) == n_ctx:
-            ctx[0] = clip.token_embedding(words).detach().float()
-        self.ctx = nn.Parameter(ctx)
+        first = clip.token_embedding(words).detach().float() if len(words) == n_ctx else None
+        self.ctx = nn.Parameter(drawn((depth, n_ctx, w), random, first))
         self.image_prompts = None
         if image_depth:
-            shape = (image_depth, n_image_ctx, image_width(clip))
-            self.image_prompts = nn.Parameter(nn.init.normal_(torch.empty(shape), std=STD, generator=random))
+            self.image_prompts = nn.Parameter(drawn((image_depth, n_image_ctx, image_width(clip)), random))
 
-        def draw(n_rows: int) -> nn.Module | None:
+        def intervention_on(n_rows: int) -> nn.Module | None:
             switches = {"orthonormal": orthonormal, "generator": random}
             if n_rows == 0:
                 return None
@@ -180,7 +177,9 @@ class CILMP(PromptedTower):
             return ConditionalLoReFT(d, rank, clip.embed_dim, condition_scale=condition_scale, **switches)
 
         drop = (dropout, dropout_per_image)
-        sites = [EditedRows(draw(P), draw(S), drop, d, rank, w, random) for _ in range(depth)]
+        sites = [
+            EditedRows(intervention_on(P), intervention_on(S), drop, d, rank, w, random) for _ in range(depth)
+        ]
         self.sites = nn.ModuleList(sites)
         self.to(clip.device)
 
@@ -194,7 +193,7 @@ class CILMP(PromptedTower):
         if self.walk is not None:
             t = self.walk(self.clip.model.text, vectors)  # (B or 1, n_cls, D)
         else:
-            rows = [torch.cat(self._by_class(v, with_ctx=True), dim=1) for v in vectors]
+            rows = [torch.cat(self._by_class(v), dim=1) for v in vectors]
             t = encode_deep_text(self.clip, self.tokens, self.slots, rows)
         return F.normalize(t.to(self.ctx), dim=-1).expand(len(f), -1, -1)
 
@@ -203,10 +202,10 @@ class CILMP(PromptedTower):
         edges, middle = self.sites[site](self.h_first, self.h_middle, self.h_last, f.to(self.ctx))
         return SlotVectors(self.ctx[site], edges, middle)
 
-    def _by_class(self, vectors: SlotVectors, with_ctx: bool = False) -> list[Tensor]:
-        """Rows of each class in their order, (B or 1, L_c, w), or with ctx before them."""
+    def _by_class(self, vectors: SlotVectors) -> list[Tensor]:
+        """Context and rows of each class in their order, (B or 1, n_ctx + L_c, w)."""
         P, B = self.h_first.shape[1], len(vectors.edges)
-        ctx = vectors.ctx[: None if with_ctx else 0].expand(B, -1, -1)  # (B, n_ctx or 0, w)
+        ctx = vectors.ctx.expand(B, -1, -1)  # (B, n_ctx, w)
         by_class = zip(vectors.edges.unbind(1), vectors.middle.split(self._middle_counts), strict=True)
         return [
             torch.cat([ctx, edges[:, :P], middle.expand(B, -1, -1), edges[:, P:]], dim=1)

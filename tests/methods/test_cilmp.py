@@ -299,6 +299,7 @@ def test_blocks_and_tokens_equal_the_authors(golden, monkeypatch):
         assert torch.allclose(ours[read], theirs[read], atol=2e-5)
         assert cilmp.classnames == golden.meta["classes"]
         for c, rows in enumerate(cilmp._by_class(cilmp.slot_vectors(f, i))):
+            rows = rows[:, len(cilmp.ctx[i]) :]
             assert torch.allclose(rows, arrays[f"out/llm_tokens/{i}"][:, c, : rows.shape[1]], atol=2e-5)
 
 
@@ -311,7 +312,7 @@ def test_prompts_move_from_image_to_image_where_they_are_conditional(clip):
         assert torch.allclose(t.norm(dim=-1), torch.ones(3, 3))
         assert ((t[0] - t[1]).norm() > 1e-4) == moves
         rows = cilmp._by_class(cilmp.slot_vectors(f, 1))[cilmp.classnames.index("nevus")]
-        rows = rows.expand(3, -1, -1)
+        rows = rows[:, len(cilmp.ctx[1]) :].expand(3, -1, -1)
         assert rows.shape == (3, 13, clip.text_width)
         changed = (rows[0] - rows[1]).norm(dim=-1) > 1e-6
         assert changed.tolist() == [moves] * 4 + [False] * 5 + [moves] * 4
