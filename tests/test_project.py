@@ -143,7 +143,7 @@ def test_the_package_is_small():
             f"{folder}: at most 14 modules and what makes it a package"
         )
     total = sum(code_lines(text, ast.parse(text)) for text in (file.read_text() for file in files))
-    assert total <= 14_100
+    assert total <= 14_000
 
 
 @pytest.mark.parametrize(
