@@ -40,7 +40,7 @@ def test_is_small_and_its_card_tells_how_it_was_made(folder):
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 12_000_000
     card = (folder / "README.md").read_text(encoding="utf-8")
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    config = AnnotatedConfig(steps=4_500)
+    config = AnnotatedConfig(steps=4_500, bf16=True)
     assert record["config"] == asdict(config) and record["images"] == "wbcatt"
     assert f"{config.steps:,} steps of {config.batch_size} images" in card and "--steps 4500" in card
 

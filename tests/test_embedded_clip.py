@@ -37,7 +37,7 @@ def test_is_small_and_its_card_tells_how_it_was_made_and_what_it_knows(repositor
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 12_000_000
     card = (folder / "README.md").read_text(encoding="utf-8")
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    config = AnnotatedConfig()
+    config = AnnotatedConfig(bf16=True)
     assert record["config"] == asdict(config) and record["images"] == list(WORLDS)
     assert (
         f"{config.steps:,} steps of {config.batch_size} images" in card

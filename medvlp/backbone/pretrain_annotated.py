@@ -35,7 +35,7 @@ from torchvision.transforms.v2 import functional as pictures
 from tqdm.auto import tqdm
 
 from medvlp.backbone.appearance import Looks
-from medvlp.backbone.clip import Clip
+from medvlp.backbone.clip import Clip, native_bfloat16
 from medvlp.backbone.pretrain import PREPROCESS, corpus_latents, new_clip, normalise, optimise, save_clip
 from medvlp.data.datasets import load_dataset
 from medvlp.data.errors import check_kinds, frozen_config
@@ -65,6 +65,8 @@ class AnnotatedConfig:
     seed: NonNegativeInt = 0
     looks: Looks = field(default_factory=Looks)  # of photographs; drawings are seen as they are
     n_images: PositiveInt = 16_000  # drawn of each world
+    # Muon's products in bfloat16, all else in float32; by default where the processor has such products
+    bf16: bool = field(default_factory=native_bfloat16)
 
 
 @dataclass

@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from medvlp.backbone.clip import load_clip
-from medvlp.backbone.pretrain import PretrainConfig, _optimisers, new_clip, normalise, pretrain, save_clip
+from medvlp.backbone.pretrain import (
+    Muon,
+    PretrainConfig,
+    _optimisers,
+    new_clip,
+    normalise,
+    pretrain,
+    save_clip,
+)
+from medvlp.backbone.pretrain_annotated import AnnotatedConfig
 from medvlp.data.phantoms.worlds import get_world
 
 SHORT = PretrainConfig(
@@ -67,8 +76,8 @@ def test_each_weight_is_stepped_by_one_optimiser_and_only_matrices_of_blocks_by_
         id(p) for optimiser in (muon, adamw) for group in optimiser.param_groups for p in group["params"]
     ]
     assert sorted(stepped) == sorted(map(id, [*clip.model.parameters(), vector]))
-    shapes = {tuple(p.shape) for p in muon.param_groups[0]["params"]}
-    assert isinstance(muon, torch.optim.Muon) and shapes == {
+    shapes = {tuple(p.shape) for group in muon.param_groups for p in group["params"]}
+    assert isinstance(muon, Muon) and shapes == {
         *((3 * n, n) for n in (128, 64)),
         *((n, n) for n in (128, 64)),
         *((4 * n, n) for n in (128, 64)),
@@ -76,6 +85,23 @@ def test_each_weight_is_stepped_by_one_optimiser_and_only_matrices_of_blocks_by_
     }
     decayed = {id(p) for group in adamw.param_groups if group["weight_decay"] for p in group["params"]}
     assert id(clip.model.visual.conv1.weight) in decayed and id(clip.model.logit_scale) not in decayed
+
+
+@pytest.mark.parametrize(("dtype", "off"), [(torch.bfloat16, 0.0), (torch.float32, 1e-4)])
+def test_muon_is_torchs_own_in_any_precision(dtype, off):
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(size)) for size in ((8, 4), (4, 8), (8, 4), (6, 6))]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    muon = Muon(ours, 2e-3, 0.1, dtype)
+    reference = torch.optim.Muon(theirs, 2e-3, 0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        muon.step()
+        reference.step()
+    for p, q in zip(ours, theirs, strict=True):
+        assert (p - q).abs().max() <= off, p.shape
 
 
 def test_a_diverging_run_says_what_to_try():
@@ -105,6 +131,9 @@ def test_products_in_bfloat16_only_where_the_processor_has_them(monkeypatch, cap
     )
     pretrain(PretrainConfig(("derm",), n_images=8, steps=1, batch_size=4), progress=False)
     assert used == [native]
+    for config in (PretrainConfig(), AnnotatedConfig()):
+        muon, _ = _optimisers(new_clip().model, config, [])
+        assert muon.dtype == (torch.bfloat16 if native else torch.float32)
 
 
 def test_products_that_torch_is_told_to_leave_alone_count_as_none(monkeypatch):
