@@ -190,4 +190,5 @@ class ViP(Method):
 
     def _by_class(self, T: Tensor) -> Tensor:
         """(N, D) -> (n_cls, m, D), classes with fewer than m symptoms filled up with zeros."""
-        return nn.utils.rnn.pad_sequence(T.split(self._counts), batch_first=True)
+        # the gradient of `pad_sequence` would take n_cls times the memory of T
+        return T.new_zeros(*self.mask.shape, T.shape[1]).masked_scatter(self.mask[..., None], T)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.data.cards import DataCard
@@ -155,6 +157,27 @@ def test_the_order_of_symptoms_does_not_matter(clip, f, aggregation):
     a = shake(ViP(clip, CARD, aggregation=aggregation))
     b = shake(ViP(clip, CARD, aggregation=aggregation, symptoms=turned))
     assert torch.allclose(a.logits_from_features(f), b.logits_from_features(f), atol=1e-4)
+
+
+def test_numbers_made_to_merge_grow_no_faster_than_the_classes(clip, monkeypatch):
+    class Counting(TorchDispatchMode):
+        made = 0
+
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            out = op(*args, **(kwargs or {}))
+            self.made += sum(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))
+            return out
+
+    def made(n_cls: int) -> int:
+        classes = [{"name": f"kind {i}", "knowledge": {"symptoms": ["a sign"]}} for i in range(n_cls)]
+        vip = ViP(clip, DataCard.model_validate(CARD.model_dump() | {"classes": classes}))
+        T = torch.randn(n_cls, clip.embed_dim, requires_grad=True)
+        monkeypatch.setattr(vip, "symptom_features", lambda: T)
+        with Counting() as counting:
+            vip.class_features().sum().backward()
+        return counting.made
+
+    assert made(80) < 5 * made(20)
 
 
 @pytest.mark.parametrize("aggregation", ["merge", "mean", "max"])
