@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.bench_pretrain
 
-Both take the same steps to rounding (tests/backbone/test_pretrain.py). torch's has its products in bfloat16 on
-every processor; ours in the precision that `AnnotatedConfig` finds right for this one.
+Both take the same steps to rounding (tests/backbone/test_pretrain.py). torch's has its products in bfloat16
+on every processor; ours in the precision that `AnnotatedConfig` finds right for this one.
 """
 
 import statistics
