@@ -123,9 +123,7 @@ def _forms(config: dict[str, Any]) -> dict[str, Any]:
     text, vision = config["text_config"], config["vision_config"]
     acts = {text["hidden_act"], vision["hidden_act"]}
     if len(acts) > 1 or not acts <= ACTIVATIONS.keys():
-        raise ValueError(
-            f"hidden_act is {listed(sorted(acts))}; both towers must have one of {listed(ACTIVATIONS)}"
-        )
+        raise ValueError(f"hidden_act is {listed(sorted(acts))}; both need one of {listed(ACTIVATIONS)}")
     act = ACTIVATIONS[text["hidden_act"]]
     for part in (text, vision):
         part["mlp_ratio"] = (part["intermediate_size"] + 0.5) / part["hidden_size"]  # cut by open_clip

@@ -103,13 +103,9 @@ def _load_folder(name: str, folder: Path) -> Loaded:
     if not config.is_file():
         if (folder / "config.json").is_file():
             return _load_transformers(name, name.removeprefix("hf-hub:") if hub else str(folder))
-        raise FileNotFoundError(
-            f"clip {brief(name)}: {config} is missing; it says what the model is made of."
-        )
+        raise FileNotFoundError(f"clip {brief(name)}: {config} is missing; it says what the model is.")
     if not any(file.suffix in (".safetensors", ".bin", ".pth") for file in folder.iterdir()):
-        raise FileNotFoundError(
-            f"clip {brief(name)}: there are no weights; {folder / WEIGHTS[0]} is missing."
-        )
+        raise FileNotFoundError(f"clip {brief(name)}: it has no weights; {folder / WEIGHTS[0]} is missing.")
     with _explained(name, f"{config} is no open_clip configuration"):
         cfg = open_clip.get_model_config(f"local-dir:{folder}")
         text_cfg = dict(cfg["text_cfg"])
@@ -190,9 +186,7 @@ def _load_builtin(name: str) -> Loaded:
         )
         return model, _tokenizer(arch, cfg["text_cfg"]), cfg | {"quick_gelu": quick_gelu}
     except (OSError, RuntimeError) as error:
-        raise ConnectionError(
-            f"clip {brief(name)} could not be loaded: {error} {take_along(repo)}"
-        ) from error
+        raise ConnectionError(f"clip {brief(name)} cannot be loaded: {error} {take_along(repo)}") from error
 
 
 def _load_file(name: str) -> Loaded:

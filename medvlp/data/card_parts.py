@@ -169,9 +169,7 @@ class FilesSource(Source):
         except regex.error as error:
             raise ValueError(f"group_pattern {brief(pattern)} is no regular expression: {error}") from error
         if groups != 1:
-            raise ValueError(
-                f"group_pattern {brief(pattern)} must have exactly one (...) group, it has {groups}"
-            )
+            raise ValueError(f"group_pattern {brief(pattern)} must have one (...) group, it has {groups}")
         return pattern
 
 

@@ -84,9 +84,7 @@ class DataCard(Strict):
             for word in info.words:
                 other = owner.setdefault(as_word(word), info.name)
                 if other != info.name:
-                    raise ValueError(
-                        f"{brief(word)} means both class {brief(other)} and class {brief(info.name)}"
-                    )
+                    raise ValueError(f"{brief(word)} means class {brief(other)} and class {brief(info.name)}")
         return classes
 
     @model_validator(mode="after")

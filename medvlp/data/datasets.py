@@ -159,9 +159,7 @@ def load_dataset(
     elif kind == "medmnist":
         parts, notes = read_medmnist(card, root, image_size, download)
     elif image_size is not None:
-        raise ValueError(
-            f"card {card.name!r}: image_size is for phantoms and MedMNIST; files have their own size."
-        )
+        raise ValueError(f"card {card.name!r}: image_size is for phantoms and MedMNIST; files have a size.")
     else:
         parts, notes = read_files(card, root, problems, test_only)
         if problems.skip and not parts["test" if test_only else "train"].pictures_missing:

@@ -100,9 +100,7 @@ def _unwritable(path: str | Path, error: OSError, what: str = "") -> OSError:
             why = f"{above[0]} is a file, no folder"
             return OSError(f"{what}{short(path)} cannot be written: {why}. Give another path.")
     why = error.strerror or error
-    return OSError(
-        f"{what}{short(path)} cannot be written ({why}). Give another path, or make this one writable."
-    )
+    return OSError(f"{what}{short(path)} cannot be written ({why}). Give another path, or make it writable.")
 
 
 def cache_folder() -> Path:

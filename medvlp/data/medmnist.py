@@ -97,9 +97,7 @@ def _image_set(card: DataCard, split: str, images: np.ndarray, labels: np.ndarra
             "expected (N, H, W) or (N, H, W, 3), uint8, and N labels."
         )
     if labels.size != len(labels) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"{split} labels have shape {labels.shape}; only sets with one label an image can be used."
-        )
+        raise ValueError(f"{split} labels have shape {labels.shape}; only sets with one label an image fit.")
     codes = labels.reshape(-1)  # (N,)
     label_of = {}
     for code in np.unique(codes).tolist():

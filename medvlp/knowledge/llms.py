@@ -287,9 +287,7 @@ def _ids(
     config = model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or len(ids)
     if not ids:
-        raise ValueError(
-            f"class {brief(name)}: the tokenizer of llm {llm.name!r} makes no token of {brief(text)}."
-        )
+        raise ValueError(f"class {brief(name)}: llm {llm.name!r} makes no token of {brief(text)}.")
     if len(ids) > limit:
         raise ValueError(
             f"class {brief(name)}: its text has {len(ids)} tokens, and llm {llm.name!r} reads at most "

@@ -184,9 +184,7 @@ class _Writer:
     def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         """A chat completion as OpenAI's servers give it; ValueError for what cannot be answered."""
         if asked.get("model") != self.name:
-            raise ValueError(
-                f"this server has the model {brief(self.name)}; {brief(asked.get('model'))} was asked."
-            )
+            raise ValueError(f"the model here is {brief(self.name)}; {brief(asked.get('model'))} was asked.")
         if asked.get("stream"):
             raise ValueError("this server sends whole answers only: leave stream out.")
         temperature, seed = float(asked.get("temperature") or 0), int(asked.get("seed") or 0)

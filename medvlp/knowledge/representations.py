@@ -85,9 +85,7 @@ class Representations:
                     f"{self.states[first].shape[1]}: take all from one LLM."
                 )
             if not state.isfinite().all():
-                raise ValueError(
-                    f"class {brief(name)}: its states are not finite; compute them on device='cpu'."
-                )
+                raise ValueError(f"class {brief(name)}: its states are not finite; take device='cpu'.")
         kept = {n: s.detach().to("cpu", torch.float32).contiguous() for n, s in self.states.items()}
         object.__setattr__(self, "states", kept)
 

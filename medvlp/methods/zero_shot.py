@@ -78,18 +78,14 @@ class ZeroShot(Method):
         self.knowledge = knowledge
         if knowledge in NAME_KINDS:
             if symptoms is not None:
-                raise ValueError(
-                    f"knowledge={brief(knowledge)} reads no symptoms; give knowledge='symptoms'."
-                )
+                raise ValueError(f"knowledge={brief(knowledge)} reads no symptoms; give 'symptoms'.")
             by_template = in_templates(card.templates if templates is None else templates, card.classnames)
             if knowledge == "classnames":
                 by_template = by_template[:1]
             texts = dict(zip(card.classnames, zip(*by_template, strict=True), strict=True))
         else:
             if templates is not None:
-                raise ValueError(
-                    f"knowledge={brief(knowledge)} reads no templates; give knowledge='templates'."
-                )
+                raise ValueError(f"knowledge={brief(knowledge)} reads no templates; give 'templates'.")
             if symptoms is None:
                 check_choice("knowledge", knowledge, [*NAME_KINDS, *card.some_kinds()], f"card {card.name!r}")
             self.symptoms = checked_symptoms(card, knowledge, symptoms)
@@ -107,9 +103,8 @@ class ZeroShot(Method):
 
     def logits_from_features(self, image_features: Tensor) -> Tensor:
         """Logits of normalised image features: (B, D) -> (B, n_cls)."""
-        return (
-            self.logit_scale * image_features.to(self.text_features) @ self.text_features.T + self.logit_bias
-        )
+        t = self.text_features
+        return self.logit_scale * image_features.to(t) @ t.T + self.logit_bias
 
     def class_features(self, f: Tensor | None = None) -> Tensor:
         """The directions of t, (n_cls, D); with symptoms t itself is shorter."""

@@ -275,10 +275,8 @@ def temperature_of(method: Method, images: ImageSet, reading: Reading) -> float:
     """The T > 0 for which the cross-entropy of the method's logits (N, n_cls) / T is least on images."""
     logits = finite_logits(method, images, reading)
     ends = (-5, 5)  # of log T: where all is right, T would fall to 0
-    of_log = minimize_scalar(
-        lambda t: F.cross_entropy(logits / math.exp(t), images.labels).item(), bounds=ends
-    )
-    return math.exp(of_log.x)
+    best = minimize_scalar(lambda t: F.cross_entropy(logits / math.exp(t), images.labels).item(), bounds=ends)
+    return math.exp(best.x)
 
 
 def report_of(

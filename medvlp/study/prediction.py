@@ -106,9 +106,6 @@ def _several(images: Any) -> list[tuple[str, Any]] | None:
     """The images of a list, a folder or an upload, each with its name; None where it is one image."""
     if isinstance(images, list | tuple):
         return [(_name(image), image) for image in images]
-    uploads = images.values() if isinstance(images, Mapping) else [None]
-    if all(isinstance(upload, Mapping) for upload in uploads):  # ipywidgets 7: uploads by file name
-        return [(name, upload) for name, upload in images.items()]
     if not isinstance(images, str | os.PathLike) or not os.path.isdir(images):
         return None
     suffixes = image_suffixes()

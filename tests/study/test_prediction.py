@@ -120,7 +120,7 @@ def test_a_folder_without_labels_becomes_a_table(clip, tmp_path):
 
 
 def test_several_images_in_all_that_people_have(clip, tmp_path):
-    """A list, a tuple, a folder, and the values of ipywidgets 8 and 7: a prediction each, in order."""
+    """A list, a tuple, a folder, and the value of an upload: a prediction each, in order."""
     zero = ZeroShot(clip, CARD)
     first, second = tmp_path / "a.png", tmp_path / "b.PNG"
     for path, pixels in ((second, PIXELS[::-1].copy()), (first, PIXELS)):
@@ -129,14 +129,12 @@ def test_several_images_in_all_that_people_have(clip, tmp_path):
     (tmp_path / ".hidden.png").write_text("no image")
     expected = [predict(zero, path).probabilities for path in (first, second)]
     assert not expected[0].equals(expected[1])
-    uploads = {path.name: {"content": path.read_bytes(), "metadata": {}} for path in (first, second)}
-    eight = tuple({"name": name, "content": memoryview(one["content"])} for name, one in uploads.items())
+    uploads = tuple({"name": p.name, "content": memoryview(p.read_bytes())} for p in (first, second))
     for images in (
         [first, second],
         (str(first), Image.open(second)),
         tmp_path,
         str(tmp_path),
-        eight,
         uploads,
     ):
         several = predict(zero, images)

@@ -116,9 +116,7 @@ def encode_prompts(clip: Clip, tokens: Tensor, slots: Tensor, prompts: Tensor) -
     counts = slots.sum(dim=1).tolist()  # N numbers
     for row, count in enumerate(counts):
         if count != counts[0]:
-            raise ValueError(
-                f"slots of text 0: {counts[0]}, of text {row}: {count}; all texts must have as many."
-            )
+            raise ValueError(f"slots of text 0: {counts[0]}, of text {row}: {count}; all must have as many.")
     wanted = (len(slots), counts[0], clip.text_width)
     if tokens.shape != slots.shape or tuple(prompts.shape) not in (wanted, wanted[1:]):
         raise ValueError(
@@ -218,9 +216,7 @@ class _OneCall:
 
     def change_output(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
         """Change what `module` returns."""
-        self._keep(
-            lambda: module.register_forward_hook(lambda _, args, x: change(x) if self._now() else None)
-        )
+        self._keep(lambda: module.register_forward_hook(lambda _, a, x: change(x) if self._now() else None))
 
     def _now(self) -> bool:
         return threading.get_ident() == self._thread and bool(self._calls) and self._calls[-1]

@@ -39,9 +39,7 @@ def in_templates(templates: Sequence[str], classnames: Sequence[str]) -> list[li
     [['a photo of a nevus.', 'a photo of a basal cell carcinoma.']]
     """
     if isinstance(templates, str) or not templates:
-        raise ValueError(
-            f"templates is {brief(templates)}; give a list of one or more, as ['a photo of a {{}}.']."
-        )
+        raise ValueError(f"templates is {brief(templates)}; give a list, as ['a photo of a {{}}.'].")
     for template in templates:
         if "{}" not in template:
             raise ValueError(

@@ -156,9 +156,7 @@ class Server:
         answer = _parts(completion)
         if answer is None:
             shown = self._shown(str(completion))
-            problem = (
-                f"answered with no chat completion: {shown}. Is its base_url right? It usually ends in /v1."
-            )
+            problem = f"answered with no chat completion: {shown}. Is its base_url right? Most end in /v1."
             raise self._error("server", problem, classname)
         content, refusal, finish_reason, usage = answer
         refused = (refusal and not content) or finish_reason == "content_filter"

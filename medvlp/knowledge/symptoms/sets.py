@@ -153,9 +153,7 @@ class SymptomSet(Mapping[str, list[str]]):
             if isinstance(error, ValidationError):
                 first = error.errors(include_url=False, include_input=False)[0]
                 wrong = "".join(f"{part}, " for part in first["loc"]) + first["msg"]
-            raise ValueError(
-                f"{path} is damaged, or no symptoms of this version: {wrong}. {REMAKE}"
-            ) from None
+            raise ValueError(f"{path} is damaged or no symptoms of this version: {wrong}. {REMAKE}") from None
         if not whole:
             said = f"{path} is not as it was saved: changed by hand, or damaged. Its phrases need a review."
             warnings.warn(said, RuntimeWarning, stacklevel=2)

@@ -79,9 +79,7 @@ class LinearProbe(Method):
         if val is None:
             raise ValueError("a linear probe needs validation images to choose C; give val.")
         if missing := [repr(name) for name, n in train.counts.items() if not n]:
-            raise ValueError(
-                f"no training image of {', '.join(missing)}; a linear probe needs one of each class."
-            )
+            raise ValueError(f"no training image of {', '.join(missing)}; a probe needs one of each class.")
         x, y = _arrays(image_features(self.clip, train, **vars(reading)))  # (N, D), (N,)
         x_val, y_val = _arrays(image_features(self.clip, val, **vars(reading)))
 

@@ -273,9 +273,7 @@ def save_figure(fig: Figure, name: str, made_by: str, folder: str | Path | None 
     if not name or Path(name).name != name or name.endswith(".png"):
         raise ValueError(f"figure name {brief(name)} must be bare, as 'symptom_bars': no folder, no .png.")
     if Path(made_by).is_absolute():
-        raise ValueError(
-            f"made_by {brief(made_by)} is an absolute path; write it from the repository's root."
-        )
+        raise ValueError(f"made_by {brief(made_by)} is absolute; write it from the repository's root.")
     try:
         with atomic_write(Path(folder or figures_folder()) / f"{name}.png") as part:
             metadata = {"Source": made_by, "Software": None}

@@ -48,9 +48,7 @@ def training_curves(histories: pd.DataFrame | Mapping[str, pd.DataFrame], metric
     column = val_column(metric)
     for name, history in runs.items():
         where = f"the history of {brief(name)}" if name else "the history"
-        for needed in ("epoch", "loss"):
-            if needed not in history:
-                raise ValueError(f"{where} has no column {needed!r}; give what fit returned.")
+        check_columns(history, ["epoch", "loss"], "fit")
         check_metric(metric, history, where)
     validated = any(column in history for history in runs.values())
     size = (9 if validated else 5, 3)
@@ -242,9 +240,7 @@ def report_curves(reports: Report | Mapping[str, Report], classname: str) -> Fig
         c = report.classnames.index(classname)
         true, p = labels == c, probabilities[:, c]  # (N,)
         if not 0 < true.sum() < len(true):
-            raise ValueError(
-                f"the report of {brief(name)} needs images of class {classname!r} and of others."
-            )
+            raise ValueError(f"the report of {brief(name)} needs images of class {classname!r} and others.")
         colour = {"color": PALETTE[i % len(PALETTE)]}
         for ax, display in zip(axes, (RocCurveDisplay, PrecisionRecallDisplay), strict=False):
             display.from_predictions(true, p, ax=ax, name=name, curve_kwargs=colour)

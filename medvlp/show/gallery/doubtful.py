@@ -170,9 +170,7 @@ def label_noise_suspects(
     images.check(images.card, "the probe")
     labels = images.labels.numpy()  # (N,)
     if not 1 <= n_neighbours < len(images):
-        raise ValueError(
-            f"n_neighbours is {n_neighbours}: {len(images)} images allow 1 to {len(images) - 1}."
-        )
+        raise ValueError(f"n_neighbours={n_neighbours}: {len(images)} images allow 1 to {len(images) - 1}.")
     parts = group_folds(images, folds, seed)
     features = image_features(clip, images).features  # (N, D)
     x = features.double().numpy()

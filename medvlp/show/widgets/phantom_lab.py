@@ -30,9 +30,7 @@ def draw_phantom(world: World, strengths: Mapping[str, float], seed: int) -> Ima
     for name, strength in strengths.items():
         world.index(name)
         if not 0 <= strength <= 1:
-            raise ValueError(
-                f"attribute {brief(name)} must be from 0 (absent) to 1 (present), got {strength}."
-            )
+            raise ValueError(f"attribute {brief(name)} must be 0 (absent) to 1 (present), got {strength}.")
     missing = [a.name for a in world.attributes if a.name not in strengths]
     if missing:
         raise ValueError(f"no strength for {listed(missing)}; give one for every attribute.")

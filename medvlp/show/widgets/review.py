@@ -288,9 +288,7 @@ class SymptomReview:
     def _phrase(self, classname: str, i: int) -> str:
         phrases = self._of_class(classname)
         if not 0 <= i < len(phrases):
-            raise ValueError(
-                f"class {brief(classname)} has {len(phrases)} phrases, from 0 on; there is no {i}."
-            )
+            raise ValueError(f"class {brief(classname)} has {len(phrases)} phrases, from 0; there is no {i}.")
         return phrases[i]
 
 

@@ -47,9 +47,7 @@ def run_groups(runs: pd.DataFrame, by: Sequence[str], metric: str, reserved: Seq
         raise ValueError(unknown_name("metric", metric, numbers, "the runs"))
     taken = [column for column in by if column in reserved]
     if taken:
-        raise ValueError(
-            f"the table has a column {brief(taken[0])} of its own; rename that field of the runs."
-        )
+        raise ValueError(f"the table has a column {brief(taken[0])} of its own; rename that field.")
     groups = []
     before_results = runs.loc[:, :"status"] if "status" in runs else runs
     settings = [column for column in before_results if column not in ("run", metric)]

@@ -36,26 +36,11 @@ class Predictions:
     """What one run said of its test images.
 
     `groups` numbers what is resampled: the patients, or each image where images are their own.
-
-    Raises:
-        ValueError: shapes that do not fit, labels outside the classes, rows that do not sum to one.
     """
 
     labels: np.ndarray  # (N,) int
     groups: np.ndarray  # (N,) int
     probabilities: np.ndarray  # (N, n_cls)
-
-    def __post_init__(self) -> None:
-        n, n_cls = self.probabilities.shape
-        if self.labels.shape != (n,) or self.groups.shape != (n,):
-            raise ValueError(
-                f"predictions of {n} images have labels of shape {self.labels.shape} and groups of shape "
-                f"{self.groups.shape}; give one of each for every image."
-            )
-        if n == 0 or self.labels.min() < 0 or self.labels.max() >= n_cls:
-            raise ValueError(f"predictions need images with labels from 0 to {n_cls - 1}.")
-        if not np.allclose(self.probabilities.sum(1), 1, atol=1e-3):  # NaN is not close either
-            raise ValueError("each image's probabilities must sum to 1; give the softmax of the logits.")
 
     def same_images(self, other: "Predictions") -> bool:
         """Whether the two are of one test set: the same labels and groups, image by image."""

@@ -199,7 +199,7 @@ class Study:
             metrics, validation, kept = (
                 record.get(key) or {} for key in ("metrics", "validation", "kept epoch")
             )
-            row = {"run": run_id} | {key: self._value(run_id, key) for key in self.varied}
+            row = {"run": run_id} | {key: setting_of(self._settings[run_id], key) for key in self.varied}
             row["status"] = record["status"]
             row |= {name: metrics.get(name) for name in names}
             row |= {f"val {name}": validation.get(name) for name in SELECTION}
@@ -308,10 +308,6 @@ class Study:
 
     def _varied(self, given: Sequence[str]) -> list[str]:
         """The settings that tables show: some always, and those given that are not the same everywhere."""
-        values = {key: {self._value(run_id, key) for run_id in self._settings} for key in given}
+        values = {key: {setting_of(settings, key) for settings in self._settings.values()} for key in given}
         several = [key for key in given if key not in ALWAYS and len(values[key]) > 1]
         return ["method", "data", *several, "seed"]
-
-    def _value(self, run_id: str, key: str) -> Any:
-        """A setting by the key that grids have for it; None where the run's method has no such argument."""
-        return setting_of(self._settings[run_id], key)

@@ -172,7 +172,7 @@ def test_shapes_that_do_not_fit_are_named(clip):
 def test_a_text_with_fewer_slots_than_the_first_is_named(clip):
     tokens, slots = find_slots(clip, [f"{SLOT} {SLOT}", f"{SLOT} {SLOT}", f"many {SLOT}"])
     for prompts in (draw(clip, 2), draw(clip, 1), draw(clip, 3, 2)):
-        with pytest.raises(ValueError, match="slots of text 0: 2, of text 2: 1; all texts must have as many"):
+        with pytest.raises(ValueError, match="slots of text 0: 2, of text 2: 1; all must have as many"):
             encode_prompts(clip, tokens, slots, prompts)
 
 

@@ -105,7 +105,7 @@ def test_an_unfitted_probe_says_so(clip):
 @pytest.mark.parametrize(
     ("train", "val", "message"),
     [
-        ([0, 1, 0], [0, 1], "no training image of 'keratosis'; a linear probe needs"),
+        ([0, 1, 0], [0, 1], "no training image of 'keratosis'; a probe needs"),
         ([0, 1, 2, 7], [0, 1], "of the train set of card .lesions. has label 7, outside"),
     ],
 )

@@ -141,7 +141,7 @@ def test_figures_go_to_the_checkouts_folder_from_the_notebooks_too(tmp_path, mon
         (lambda: save_figure(plt.Figure(), "a.png", "x.ipynb"), "figure name 'a.png' must be bare"),
         (
             lambda: save_figure(plt.Figure(), "a", "/home/x.ipynb"),
-            "made_by '/home/x.ipynb' is an absolute path",
+            "made_by '/home/x.ipynb' is absolute",
         ),
     ],
 )

@@ -298,20 +298,6 @@ def test_a_metric_that_no_resample_can_give_is_refused():
         against(runs, "a", n_bootstrap=0)
 
 
-@pytest.mark.parametrize(
-    ("labels", "probabilities", "message"),
-    [
-        ([0, 1, 1], [[0.5, 0.5]], "labels of shape"),
-        ([2], [[0.5, 0.5]], "labels from 0 to 1"),
-        ([0], [[2.0, -3.0]], "must sum to 1"),
-        ([0], [[np.nan, 0.5]], "must sum to 1"),
-    ],
-)
-def test_predictions_that_are_none_are_refused(labels, probabilities, message):
-    with pytest.raises(ValueError, match=message):
-        Predictions(np.array(labels), np.arange(len(labels)), np.array(probabilities))
-
-
 def test_the_baseline_is_told_in_words_with_its_field_where_it_is_no_text():
     runs = Runs(labels_of(20))
     for shots in (1, 16):
