@@ -285,6 +285,18 @@ def test_fit_averages_what_was_published_so_unless_told_not_to(clip, tmp_path, n
     assert same(fitted(keep="best", metric="loss")[0], fitted(keep="best", metric="loss", average=False)[0])
 
 
+@pytest.mark.parametrize("name", ["CoOp", "KgCoOp", "BiomedCoOp", "ViP"])
+def test_class_specific_context_changes_its_own_class_only(clip, name):
+    method = METHODS[name](clip, CARD, csc=True)
+    assert method.ctx.shape[0] == 3 and method.ctx.shape[2] == clip.text_width
+    before = method.class_features()
+    with torch.no_grad():
+        method.ctx[1] *= -20
+    after = method.class_features()
+    assert torch.allclose(after[[0, 2]], before[[0, 2]], atol=1e-6)
+    assert (after[1] - before[1]).norm() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("name", "options", "count"),
     [

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from medvlp.show.figures.basic import PALETTE
 from medvlp.show.maps.figure import hidden_text
 from medvlp.show.maps.umap import nearest_points
 
-pytest.importorskip("umap", reason="maps need umap-learn: pip install 'medvlp[umap]'")
+# not importorskip: numba compiles when umap is imported, and every worker collects these tests
+pytestmark = pytest.mark.skipif(find_spec("umap") is None, reason="pip install 'medvlp[umap]'")
 
 
 def blobs(n: int = 30, n_cls: int = 3, dim: int = 8, text: int = 0) -> Embeddings:
