@@ -95,8 +95,10 @@ def controls_of_symptoms(
     made, weights = claims_made(method, claims, images), _weights(images, n_bootstrap, seed)
     features = image_features(method.clip, images).features  # (N, D)
 
-    def means(claims: Sequence[Claim], scores: Mapping[str, np.ndarray], weights: np.ndarray) -> np.ndarray:
-        """Mean over claims of both measures, (2, R); a claim that two classes make counts once."""
+    def means(
+        claims: Sequence[Claim], scores: Mapping[str, np.ndarray], weights: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """Mean over claims of both measures, (2, rows); a claim that two classes make counts once."""
         once: dict[tuple[str, str], Claim] = {}
         for claim in claims:
             once.setdefault((claim.symptom, claim.attribute), claim)
@@ -115,9 +117,9 @@ def controls_of_symptoms(
     return _row(means(made, scores, weights)), controls
 
 
-def _weights(images: ImageSet, n_bootstrap: int, seed: int) -> np.ndarray:
-    """How often each image counts, (1 + R, N): once in the first row, then as it is drawn."""
-    return np.concatenate([np.ones((1, len(images))), *resamples(images.groups, n_bootstrap, seed)])
+def _weights(images: ImageSet, n_bootstrap: int, seed: int) -> list[np.ndarray]:
+    """How often each image counts: once in the first block, (1, N), as it is drawn in the others, (R, N)."""
+    return [np.ones((1, len(images))), *resamples(images.groups, n_bootstrap, seed)]
 
 
 def shuffled_values(claims: Sequence[Claim], seed: int) -> list[Claim]:
@@ -139,16 +141,19 @@ def symptom_scores(method: Method, features: Tensor) -> dict[str, np.ndarray]:
         return {name: s.cpu().double().numpy() for name, s in method.symptom_scores(features).items()}
 
 
-def _measures(claim: Claim, images: ImageSet, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUROC of a score (N,) for a claim, over all images and within classes, by row of weights: (2, R).
+def _measures(claim: Claim, images: ImageSet, score: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
+    """AUROC of a score (N,) for a claim, over all images and within classes, by row of weights: (2, rows).
 
     Images count that have a score and of which an expert noted the attribute.
     """
     noted, classes = images.attributes[claim.attribute], images.labels.numpy()  # (N,) each
     seen = noted.notna().to_numpy() & ~np.isnan(score)
     of = noted.isin(claim.values).to_numpy()[seen], score[seen]
-    each = [stratified_auroc(*of, strata[seen], weights[:, seen]) for strata in (0 * classes, classes)]
-    return np.stack(each)
+    blocks = [block[:, seen] for block in weights]  # small ones stay in the processor's cache
+    each = [
+        [stratified_auroc(*of, strata[seen], block) for block in blocks] for strata in (0 * classes, classes)
+    ]
+    return np.stack([np.concatenate(of_strata) for of_strata in each])
 
 
 def _row(samples: np.ndarray) -> dict[str, float]:

@@ -15,7 +15,13 @@ from medvlp.data.html import Table
 from medvlp.data.image_sets import ImageSet, PhantomSet
 from medvlp.methods.base import Method
 from medvlp.show.explanations.annotated import ValueClaims, controls_of_symptoms, with_interval
-from medvlp.show.explanations.faithfulness import counterfactual, mean_auroc, share_ends, with_outcomes
+from medvlp.show.explanations.faithfulness import (
+    auroc_ends,
+    counterfactual,
+    mean_auroc,
+    share_ends,
+    with_outcomes,
+)
 from medvlp.show.explanations.twins import (
     Claims,
     Flips,
@@ -122,14 +128,13 @@ def _of_phantoms(
     features = flip_features(method.clip, images)
     flips = flips_of_features(method, images, features)
     claims = claims_of(flips.world, {"": flips.phrases}) if claims is None else claims
-    value, *ends = mean_auroc(flips, claims, n_bootstrap, seed)
     outcomes = _outcomes(flips, claims)
-    row = with_interval("AUROC", value, ends) | outcomes[OUTCOMES].mean().to_dict()
+    row = with_interval("AUROC", mean_auroc(flips, claims), auroc_ends(flips, claims, n_bootstrap, seed))
+    row |= outcomes[OUTCOMES].mean().to_dict()
     row |= with_interval("net", row["net"], share_ends(outcomes, "net", True, n_bootstrap, seed))
 
     def control(flips: Flips, claims: Claims) -> dict[str, float]:
-        auroc = mean_auroc(flips, claims, n_bootstrap=1)[0]
-        return {"AUROC": auroc} | _outcomes(flips, claims)[OUTCOMES].mean().to_dict()
+        return {"AUROC": mean_auroc(flips, claims)} | _outcomes(flips, claims)[OUTCOMES].mean().to_dict()
 
     def controls(seed: int) -> dict[str, dict[str, float]]:
         other, nonsense = with_nonsense(method, seed)

@@ -9,7 +9,6 @@ the same tests is in `controls`.
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
 from medvlp.backbone.clip import Clip
@@ -29,7 +28,7 @@ from medvlp.show.explanations.twins import (
     with_flips,
 )
 from medvlp.study.attributes import attribute_probe
-from medvlp.study.metrics import bootstrap, percentiles
+from medvlp.study.metrics import bootstrap, class_auroc, percentiles
 
 MOVES = ("matching", "others", "largest")  # columns of a counterfactual table
 
@@ -100,28 +99,23 @@ def faithfulness(
         samples = _auroc_samples(true, score, n_bootstrap, seed)
         row = {"classname": classname, "symptom": phrase, "attribute": attribute}
         row["says"] = "present" if says else "absent"
-        row |= with_interval("AUROC", roc_auc_score(true, score), percentiles(samples))
-        row["as drawn"] = roc_auc_score(true[:n], score[:n]) if 0 < true[:n].sum() < n else np.nan
+        row |= with_interval("AUROC", _auroc(true, score), percentiles(samples))
+        row["as drawn"] = _auroc(true[:n], score[:n])
         rows.append(row)
     return Table(rows)
 
 
-def mean_auroc(
-    flips: Flips, claims: Claims | None = None, n_bootstrap: int = 1000, seed: int = 1
-) -> tuple[float, float, float]:
-    """The mean AUROC of the rows of `faithfulness`, an attribute and wording counted once, with its interval.
+def mean_auroc(flips: Flips, claims: Claims | None = None) -> float:
+    """The mean AUROC of the rows of `faithfulness`, an attribute and wording counted once."""
+    return float(np.mean([_auroc(*phrase) for phrase in _each_phrase(flips, claims)]))
 
-    Returns the mean and the ends of its 95 % percentile interval; the images are resampled for all at once.
-    """
-    known = _known(flips, claims)
-    first = flips.symptoms["symptom"].drop_duplicates()
-    values, samples = [], []
-    for j, phrase in first.items():
-        if phrase in known:
-            true, score = _both_ways(flips, j, *known[phrase])
-            values.append(roc_auc_score(true, score))
-            samples.append(_auroc_samples(true, score, n_bootstrap, seed))
-    return float(np.mean(values)), *percentiles(np.mean(samples, axis=0))
+
+def auroc_ends(
+    flips: Flips, claims: Claims | None = None, n_bootstrap: int = 1000, seed: int = 1
+) -> tuple[float, float]:
+    """Ends of the 95 % interval of `mean_auroc`; the images are resampled for all phrases at once."""
+    samples = [_auroc_samples(*phrase, n_bootstrap, seed) for phrase in _each_phrase(flips, claims)]
+    return percentiles(np.mean(samples, axis=0))
 
 
 def what_is_seen(
@@ -165,7 +159,7 @@ def what_is_seen(
         here = plain.latents.attributes[:, k].numpy()  # (N,)
         score = probe.decision_function(np.concatenate([f, g]))  # (2 N,)
         rows[attribute.name] = {
-            "probe": roc_auc_score(np.concatenate([here, ~here]), score),
+            "probe": _auroc(np.concatenate([here, ~here]), score),
             "moved": np.linalg.norm(g - f, axis=1).mean(),
             "wordings": float(t[k, 0] @ t[k, 1]),
         }
@@ -304,6 +298,12 @@ def share_ends(known: pd.DataFrame, column: str, over_images: bool, n: int, seed
     return percentiles(total[:, 0] / total[:, 1])
 
 
+def _each_phrase(flips: Flips, claims: Claims | None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`_both_ways` of each different phrase that claims something."""
+    known, first = _known(flips, claims), flips.symptoms["symptom"].drop_duplicates()
+    return [_both_ways(flips, j, *known[phrase]) for j, phrase in first.items() if phrase in known]
+
+
 def _both_ways(flips: Flips, j: int, attribute: str, says: bool) -> tuple[np.ndarray, np.ndarray]:
     """Symptom j on all images, then on their twins: whether its claim is true, and its score, (2 N,) each."""
     k = flips.world.index(attribute)
@@ -312,11 +312,20 @@ def _both_ways(flips: Flips, j: int, attribute: str, says: bool) -> tuple[np.nda
     return true, np.concatenate([flips.scores[0, :, j], flips.scores[1 + k, :, j]])
 
 
+def _auroc(true: np.ndarray, score: np.ndarray) -> float:
+    """AUROC of a score (N,); NaN where all images agree."""
+    return float(class_auroc(true, _of_two_classes(score))[1])
+
+
 def _auroc_samples(true: np.ndarray, score: np.ndarray, n: int, seed: int) -> np.ndarray:
     """AUROC of n resamples; an image and its twin, half the array further, are drawn together."""
     twins = [str(i) for i in range(len(true) // 2)] * 2
-    both = np.stack([-score, score], axis=1)  # (2 N, 2), as of two classes
-    return bootstrap(true, both, twins, n, seed, ["AUROC"])["AUROC"].to_numpy()
+    return bootstrap(true, _of_two_classes(score), twins, n, seed, ["AUROC"])["AUROC"].to_numpy()
+
+
+def _of_two_classes(score: np.ndarray) -> np.ndarray:
+    """A score (N,) as two classes' scores, (N, 2): absent, present."""
+    return np.stack([-score, score], axis=1)
 
 
 def _best_classes(flips: Flips, attributes: object) -> np.ndarray:

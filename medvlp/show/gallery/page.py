@@ -1,6 +1,7 @@
 """A gallery as one HTML page that needs nothing else: no script, no request, every text escaped."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,25 +115,26 @@ def _section(
         named = images.card.redistribution if show_ids is None else show_ids
         return {"picture": pictures[id(images), i, side], "id": images.ids[i] if named else None}
 
-    groups = []
+    symptoms = section.symptoms.assign(above=section.symptoms["score"] - section.symptoms["usual"])
+    argued = _by(symptoms[symptoms["argued"] > 0], ["image", "classname"])  # the strongest first
+    near, groups = _by(section.neighbours, ["image"]), []
     for pair in section.pairs().to_dict("records"):
-        group = section.pair(pair["true"], pair["predicted"])
-        cards = group.table.to_dict("records")
+        cards = section.pair(pair["true"], pair["predicted"]).table.to_dict("records")
+        # of each class that is listed, which may be one: what it is here
+        kinds = {pair["predicted"]: "predicted", pair["true"]: "true"} if len(symptoms) else {}
         for card in cards:
-            near = group.neighbours[group.neighbours["image"] == card["image"]].to_dict("records")
-            card |= shown(section.images, card["image"], PICTURE)
-            card["described"] = section.images.described(card["image"])
-            card["symptoms"] = _symptoms(group.symptoms[group.symptoms["image"] == card["image"]], pair)
-            card["neighbours"] = [one | shown(section.train, one["neighbour"], SMALL) for one in near]
+            i = card["image"]
+            card |= shown(section.images, i, PICTURE)
+            card["described"] = section.images.described(i)
+            card["symptoms"] = [(kind, name, argued[i, name][:N_SYMPTOMS]) for name, kind in kinds.items()]
+            card["neighbours"] = [one | shown(section.train, one["neighbour"], SMALL) for one in near[i,]]
         groups.append(pair | {"cards": cards})
     return {"title": section.title, "words": section.words, "groups": groups}
 
 
-def _symptoms(table: pd.DataFrame, pair: Mapping[str, str]) -> list[tuple[str, str, list[dict]]]:
-    """For the predicted and the true class: what it is here, its name, and what argued most for it."""
-    table, listed = table.assign(above=table["score"] - table["usual"]), []
-    kinds = {pair["predicted"]: "predicted", pair["true"]: "true"} if len(table) else {}  # may be one class
-    for name, kind in kinds.items():
-        mine = table[(table["classname"] == name) & (table["argued"] > 0)].head(N_SYMPTOMS)
-        listed.append((kind, name, mine.to_dict("records")))
-    return listed
+def _by(table: pd.DataFrame, columns: list[str]) -> dict[tuple, list[dict]]:
+    """The rows of a table by what they have in some columns, in their order."""
+    rows: dict[tuple, list[dict]] = defaultdict(list)
+    for row in table.to_dict("records"):
+        rows[tuple(row[column] for column in columns)].append(row)
+    return rows
