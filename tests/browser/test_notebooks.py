@@ -1,6 +1,6 @@
 """Notebooks 6 and 7 in a real JupyterLab: run from top to bottom, and what they leave for a reader.
 
-The copies are smaller: fewer images, seeds, epochs and draws, so that each takes less than a minute.
+The copies are smaller: fewer images, seeds, epochs and draws.
 """
 
 import re
@@ -17,21 +17,27 @@ from tests.browser.test_widgets import unfold_the_table
 expect = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is missing").expect
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
-FAILURES = {r"epochs=\d+": "epochs=2", r"n_draws=\d+": "n_draws=2", r"n_images=\d+": "n_images=10"}
-FAILURES |= {r"steps=\d+": "steps=12"}
-PROMPTS = {r"epochs=\d+": "epochs=2", r"load_dataset\(card_name": "load_dataset(card_name, num_shots=100"}
+SMALLER = {
+    r"epochs=\d+": "epochs=2",
+    r"n_draws=\d+": "n_draws=2",
+    r"n_images=\d+": "n_images=10",
+    r"steps=\d+": "steps=12",
+    r"range\(800\)": "range(100)",  # training images
+    r"range\(0, len\(part\), \d+\)": "range(0, len(part), 12)",
+    r"(?m)^(data|cells) = .*$": r"\g<0>\n\1.test = \1.test.subset(range(0, len(\1.test), 8))",
+}
 BROKEN = "() => [...document.images].filter(one => one.complete && !one.naturalWidth).map(one => one.alt)"
 
 
 class Notebook:
     """A smaller copy of a notebook, run in a page of its own. Cells are found by a piece of their code."""
 
-    def __init__(self, lab: Any, name: str, folder: Path, smaller: dict[str, str], **parameters: Any) -> None:
+    def __init__(self, lab: Any, name: str, folder: Path, **parameters: Any) -> None:
         notebook = nbformat.read(FOLDER / name, as_version=4)
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None  # what is seen is of this run
-                for code, shorter in smaller.items():
+                for code, shorter in SMALLER.items():
                     cell.source = re.sub(code, shorter, cell.source)
             if "parameters" in cell.metadata.get("tags", []):
                 cell.source += "".join(f"\n{key} = {value!r}" for key, value in parameters.items())
@@ -68,9 +74,7 @@ class Notebook:
 
 
 def test_failure_cases(lab, chromium, tmp_path):
-    book = Notebook(
-        lab, "06_failure_cases.ipynb", tmp_path, FAILURES, n_images=40, other_cards=("phantom-fundus",)
-    )
+    book = Notebook(lab, "06_failure_cases.ipynb", tmp_path, n_images=40, other_cards=("phantom-fundus",))
     book.check()
     for widget in ("SymptomExplorer(zero", "PhantomLab({"):  # how they are used, test_widgets.py shows
         expect(book.output(widget).locator("[role=status]")).to_be_visible()
@@ -94,7 +98,7 @@ def open_gallery(chromium: Any, path: Path, folder: Path) -> None:
 
 
 def test_prompt_umap(lab, tmp_path):
-    book = Notebook(lab, "07_prompt_umap.ipynb", tmp_path, PROMPTS, n_images=60, seeds=(1, 2))
+    book = Notebook(lab, "07_prompt_umap.ipynb", tmp_path, n_images=60, seeds=(1, 2))
     book.check()
     unfold_the_table(book.page, book.output("TrainingMonitor()"), epochs=2)
     expect(book.output("InterventionExplorer(cilmp").locator("[role=status]")).to_be_visible()
