@@ -22,10 +22,16 @@ SMALLER = {
     r"n_draws=\d+": "n_draws=2",
     r"n_images=\d+": "n_images=10",
     r"steps=\d+": "steps=12",
-    r"range\(800\)": "range(100)",  # training images
-    r"range\(0, len\(part\), \d+\)": "range(0, len(part), 12)",
-    r"(?m)^(data|cells) = .*$": r"\g<0>\n\1.test = \1.test.subset(range(0, len(\1.test), 8))",
+    r"range\((500|800)\)": "range(100)",
+    r"(?m)^(data|cells) = .*$": r"\g<0>\n\1 = one_in_eight(\1)",
 }
+ONE_IN_EIGHT = """
+import dataclasses
+
+def one_in_eight(data):  # images of each split
+    parts = {name: images.subset(range(0, len(images), 8)) for name, images in data.splits.items()}
+    return dataclasses.replace(data, **parts)
+"""
 BROKEN = "() => [...document.images].filter(one => one.complete && !one.naturalWidth).map(one => one.alt)"
 
 
@@ -41,6 +47,7 @@ class Notebook:
                     cell.source = re.sub(code, shorter, cell.source)
             if "parameters" in cell.metadata.get("tags", []):
                 cell.source += "".join(f"\n{key} = {value!r}" for key, value in parameters.items())
+                cell.source += ONE_IN_EIGHT
         nbformat.write(notebook, folder / name)
         # as in a checkout: diagrams are shown from here, and figures saved
         shutil.copytree(FOLDER.parent / "figures", lab.root / "figures", dirs_exist_ok=True)
