@@ -99,8 +99,8 @@ class Blocks:
 
 
 def _keys(tensor: Tensor) -> list[str]:
-    raw = tensor.numpy().tobytes()
-    return [raw[i : i + KEY].hex() for i in range(0, len(raw), KEY)]
+    text = tensor.numpy().tobytes().hex()
+    return [text[i : i + 2 * KEY] for i in range(0, len(text), 2 * KEY)]
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], kind: str, facts: dict[str, Any]) -> None:

@@ -320,14 +320,20 @@ def loss_and_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     return {"loss": loss} | metric_values(labels.numpy(), logits.softmax(dim=1).numpy())
 
 
-def predict_logits(method: Method, images: ImageSet, reading: Reading = READING) -> Tensor:
-    """Logits of every image, (N, n_cls) float on the CPU, in evaluation mode; a bar over two seconds."""
+def predict_logits(
+    method: Method, images: ImageSet, reading: Reading = READING, features: Tensor | None = None
+) -> Tensor:
+    """Logits of every image, (N, n_cls) float on the CPU, in evaluation mode; a bar over two seconds.
+
+    Where the method `keeps_image_tower` the images' features (N, D) are `features`, or those in the cache.
+    """
     device, most = method.clip.device, len(images)
     if method.conditional:  # each image has texts of its own: few at once, so that the bar moves
         most = max(1, PROMPTED_AT_ONCE // len(method.card.classnames))
     with evaluating(method):
         if method.keeps_image_tower:
-            features = image_features(method.clip, images, **vars(reading)).features  # (N, D)
+            if features is None:
+                features = image_features(method.clip, images, **vars(reading)).features  # (N, D)
             batches, forward = features.split(min(_FEATURES, most)), method.logits_from_features
         else:
             size = min(_IMAGES, most)

@@ -61,6 +61,7 @@ class Run:
     so_far: SoFar
     checkpoint: Path | None = None
     reading: Reading = READING  # of images; its progress: whether this process shows bars
+    val_features: Tensor | None = None  # (N, D) of `val`, where the method keeps the image tower
 
     @cached_property
     def facts(self) -> dict[str, Any]:

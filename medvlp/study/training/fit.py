@@ -194,9 +194,9 @@ def _prepare(
     with accelerator.main_process_first():  # the others find the features in the cache
         method.before_training(train, val, reading)
         parameters = [p for p in method.parameters() if p.requires_grad]
-        batches = None
+        batches = val_features = None
         if parameters and method.keeps_image_tower and val is not None:
-            image_features(method.clip, val, **vars(reading))
+            val_features = image_features(method.clip, val, **vars(reading)).features  # (N, D)
         if parameters and method.keeps_image_tower and config.views != "fresh":
             batches = FeatureBatches(method.clip, train, config, reading)
         elif parameters:
@@ -207,7 +207,8 @@ def _prepare(
         optimizer = accelerator.prepare(optimizer)
     so_far = SoFar(_copy(own_tensors(method)), [], states_of(callbacks))
     path = Path(checkpoint) if checkpoint else None
-    return Run(method, train, val, config, callbacks, accelerator, optimizer, batches, so_far, path, reading)
+    parts = accelerator, optimizer, batches, so_far, path, reading, val_features
+    return Run(method, train, val, config, callbacks, *parts)
 
 
 def _train(run: Run) -> None:
@@ -294,7 +295,7 @@ def _validate(run: Run, epoch: int) -> dict[str, float]:
         return {}
     process, n_processes = accelerator.process_index, accelerator.num_processes
     if n_processes == 1 or method.keeps_image_tower:
-        logits = predict_logits(method, val, run.reading)  # (N, n_cls)
+        logits = predict_logits(method, val, run.reading, run.val_features)  # (N, n_cls)
     else:  # each process works out its part
         rows = torch.arange(process, len(val), n_processes)
         logits = torch.zeros(len(val), len(method.card.classnames))

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from medvlp.methods.vip import ViP
 from medvlp.methods.zero_shot import ZeroShot
 from medvlp.study.evaluation import evaluate, predict_logits
 from medvlp.study.training.batches import FeatureBatches, ImageBatches, epoch_order
+from medvlp.study.training.callbacks import Callback
 from medvlp.study.training.config import TrainConfig
 from medvlp.study.training.fit import fit
 from tests.methods.small import make_card, make_set
@@ -99,6 +101,17 @@ def test_features_and_images_train_alike(clip, sets, views):
     histories = [fit(method, *sets, config, **QUIET) for method in (cached, read)]
     assert torch.allclose(cached.weight, read.head.weight, atol=1e-5)
     assert np.allclose(histories[0]["loss"], histories[1]["loss"], atol=1e-5)
+
+
+def test_features_are_read_once_and_not_in_every_epoch(clip, sets, tmp_path):
+    class NoCache(Callback):
+        def on_epoch_end(self, method, epoch, row):
+            if epoch == 1:
+                shutil.rmtree(tmp_path / "features")
+
+    config = replace(SHORT, epochs=3)
+    fit(Prototypes(clip, CARD), *sets, config, cache_dir=tmp_path, callbacks=[NoCache()], **QUIET)
+    assert not (tmp_path / "features").exists()
 
 
 # what comes out
