@@ -247,19 +247,6 @@ def test_symptom_scores_are_cosines_with_the_prompted_symptoms(clip, f):
 # --- what is learned ---
 
 
-def test_the_loss_falls_when_trained(clip, f):
-    vip, labels = ViP(clip, CARD), torch.tensor([0, 1, 2, 0, 1])
-    sgd = torch.optim.SGD(trained(vip).values(), lr=0.002, momentum=0.9)
-    losses = []
-    for _ in range(30):
-        loss = F.cross_entropy(vip.logits_from_features(f), labels)
-        sgd.zero_grad()
-        loss.backward()
-        sgd.step()
-        losses.append(float(loss))
-    assert losses[-1] < losses[0] / 2
-
-
 def test_sizes_and_spread_at_the_start(clip):
     vip = ViP(clip, CARD, n_ctx=16)
     assert {name: tuple(p.shape) for name, p in trained(vip).items()} == {
