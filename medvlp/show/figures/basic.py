@@ -220,7 +220,8 @@ def interval_plot(
     ax.plot(rows["value"], places, "o", color=PALETTE[0], markersize=6)
     for place, (_, row) in zip(places, rows.iterrows(), strict=True):
         text = three_decimals(row["value"])
-        ax.text(row["value"], place - 0.16, text, ha="center", va="bottom", fontsize=8)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # no line runs through the number
+        ax.text(row["value"], place - 0.16, text, ha="center", va="bottom", fontsize=8, bbox=box)
     if chance is not None:
         ax.axvline(chance, color=GREY, linestyle="dotted", label=f"chance {three_decimals(chance)}")
     reference_lines(ax.axvline, reference or {}, first=1)
@@ -277,7 +278,7 @@ def save_figure(fig: Figure, name: str, made_by: str, folder: str | Path | None 
     try:
         with atomic_write(Path(folder or figures_folder()) / f"{name}.png") as part:
             metadata = {"Source": made_by, "Software": None}
-            fig.savefig(part, format="png", dpi=110, bbox_inches="tight", metadata=metadata)
+            fig.savefig(part, format="png", dpi=150, bbox_inches="tight", metadata=metadata)
     except OSError as error:
         if folder is not None:
             raise

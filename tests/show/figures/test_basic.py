@@ -105,7 +105,7 @@ def test_saved_figures_name_their_maker_and_are_the_same_bytes(tmp_path):
     assert (tmp_path / "a/accuracy.png").read_bytes() == (tmp_path / "b/accuracy.png").read_bytes()
     with Image.open(tmp_path / "a/accuracy.png") as image:
         assert image.text == {"Source": "notebooks/01_zero_shot_clip.ipynb"}
-        assert image.info["dpi"] == pytest.approx((110, 110), abs=0.1)
+        assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["accuracy.png"]
 
 
