@@ -469,7 +469,7 @@ def test_errors_say_what_is_wrong_and_what_to_do(clip, data, zero, cilmp):
         (lambda: PhantomLab({"a": ZeroShot(clip, card)}), "needs a phantom card"),
         (lambda: PhantomLab({"a": zero, "b": ZeroShot(clip, card)}), "of the cards phantom-derm, lesions"),
         (lambda: PhantomLab({"a": zero}).set("vail", 1), "did you mean 'veil'"),
-        (lambda: PhantomLab({"a": zero}).set("veil", 2), "from 0 .absent. to 1 .present., got 2"),
+        (lambda: PhantomLab({"a": zero}).set("veil", 2), "must be 0 .absent. to 1 .present., got 2"),
         (lambda: draw_phantom(get_world("derm"), {"veil": 1}, 1), "no strength for 'colors'"),
         (lambda: InterventionExplorer(zero, data.test), "ZeroShot intervenes in no representations"),
         (
