@@ -240,7 +240,7 @@ class Muon(torch.optim.Optimizer):
     is changed by as much in each of its directions. With AdamW alone the few directions that the first
     attributes need take all steps, and the towers wait for each other with the rest. `torch.optim.Muon` gives
     the same numbers; but it takes its products in bfloat16 on every processor, which without such products
-    makes a step of pre-training 3.4 times as long, and one matrix at a time, not all of a shape.
+    makes a step of pre-training four times as long (bench_pretrain), and one matrix after the other.
     """
 
     MU = 0.95
