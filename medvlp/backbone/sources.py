@@ -205,10 +205,11 @@ def _load_file(name: str) -> Loaded:
     tags = [open_clip.get_pretrained_cfg(arch, tag) for tag in open_clip.list_pretrained_tags_by_model(arch)]
     same = {key: value for key, value in (tags or [{}])[0].items() if all(t.get(key) == value for t in tags)}
     what = f"{short(path)} cannot be loaded as {arch}"
-    with _explained(name, what):
+    with _explained(name, what, "it is no file of weights; save model.state_dict() ({})"):
         state = load_state_dict(str(path))
-        if "logit_scale" not in state:
-            raise ValueError("it holds no weights of a CLIP under the names that open_clip and OpenAI give")
+    if "logit_scale" not in state:
+        none = "it holds no weights of a CLIP under the names that open_clip and OpenAI give"
+        raise ValueError(f"clip {brief(name)}: {what}: {none}")
     text_cfg = _bert(name, path.parent, state[BERT].shape[1]) if BERT in state else cfg["text_cfg"]
     with _explained(name, what):
         model, cfg = from_file(cfg | {"text_cfg": text_cfg}, same, state)
@@ -219,13 +220,13 @@ def _load_file(name: str) -> Loaded:
 
 
 @contextmanager
-def _explained(name: str, what: str) -> Iterator[None]:
+def _explained(name: str, what: str, otherwise: str = "{}") -> Iterator[None]:
     """Whatever broken files make torch, open_clip or transformers raise is a ValueError in words."""
     try:
         yield
     except Exception as error:
         said = str(error) or f"a value that it may not have ({type(error).__name__})"
-        why = next((WHY[sign] for sign in WHY if sign in said), said[:1000])
+        why = next((WHY[sign] for sign in WHY if sign in said), otherwise.format(said[:1000]))
         raise ValueError(f"clip {brief(name)}: {what}: {why}") from error
 
 

@@ -212,16 +212,17 @@ class Anything:
     """Some object that a file may hold."""
 
 
+NO_WEIGHTS = "cannot be loaded as Alone: it is no file of weights; save model.state_dict"
 WRONG = {
     "a missing file": ("Small-gelu=FILE", None, "there is no file .*weights.pt"),
     "an unknown architecture": ("Smal=FILE", b"", "unknown architecture 'Smal'; did you mean 'Small'"),
     "no activation": ("Small=FILE", b"", "no file says with which activation"),
-    "nothing": ("Alone=FILE", b"", "cannot be loaded as Alone"),
-    "a text": ("Alone=FILE", b"weights", "cannot be loaded as Alone"),
+    "nothing": ("Alone=FILE", b"", NO_WEIGHTS),
+    "a text": ("Alone=FILE", b"weights", "cannot be loaded as Alone: .*save model.state_dict"),
     "a pickled object": ("Alone=FILE", Anything(), "holds Python objects .* save model.state_dict"),
     "a pickled model": ("Alone=FILE", torch.nn.Linear(2, 2), "holds Python objects .* save model.state_dict"),
-    "a number": ("Alone=FILE", 3, "cannot be loaded as Alone"),
-    "an empty dictionary": ("Alone=FILE", {}, "cannot be loaded as Alone"),
+    "a number": ("Alone=FILE", 3, NO_WEIGHTS),
+    "an empty dictionary": ("Alone=FILE", {}, NO_WEIGHTS),
     "other weights": (
         "Alone=FILE",
         {"fc.weight": torch.ones(2)},
