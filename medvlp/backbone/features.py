@@ -135,7 +135,7 @@ def image_features(
             f"the features of {len(broken)} images are not finite, the first '{short(ids[broken[0]])}'; look "
             "at that image, or load the clip with precision='fp32'."
         )
-    return Features(torch.stack([features[key] for key in keys]), labels, ids)
+    return Features(torch.from_numpy(np.stack([features[key] for key in keys])), labels, ids)
 
 
 def training_features(
@@ -271,13 +271,13 @@ def _arrays(items: Sequence[tuple[Tensor, int]]) -> tuple[np.ndarray, np.ndarray
 
 def _keep(
     blocks: Blocks, keys: Sequence[str], encoded: Iterable[tuple[list[int], Tensor]]
-) -> dict[str, Tensor]:
+) -> dict[str, np.ndarray]:
     """Write features as they come; those that are finite, by key, also where the rest cannot be computed."""
     features, unwritten, written_at = {}, {}, time.monotonic()
     try:
         for rows, batch in encoded:  # (B,), (B, D)
             finite = batch.isfinite().all(dim=1).tolist()
-            unwritten |= {keys[i]: f for i, f, good in zip(rows, batch, finite, strict=True) if good}
+            unwritten |= {keys[i]: f for i, f, good in zip(rows, batch.numpy(), finite, strict=True) if good}
             if len(unwritten) >= AT_MOST or time.monotonic() > written_at + SECONDS:
                 features |= unwritten
                 blocks.write(unwritten)

@@ -51,7 +51,7 @@ class Blocks:
     facts: dict[str, Any]
     same: Iterable[str]
 
-    def read(self, keys: Iterable[str]) -> dict[str, Tensor]:
+    def read(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         """The rows that are there; files without them are not read. A damaged file goes, with a warning."""
         wanted, rows, seen = set(keys), {}, set()
         while new := set(self.folder.glob("*.safetensors")) - seen:  # files may be merged while we read
@@ -60,7 +60,7 @@ class Blocks:
             seen |= new
         return rows
 
-    def write(self, rows: Mapping[str, Tensor]) -> None:
+    def write(self, rows: Mapping[str, np.ndarray]) -> None:
         """Add rows: one file of these and of all that stand in small files."""
         merged = []
         for path in self.folder.glob("*.safetensors"):
@@ -71,13 +71,13 @@ class Blocks:
         raw = bytearray.fromhex("".join(rows))
         keys = torch.frombuffer(raw, dtype=torch.uint8).reshape(-1, KEY)  # (N, KEY)
         whole = self.folder / f"{sha256(*sorted(rows))}.safetensors"
-        tensors = {"keys": keys, "rows": torch.stack(list(rows.values()))}  # rows (N, D)
+        tensors = {"keys": keys, "rows": torch.from_numpy(np.stack(list(rows.values())))}  # rows (N, D)
         write_tensors(whole, tensors, self.what, self.facts)
         for path in merged:
             if path != whole:
                 path.unlink(missing_ok=True)
 
-    def _rows(self, path: Path, wanted: set[str] | None = None) -> dict[str, Tensor]:
+    def _rows(self, path: Path, wanted: set[str] | None = None) -> dict[str, np.ndarray]:
         """The wanted rows of a file, by default all; none where it is gone or, with a warning, damaged."""
         try:
             with suppress(SafetensorError, OSError, RuntimeError), safe_open(path, framework="pt") as file:
@@ -94,8 +94,9 @@ class Blocks:
             with suppress(OSError):
                 path.unlink()
             return {}
-        rows = zip(_keys(tensors["keys"]), tensors["rows"].unbind(), strict=True)
-        return {key: row.clone() for key, row in rows if wanted is None or key in wanted}
+        keys = _keys(tensors["keys"])
+        kept = [i for i, key in enumerate(keys) if wanted is None or key in wanted]
+        return dict(zip([keys[i] for i in kept], tensors["rows"].numpy()[kept], strict=True))  # rows (N, D)
 
 
 def _keys(tensor: Tensor) -> list[str]:

@@ -43,12 +43,14 @@ class Workshop:
         cache_dir: Of image features.
         progress: Whether bars are shown.
         call: A name of the study's call, which no other has.
+        encoded: What this process has seen in the cache, so that a hundred runs look once.
     """
 
     store: RunStore
     cache_dir: Path
     progress: bool
     call: str = field(default_factory=lambda: uuid4().hex)
+    encoded: set[tuple] = field(default_factory=set)
 
     def encode(self, method: Method, images: ImageSet, config: TrainConfig | None = None) -> None:
         """Fill the cache with the features that the method will ask for; one process does, others wait.
@@ -59,10 +61,14 @@ class Workshop:
             return
         config = config or TrainConfig(views=0)
         how = {"progress": self.progress, "crop": config.crop, "flip": config.flip}
+        this = (method.clip.fingerprint, images.fingerprint, config.views, config.crop, config.flip)
+        if this in self.encoded:
+            return
         of_images = sha256(method.clip.fingerprint, images.card.name)  # two sets of these may share some
         with self.store.lock(f"features-{of_images[:16]}", wait=True):
             for view in range(config.views) or [None]:
                 image_features(method.clip, images, view, self.cache_dir, **how)
+        self.encoded.add(this)
 
 
 def execute(run: Run, workshop: Workshop, failed_before: str | None, wait: bool) -> str:
