@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.features import image_features
 from medvlp.data.cards import DataCard
 from medvlp.data.datasets import Data
 from medvlp.data.splits import few_shot
@@ -95,6 +96,18 @@ def test_a_run_is_made_once_and_a_study_grows(folder, capsys):
     assert grown.runs["num_shots"].tolist() == [2, 2, 4, 4, "all"]
     assert study(folder, GRID, "elsewhere").runs["run"].tolist() == first.runs["run"].tolist()
     assert len(noted()) == 9
+
+
+def test_runs_of_the_same_images_look_for_their_features_once(folder, monkeypatch):
+    looks = []
+
+    def looked(clip, images, view, *args, **options):
+        looks.append((images.split, view))
+        return image_features(clip, images, view, *args, **options)
+
+    monkeypatch.setattr("medvlp.study.ablation.run.image_features", looked)
+    study(folder, {"method": "Prototypes", "num_shots": "all", "lr": [0.01, 0.05], "seed": [1, 2]})
+    assert sorted(looks, key=str) == [("test", None), ("train", 0), ("val", None)]
 
 
 def test_what_a_run_depends_on_is_in_its_id(folder):
