@@ -5,9 +5,9 @@ preprocessing) and view, by the hash of the image's content; those of random vie
 which they are drawn by. So a set with other images among them, another split or a fold computes the new ones
 only, and what is stopped goes on where it was.
 
-Of images that are not here the features are those that the package ships: see
-`medvlp.data.tensor_files.Shipped`. `python -m medvlp.backbone.features CARD CLIP ROOT` writes them where the
-images are.
+Of some images the package ships what one CLIP computed: `medvlp.data.tensor_files.shipped_features`. These
+are taken whether the images are here or not, so that numbers are the same with and without them.
+`python -m medvlp.backbone.features CARD CLIP ROOT` writes them where the images are.
 """
 
 import gzip
@@ -35,14 +35,22 @@ from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.sources import random_turn
 from medvlp.data.cards import load_card
 from medvlp.data.datasets import read_files
-from medvlp.data.errors import check_kinds
+from medvlp.data.errors import brief, check_kinds
 from medvlp.data.files import atomic_write, cache_folder, check_writable, file_hashes, on_disk, sha256, short
 from medvlp.data.folders import Problems
 from medvlp.data.image_sets import PhantomSet
 from medvlp.data.tables import tables_of
-from medvlp.data.tensor_files import FEATURES, SHIPPED_KIND, Blocks, Shipped, shipped_path, write_tensors
+from medvlp.data.tensor_files import (
+    FEATURES,
+    SHIPPED_KIND,
+    Blocks,
+    Shipped,
+    shipped_features,
+    shipped_path,
+    write_tensors,
+)
 
-VERSION = "3"  # of the files' layout and of how views are drawn
+VERSION = "4"  # of the files' layout and of how views are drawn
 CROP = 0.08  # the smallest part of the image's area that a random view keeps, as in most papers' recipes
 AT_MOST, SECONDS = 256, 1  # images that are encoded, and time that goes by, before features are written
 
@@ -104,10 +112,9 @@ def image_features(
     if len(images.ids) == 0:
         raise ValueError("there are no images to encode: the data set is empty.")
     labels, ids = torch.as_tensor(images.labels, dtype=torch.long), list(images.ids)
-    if store := _shipped(images):
-        if view is not None:
-            raise store.missing("there are no random views (views, cache_views, multiplier_views may be 0)")
-        return Features(store.features(clip.name, clip.fingerprint), labels, ids)
+    store = _shipped(images)
+    if store and view is not None:
+        raise store.missing("there are no random views (views, cache_views, multiplier_views may be 0)")
     usual = view is None or (crop, flip) == (CROP, True)
     facts = {
         "version": VERSION,
@@ -121,7 +128,13 @@ def image_features(
     hashes = getattr(images, "hashes", None) or [f"{images.fingerprint} {i}" for i in range(len(ids))]
     keys = [sha256(*key) for key in (zip(hashes) if view is None else zip(hashes, ids, strict=True))]
     features = blocks.read(keys)  # {key: (D,)}
+    if view is None and len(features) < len(set(keys)):
+        known = shipped_features(clip.fingerprint)
+        features |= {key: known[one] for key, one in zip(keys, hashes, strict=True) if one in known}
     missing = {key: i for i, key in reversed([*enumerate(keys)]) if key not in features}
+    if missing and store:
+        other = " with these weights in this precision" if clip.name == store.clip else ""
+        raise store.missing(f"there are no features of clip {brief(clip.name)}{other}")
     if missing:
         check_writable(folder, "the feature cache (MEDVLP_CACHE says where)")
         rows = sorted(missing.values())  # of images that are the same the first
@@ -344,7 +357,9 @@ def main(card: str, clip: str, root: Path) -> None:
     """Write what the package ships of a card's images: the features that a clip computes of them."""
     described, tower = load_card(card), load_clip(clip, device="cpu")
     parts = read_files(described, root, Problems("raise"))[0].values()
-    features = torch.cat([image_features(tower, images).features for images in parts])  # (N, D)
+    loaders = [ImageLoader.in_order(tower, images, 64, default_workers(len(images), 64)) for images in parts]
+    with torch.no_grad():
+        features = torch.cat([tower.encode_images(x) for one in loaders for x, _ in tqdm(one)])  # (N, D)
     names, base = [name for images in parts for name in images.store.names], next(iter(parts)).store.folder
     raw = bytearray().join(map(bytes.fromhex, file_hashes(base, names)))
     hashes = torch.frombuffer(raw, dtype=torch.uint8).reshape(len(names), -1)  # (N, 32)

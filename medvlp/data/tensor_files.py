@@ -174,8 +174,7 @@ class Shipped:
     def read(cls, folder: Path, how_to_get: str = "") -> "Shipped":
         """All images of a shipped folder; ValueError where its file is damaged."""
         tensors, facts = _read_shipped(folder)
-        hashes = [row.tobytes().hex() for row in tensors["hashes"].numpy()]
-        return cls(folder, facts["names"], hashes, facts["clip"], how_to_get)
+        return cls(folder, facts["names"], _keys(tensors["hashes"]), facts["clip"], how_to_get)
 
     def image(self, i: int) -> None:
         """There is none: FileNotFoundError that says how to get it."""
@@ -199,16 +198,6 @@ class Shipped:
         """The hashes of the files."""
         return self.hashes
 
-    def features(self, clip: str, fingerprint: str) -> Tensor:
-        """Normalised features (N, D), float32; FileNotFoundError for a CLIP that did not compute them."""
-        tensors, facts = _read_shipped(self.folder)
-        if facts["fingerprint"] != fingerprint:
-            other = " with these weights in this precision" if clip == self.clip else ""
-            raise self.missing(f"there are no features of clip {brief(clip)}{other}")
-        place = {name: i for i, name in enumerate(facts["names"])}
-        rows = torch.tensor([place[name] for name in self.names], dtype=torch.long)  # (N,)
-        return F.normalize(tensors["features"][rows].float(), dim=-1)  # half precision leaves lengths near 1
-
     def missing(self, what: str) -> FileNotFoundError:
         """The error for something that needs pictures; `what` says what there is not."""
         return FileNotFoundError(
@@ -220,6 +209,19 @@ class Shipped:
 
 def _read_shipped(folder: Path) -> tuple[dict[str, Tensor], dict]:
     return read_tensors(folder / FEATURES, SHIPPED_KIND, "the image features of this version of medvlp")
+
+
+def shipped_features(fingerprint: str) -> dict[str, np.ndarray]:
+    """What the package ships of one CLIP: normalised features (D,), float32, by the image file's hash."""
+    found: dict[str, np.ndarray] = {}
+    for path in ASSETS.glob(f"*/{FEATURES}"):
+        tensors, facts = _read_shipped(path.parent)
+        if facts["fingerprint"] == fingerprint:
+            features = F.normalize(
+                tensors["features"].float(), dim=-1
+            )  # half precision leaves lengths near 1
+            found |= zip(_keys(tensors["hashes"]), features.numpy(), strict=True)
+    return found
 
 
 def shipped_path(folder: str) -> Path:
