@@ -219,6 +219,13 @@ def test_ten_wrong_answers_a_task_lose_its_points(name, tmp_path, sandboxes):
             assert "Wrong: the value" in graded["lines"][0], f"{task}: {why}: {graded['lines']}"
 
 
+@pytest.mark.parametrize("wrong", ["divides by S (ddof 0)", "normal quantile", "one-sided quantile"])
+def test_an_interval_that_is_too_narrow_does_not_hold_the_mean_often_enough(wrong, tmp_path, sandboxes):
+    body = wrong_answers("A6")["t_interval"][wrong]
+    graded = grade_body("A6", "t_interval", body, tmp_path / "s.ipynb", sandboxes("A6"))
+    assert any(line.startswith("Does not hold: in simulations") for line in graded["lines"]), graded
+
+
 @each
 def test_a_wrong_answer_takes_no_points_from_the_other_tasks(name, tmp_path, sandboxes):
     """A task's outcome comes from its function alone, so one wrong answer a task stands for its ten."""
