@@ -101,6 +101,7 @@ def counterfactual_figure(summaries: Mapping[str, pd.DataFrame]) -> Figure:
         ax.set_xlim(0, 1.02)
         ax.set_title(name, fontsize=10)
     label = "share of images whose matching symptoms moved more than the others' mean (95 % interval)"
+    label += f"\ndashed: {GOAL}, expected of a CLIP that sees what it is asked"
     fig.supxlabel(label, fontsize=10)
     sns.despine(fig)
     return closed(fig)
