@@ -173,7 +173,7 @@ def _colours(cells: np.ndarray, main: str) -> dict[str, object]:
 
 def _name(field: str, value: object) -> str:
     """A field's value in words; a number or a gap stands behind the field's name."""
-    return value if isinstance(value, str) else f"{field} = {as_text(value, field)}"
+    return value if isinstance(value, str) else f"{field}={as_text(value, field)}"
 
 
 def _labels(table: pd.DataFrame, fields: Sequence[str]) -> list[str]:

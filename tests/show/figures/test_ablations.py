@@ -36,7 +36,7 @@ def ticks(axis) -> list[str]:
 def test_forest_plot_has_a_row_each_and_both_intervals():
     fig = forest_plot(COMPARED)
     (ax,) = fig.axes
-    assert ticks(ax.yaxis) == ["ViP, shots 1", "ViP, shots 4", "probe, shots 4"]
+    assert ticks(ax.yaxis) == ["ViP, shots=1", "ViP, shots=4", "probe, shots=4"]
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # from top to bottom
     seeds, images = ([s.tolist() for s in lines.get_segments()] for lines in ax.collections)
     assert images[:2] == [[[0.05, 0], [0.15, 0]], [[-0.06, 1], [0.03, 1]]]
@@ -62,7 +62,7 @@ def test_a_dot_is_as_full_as_what_tells_it_from_zero():
 
 def test_panels_share_their_rows():
     left, right = forest_plot(COMPARED, panels="shots").axes
-    assert (left.get_title(), right.get_title()) == ("shots 1", "shots 4")
+    assert (left.get_title(), right.get_title()) == ("shots=1", "shots=4")
     assert ticks(left.yaxis) == ["ViP", "probe"]
     assert len(texts(left)) == 1 and len(texts(right)) == 2
 
@@ -101,7 +101,7 @@ def test_heat_map_of_a_field_that_some_lack():
 
 def test_two_rows_for_a_cell_say_in_what_they_differ():
     table = pd.concat([SUMMED.assign(csc=True), SUMMED.assign(csc=False)])
-    with pytest.raises(ValueError, match="2 rows have shots 16 and ViP; draw one value of csc at a time"):
+    with pytest.raises(ValueError, match="2 rows have shots=16 and ViP; draw one value of csc at a time"):
         heat_map(table, x="shots", y="method")
 
 
