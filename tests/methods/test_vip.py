@@ -241,7 +241,7 @@ def test_symptom_scores_are_cosines_with_the_prompted_symptoms(clip, f):
         "keratosis": (5, 4),
     }
     expected = F.cosine_similarity(f[2], vip.symptom_features()[4], dim=0)
-    assert float(scores["nevus"][2, 1]) == pytest.approx(float(expected), abs=1e-5)
+    assert scores["nevus"][2, 1].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 # --- what is learned ---
