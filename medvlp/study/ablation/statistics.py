@@ -161,7 +161,7 @@ def _paired(
 
 def _in_words(baseline: Mapping[str, object]) -> str:
     """A baseline's values; what is no text, such as 16 or True, stands behind the name of its field."""
-    return ", ".join(v if isinstance(v, str) else f"{field} {v}" for field, v in baseline.items())
+    return ", ".join(v if isinstance(v, str) else f"{field}={v}" for field, v in baseline.items())
 
 
 def _table(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
@@ -248,7 +248,7 @@ def compare(
 
     Returns:
         A row a group other than the baseline, with the columns `by` and `COMPARISON`:
-        baseline: its values in words, such as "CoOp" or "n_ctx 16".
+        baseline: its values in words, such as "CoOp" or "n_ctx=16".
         difference: mean over seeds of the metric, less the baseline's.
         images low, images high: 95 % percentile interval of the difference; both are resampled together.
         p: two-sided, of the same resamples: twice the share on the far side of zero, so below 0.05 where the

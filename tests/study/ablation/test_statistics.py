@@ -304,6 +304,6 @@ def test_the_baseline_is_told_in_words_with_its_field_where_it_is_no_text():
         for method in ("a", "base"):
             runs.add(np.arange(20) < 10 + shots // 2, method=method, shots=shots)
     one_run = {"method": "a", "shots": 1}
-    for baseline, words in (("base", "base"), ({"shots": 16}, "shots 16"), (one_run, "a, shots 1")):
+    for baseline, words in (("base", "base"), ({"shots": 16}, "shots=16"), (one_run, "a, shots=1")):
         table = against(runs, baseline, by=["method", "shots"], n_bootstrap=10)
         assert set(table["baseline"]) == {words}
