@@ -212,14 +212,16 @@ def _read_shipped(folder: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def shipped_features(fingerprint: str) -> dict[str, np.ndarray]:
-    """What the package ships of one CLIP: normalised features (D,), float32, by the image file's hash."""
+    """What the package ships of one CLIP: normalised features (D,), float32, by the image file's hash.
+
+    None of a CLIP that the package has no features of. ValueError where a shipped file is damaged.
+    """
     found: dict[str, np.ndarray] = {}
     for path in ASSETS.glob(f"*/{FEATURES}"):
         tensors, facts = _read_shipped(path.parent)
         if facts["fingerprint"] == fingerprint:
-            features = F.normalize(
-                tensors["features"].float(), dim=-1
-            )  # half precision leaves lengths near 1
+            # half precision leaves lengths near 1
+            features = F.normalize(tensors["features"].float(), dim=-1)  # (N, D)
             found |= zip(_keys(tensors["hashes"]), features.numpy(), strict=True)
     return found
 
