@@ -1,5 +1,7 @@
 """The tour: the notebooks run from top to bottom, in fresh kernels, and written tidy; `make tour`."""
 
+import base64
+import io
 import os
 import re
 import sys
@@ -14,10 +16,12 @@ import typer
 from joblib import Parallel, delayed, parallel_config
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from PIL import Image
 
 from medvlp.__main__ import parse_setting, repeated
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import atomic_write
+from medvlp.data.html import jpeg
 
 PROGRESS_BAR = re.compile(r"\d+%\||\d+it \[|\[\d+:\d\d")  # how a line of tqdm looks
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -136,8 +140,20 @@ def is_noise(output: Any) -> bool:
 
 
 def keep_picture(output: Any) -> None:
-    """Of a widget that brings a picture of itself, keep the picture: the widget is gone with its kernel."""
-    output.get("data", {}).pop(WIDGET, None)
+    """Of a widget that brings a picture of itself, keep the picture: the widget is gone with its kernel.
+
+    A picture is kept as PNG of 256 colours, or as JPEG where that is smaller, as it is for photographs.
+    """
+    data = output.get("data", {})
+    data.pop(WIDGET, None)
+    if "image/png" in data:
+        picture = Image.open(io.BytesIO(base64.b64decode(data.pop("image/png")))).convert("RGB")
+        picture.quantize(256, dither=Image.Dither.NONE).save(file := io.BytesIO(), "PNG", optimize=True)
+        kinds = {"image/png": file.getvalue(), "image/jpeg": jpeg(picture, 80)}
+        kind = min(kinds, key=lambda kind: len(kinds[kind]))
+        data[kind] = base64.b64encode(kinds[kind]).decode()
+        if "image/png" in output.metadata:  # its width on the page
+            output.metadata[kind] = output.metadata.pop("image/png")
 
 
 def number_styles(notebook: Any) -> None:

@@ -1,9 +1,13 @@
 """The tour: which notebooks run, what is written, and what a failure says."""
 
+import base64
+import io
+
 import nbformat
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 from tour import find_notebooks, main, results_of, tidy
 
 NOISE = (
@@ -167,17 +171,29 @@ def test_styled_tables_have_the_same_ids_in_every_run():
     assert "#T_00001_row0_col0" in second and "T_00000" not in second
 
 
-def test_widgets_go_and_pictures_stay():
+def png(picture):
+    picture.save(file := io.BytesIO(), "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_widgets_go_and_pictures_stay_in_few_bytes():
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "HBox()"}
+    drawing = png(Image.linear_gradient("L").convert("RGB"))
+    photograph = png(Image.effect_noise((300, 200), 90).convert("RGB"))
     outputs = [
         new_output("display_data", data=widget),
-        new_output("display_data", data={"image/png": "aGk="}),
-        new_output("execute_result", data=widget | {"image/jpeg": "aGk="}),
+        new_output("display_data", data={"image/png": drawing}, metadata={"image/png": {"width": 128}}),
+        new_output("execute_result", data=widget | {"image/png": photograph}),
     ]
     notebook = new_notebook(
         cells=[new_code_cell("show()", outputs=outputs)], metadata={"widgets": {"state": 1}}
     )
     tidy(notebook)
+    shown = notebook.cells[0].outputs
     kept = [["image/png"], ["text/plain", "image/jpeg"]]  # a widget's own picture, but not the widget
-    assert [list(output.data) for output in notebook.cells[0].outputs] == kept
+    assert [list(output.data) for output in shown] == kept
+    assert shown[0].metadata == {"image/png": {"width": 128}}
+    pixels = Image.open(io.BytesIO(base64.b64decode(shown[0].data["image/png"]))).convert("RGB")
+    assert pixels.tobytes() == Image.linear_gradient("L").convert("RGB").tobytes()
+    assert len(shown[1].data["image/jpeg"]) < len(photograph) / 2
     assert "widgets" not in notebook.metadata

@@ -50,7 +50,7 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "pydata_sphinx_theme"
 html_title = "medvlp"
-html_static_path = ["static", str(ROOT / "figures")]
+html_static_path = ["static"]
 html_favicon = "static/icon.svg"
 templates_path = ["templates"]
 html_css_files = ["site.css"]

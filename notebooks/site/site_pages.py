@@ -130,11 +130,8 @@ def lecture(
     file = f"({Path(name).name}.ipynb)"
     for cell in notebook.cells:
         saved = re.findall(r'save_figure\(.*?"(\w+)",\s*HERE\)', cell.source, re.DOTALL)
-        pictures = [output for output in cell.get("outputs", []) if "image/jpeg" in output.get("data", {})]
         if saved:
             cell.metadata["mystnb"] = {"image": {"alt": "; ".join(shown[name] for name in saved)}}
-        if len(saved) == len(pictures) == 1:  # figures.js opens the file in figures/, which has more dots
-            cell.metadata["mystnb"]["image"]["classes"] = f"saved-{saved[0]}"
     new = ", ".join(f"{{term}}`{term}`" for terms, *_, where in words if file in where for term in terms)
     names = ", ".join(f"{{py:obj}}`{name}`" for name in used(notebook))
     text = f"## Words and functions\n\nFirst used here: {new or 'none'}.\n\nOf the library: {names}."

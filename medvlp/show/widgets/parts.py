@@ -5,7 +5,6 @@ would typeset what stands between dollar signs. Colours come from a colour-blind
 theme of JupyterLab by its CSS variables; none carries a meaning alone.
 """
 
-import base64
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from medvlp.backbone.features import image_features
 from medvlp.data.datasets import ImageSet
-from medvlp.data.html import escaped, jpeg, literal, literal_block, picture_html
+from medvlp.data.html import escaped, literal, literal_block, picture_html
 from medvlp.methods.base import Method
 from medvlp.show.explanations.scores import feature_of
 from medvlp.show.figures.basic import PALETTE
@@ -140,14 +139,17 @@ class Explorer(Controls):
     figure that a subclass draws of what is shown now: that is what is seen where no kernel runs.
     """
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        picture = base64.b64encode(jpeg(self.static())).decode()
-        bundle = {"text/plain": repr(self), "image/jpeg": picture}
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
+        from IPython.core.pylabtools import retina_figure  # only a notebook asks for this
+
+        picture, size = retina_figure(self.static(), base64=True, dpi=150)
+        bundle = {"text/plain": repr(self), "image/png": picture}
         try:
             live = self.box._repr_mimebundle_() or {}
         except ImportError:
             live = {}
-        return bundle | {kind: data for kind, data in live.items() if kind == WIDGET_VIEW}
+        live = {kind: data for kind, data in live.items() if kind == WIDGET_VIEW}
+        return bundle | live, {"image/png": size}
 
 
 class ImageExplorer(Explorer):

@@ -14,10 +14,7 @@ for (const image of document.querySelectorAll(".bd-article img")) {
   button.append(image);
   button.addEventListener("click", () => {
     const large = dialog.querySelector("img");
-    const saved = [...image.classList].find((name) => name.startsWith("saved-"));
-    const name = saved?.slice("saved-".length).replaceAll("-", "_"); // Sphinx writes - for _ in classes
-    const file = `${document.documentElement.dataset.content_root}_static/${name}.png`;
-    large.src = saved ? file : image.src;
+    large.src = image.src;
     large.alt = image.alt;
     dialog.showModal();
   });

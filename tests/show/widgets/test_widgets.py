@@ -1,5 +1,7 @@
 """The widgets without a browser: what their functions compute, and what their controls do."""
 
+import base64
+import io
 import math
 import re
 import sys
@@ -410,16 +412,18 @@ def explorers(zero, cilmp, data):
 
 def test_every_widget_leaves_a_picture_and_words_in_the_notebook(explorers):
     for explorer in explorers:
-        bundle = explorer._repr_mimebundle_()
-        assert set(bundle) == {"text/plain", "image/jpeg", WIDGET_VIEW}
-        assert " at 0x" not in bundle["text/plain"] and len(bundle["image/jpeg"]) < 80_000
-        assert bundle == explorer._repr_mimebundle_()
+        bundle, metadata = explorer._repr_mimebundle_()
+        assert set(bundle) == {"text/plain", "image/png", WIDGET_VIEW}
+        assert " at 0x" not in bundle["text/plain"]
+        width, height = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).size
+        assert metadata == {"image/png": {"width": width // 2, "height": height // 2}} and width > 800
+        assert (bundle, metadata) == explorer._repr_mimebundle_()
 
 
 def test_without_ipywidgets_the_picture_stays_and_the_error_says_what_to_install(zero, data, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     explorer = SymptomExplorer(zero, data.test)
-    assert set(explorer._repr_mimebundle_()) == {"text/plain", "image/jpeg"}
+    assert set(explorer._repr_mimebundle_()[0]) == {"text/plain", "image/png"}
     review = SymptomReview(data.card.symptoms(), data.card)
     assert isinstance(review.table(), pd.DataFrame)
     for make in (lambda: explorer.box, lambda: review.widget):
