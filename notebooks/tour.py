@@ -142,14 +142,14 @@ def is_noise(output: Any) -> bool:
 def keep_picture(output: Any) -> None:
     """Of a widget that brings a picture of itself, keep the picture: the widget is gone with its kernel.
 
-    A picture is kept as PNG of 256 colours, or as JPEG where that is smaller, as it is for photographs.
+    A picture is kept as PNG of 64 colours, or as JPEG where that is smaller, as it is for photographs.
     """
     data = output.get("data", {})
     data.pop(WIDGET, None)
     if "image/png" in data:
         picture = Image.open(io.BytesIO(base64.b64decode(data.pop("image/png")))).convert("RGB")
-        picture.quantize(256, dither=Image.Dither.NONE).save(file := io.BytesIO(), "PNG", optimize=True)
-        kinds = {"image/png": file.getvalue(), "image/jpeg": jpeg(picture, 80)}
+        picture.quantize(64, dither=Image.Dither.NONE).save(file := io.BytesIO(), "PNG", optimize=True)
+        kinds = {"image/png": file.getvalue(), "image/jpeg": jpeg(picture, 75)}
         kind = min(kinds, key=lambda kind: len(kinds[kind]))
         data[kind] = base64.b64encode(kinds[kind]).decode()
         if "image/png" in output.metadata:  # its width on the page
