@@ -230,6 +230,7 @@ def interval_plot(
     ax.set_yticks(places, rows.index)
     ax.set_ylim(len(rows) - 0.5, -0.6)
     ax.set_xlabel(f"{metric} (95 % interval)")
+    ax.locator_params(axis="x", nbins=6)
     ax.grid(axis="x", color="0.9")
     ax.set_axisbelow(True)
     sns.despine(ax=ax)
