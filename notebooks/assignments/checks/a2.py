@@ -90,7 +90,8 @@ def covers(results) -> bool:
 def predictions(rng) -> list[list]:
     """Draw probabilities, labels and a number of bins; no confidence lies on a bin's edge.
 
-    Half of the images are too sure and half not sure enough, so that errors do not all have one sign.
+    Half of the images are too sure and half not sure enough, so that errors do not all have one sign. In the
+    last set some are certain: their bin is the last, where others are not sure enough.
     """
     out = []
     for n, c, bins in ((8, 2, 3), (40, 3, 7), (300, 4, 11)):
@@ -99,6 +100,8 @@ def predictions(rng) -> list[list]:
         sureness = np.where(np.arange(n) % 2, 3, 0.3)[:, None]
         sure = special.softmax(sureness * logits, axis=1).clip(0.01)
         out.append([(sure / sure.sum(axis=1, keepdims=True)).round(4).tolist(), labels, bins])
+    sure = np.append(rng.uniform(0.85, 0.95, 8).round(4), [1.0] * 4)
+    out.append([np.stack([sure, 1 - sure], axis=1).round(4).tolist(), [0] * 10 + [1] * 2, 5])
     return out
 
 
