@@ -21,7 +21,7 @@ from PIL import Image
 from medvlp.__main__ import parse_setting, repeated
 from medvlp.data.errors import unknown_name
 from medvlp.data.files import atomic_write
-from medvlp.data.html import jpeg
+from medvlp.data.html import small_file
 
 PROGRESS_BAR = re.compile(r"\d+%\||\d+it \[|\[\d+:\d\d")  # how a line of tqdm looks
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -142,16 +142,13 @@ def is_noise(output: Any) -> bool:
 def keep_picture(output: Any) -> None:
     """Of a widget that brings a picture of itself, keep the picture: the widget is gone with its kernel.
 
-    A picture is kept as PNG of 64 colours, or as JPEG where that is smaller, as it is for photographs.
+    It and the figures are kept as small files.
     """
     data = output.get("data", {})
     data.pop(WIDGET, None)
     if "image/png" in data:
-        picture = Image.open(io.BytesIO(base64.b64decode(data.pop("image/png")))).convert("RGB")
-        picture.quantize(64, dither=Image.Dither.NONE).save(file := io.BytesIO(), "PNG", optimize=True)
-        kinds = {"image/png": file.getvalue(), "image/jpeg": jpeg(picture, 75)}
-        kind = min(kinds, key=lambda kind: len(kinds[kind]))
-        data[kind] = base64.b64encode(kinds[kind]).decode()
+        kind, file = small_file(Image.open(io.BytesIO(base64.b64decode(data.pop("image/png")))))
+        data[kind] = base64.b64encode(file).decode()
         if "image/png" in output.metadata:  # its width on the page
             output.metadata[kind] = output.metadata.pop("image/png")
 

@@ -59,7 +59,8 @@ def show_images(
         raise ValueError(f"{len(titles)} titles for {len(images)} images; give one each.")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figsize = (1.9 * columns, 2.1 * rows)
+    side = min(1.9, 12 / columns)  # inches
+    figsize = (side * columns, (side + 0.2) * rows)
     fig, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout="constrained")
     for ax in axes.flat:
         ax.set_axis_off()
