@@ -72,19 +72,19 @@ def policy_hash(content: str) -> str:
 
 def jpeg(image: Image.Image, quality: int = 95) -> bytes:
     """An image as a JPEG file."""
-    image.save(file := io.BytesIO(), format="JPEG", quality=quality)
+    image.save(file := io.BytesIO(), format="JPEG", quality=quality, optimize=True, progressive=True)
     return file.getvalue()
 
 
 def small_file(image: Image.Image) -> tuple[str, bytes]:
-    """The media type and the bytes of an image as PNG of 256 colours, or as JPEG where that is smaller.
+    """The media type and the bytes of an image as PNG of 128 colours, or as JPEG where that is smaller.
 
     The first suits a drawing, the second a photograph. MAXCOVERAGE keeps a colour that only few pixels have.
     """
     image = image.convert("RGB")
-    drawn = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    drawn = image.quantize(128, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     drawn.save(file := io.BytesIO(), format="PNG", optimize=True)
-    kinds = {"image/png": file.getvalue(), "image/jpeg": jpeg(image, 80)}
+    kinds = {"image/png": file.getvalue(), "image/jpeg": jpeg(image, 75)}
     return min(kinds.items(), key=lambda kind: len(kind[1]))
 
 

@@ -52,9 +52,9 @@ def map_figure(
     styles = MapStyles(maps, colour, marker)
     small = each[1:4]
     text = "" if hidden is None else hidden_text(hidden)
-    height = 3.9 + 0.17 * (text.count("\n") + 1)
-    fig = plt.figure(figsize=(6.9 if small else 5.6, height), layout="constrained")
-    grid = fig.add_gridspec(2, 2 if small else 1, height_ratios=(3.9, height - 3.9))
+    height = 3.7 + 0.17 * (text.count("\n") + 1)
+    fig = plt.figure(figsize=(6.6 if small else 5.4, height), layout="constrained")
+    grid = fig.add_gridspec(2, 2 if small else 1, height_ratios=(3.7, height - 3.7))
     if small:
         grid.set_width_ratios((3.3, 1))
         side = grid[0, 1].subgridspec(len(small), 1)
