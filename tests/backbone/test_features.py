@@ -260,6 +260,36 @@ def test_two_processes_may_compute_the_same_at_once(clip, tmp_path):
     assert len(files(tmp_path)) <= 3
 
 
+def test_what_others_write_and_merge_meanwhile_is_not_lost_nor_seen_half(tmp_path, monkeypatch):
+    blocks = Blocks(tmp_path, "feature cache", {"view": 1}, ["view"])
+    keys, rows = [sha256(str(i)) for i in range(4)], np.eye(4, dtype=np.float32)
+    save, read = tensor_files.save_file, Blocks._rows
+
+    def add(i):
+        blocks.write({keys[i]: rows[i]})
+
+    def add_1_then_save(tensors, part, facts):
+        monkeypatch.setattr(tensor_files, "save_file", save)
+        part.write_bytes(b"half")
+        add(1)
+        save(tensors, part, facts)
+
+    def add_3_then_read(self, path, wanted=None):
+        monkeypatch.setattr(Blocks, "_rows", read)
+        add(3)  # the files that were there are one now
+        return read(self, path, wanted)
+
+    (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nowhere")  # listed, and removed before it is read
+    add(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monkeypatch.setattr(tensor_files, "save_file", add_1_then_save)
+        add(2)
+        monkeypatch.setattr(Blocks, "_rows", add_3_then_read)
+        kept = blocks.read(keys)
+    assert np.array_equal(np.stack([kept[key] for key in keys]), rows)
+
+
 def test_a_view_depends_on_its_number_and_the_images_id_alone(clip, tmp_path):
     data = Pictures(8)
     torch.manual_seed(3)
