@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
+import torch.nn.functional as F
+from scipy.stats import binomtest, t
 
 from medvlp.backbone.clip import Clip
 from medvlp.methods.adapters.linear_probe import LinearProbe
@@ -72,34 +73,41 @@ def test_killed_in_the_middle_a_second_start_encodes_what_was_missing(clip, imag
 
 
 def test_no_patient_is_in_two_parts_and_each_image_is_tested_once(clip, images, tmp_path, monkeypatch):
-    seen = []
+    seen, labels = [], images.labels.clone()
+    labels[::4] = (labels[::4] + 1) % 3  # so that no method is always right
+    images = replace(images, labels=labels)
 
     class Spy(LinearProbe):
         def before_training(self, train, val, *args, **options):
-            seen.append((train, val))
+            seen.append((self, train, val))
             super().before_training(train, val, *args, **options)
 
-    report = cross_validate(
-        images, lambda: Spy(clip, CARD), n_bootstrap=50, cache_dir=tmp_path, progress=False
-    )
+    options = {"n_bootstrap": 50, "cache_dir": tmp_path}
+    report = cross_validate(images, lambda: Spy(clip, CARD), **options, calibrate=True, progress=False)
+    labels, probabilities = report.arrays()
     tested = []
-    for train, val in seen:
+    for fold, (method, train, val) in enumerate(seen, start=1):
         assert (train.split, val.split) == ("train", "val")
         test = set(images.groups) - set(train.groups) - set(val.groups)
         assert not set(train.groups) & set(val.groups) and len(test) == 4
         assert set(train.labels.tolist()) == set(val.labels.tolist()) == {0, 1, 2}
+        rows = [i for i, group in enumerate(images.groups) if group in test]
+        alone = evaluate(method, images.subset(rows), calibrate_on=val, **options)
+        assert report.folds["temperature"][fold] == pytest.approx(alone.temperature) != 1
+        assert probabilities[rows] == pytest.approx(alone.arrays()[1])
         tested += test
     assert sorted(tested) == sorted(set(images.groups))
     folds = report.folds
     assert folds.index.tolist() == [1, 2, 3, 4, 5]
     assert (folds[["train", "val", "test"]].sum(axis=1) == N).all()
     assert report.per_image["id"].tolist() == images.ids
-    labels, probabilities = report.arrays()
     assert labels.tolist() == images.labels.tolist()
     assert report.table()["value"].to_dict() == pytest.approx(metric_values(labels, probabilities))
     assert "their 20 groups" in repr(report) and "5 folds" in repr(report) and "folds low" in repr(report)
     table = report.table()
     assert table["folds mean"].to_dict() == pytest.approx(folds[list(METRICS)].mean().to_dict())
+    ends = t.interval(0.95, 4, folds["ECE"].mean(), folds["ECE"].sem())
+    assert table.loc["ECE", ["folds low", "folds high"]].tolist() == pytest.approx(np.clip(ends, 0, 1))
     assert table["folds high"]["accuracy"] <= 1
 
 
@@ -198,9 +206,13 @@ def test_a_temperature_of_validation_lowers_ece_and_nll_and_keeps_every_class(im
     both = written(*noisy_logits(400, 1, spread=4, gain=2))
     val, test = both.subset(range(200)), both.subset(range(200, 400))
     plain = evaluate(Reader(), test, n_bootstrap=20)
-    calibrated = evaluate(Reader(), {"test": test}, n_bootstrap=20, calibrate_on=val)["test"]
+    sites = {"internal": test.subset(range(90)), "external": test}
+    calibrated = evaluate(Reader(), sites, n_bootstrap=20, calibrate_on=val)["external"]
     assert calibrated.temperature > 2 and f"at temperature {calibrated.temperature:.3g}" in repr(calibrated)
     assert plain.temperature == 1 and "temperature" not in repr(plain)
+    y, p = map(torch.tensor, evaluate(Reader(), val, n_bootstrap=20).arrays())
+    steps = [F.cross_entropy(p.log() / (calibrated.temperature * by), y) for by in (0.99, 1, 1.01)]
+    assert steps[1] < min(steps[0], steps[2])
     y, p = plain.arrays()
     _, q = calibrated.arrays()
     nll = [-np.log(one[np.arange(200), y]).mean() for one in (p, q)]
