@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from medvlp.backbone.clip import Clip, load_clip
+from medvlp.backbone.prompts import hooks
 from medvlp.data.cards import DataCard
 from medvlp.methods.vip import ViP, merge
 from tests.backbone import small_clips
@@ -230,6 +231,15 @@ def test_without_context_and_merge_prompt_it_is_zero_shot(clip, f, aggregation, 
     expected = F.normalize(torch.stack(classes), dim=-1)
     assert torch.allclose(vip.class_features(), expected, atol=1e-5)
     assert torch.allclose(vip.logits_from_features(f), clip.logit_scale * f @ expected.T, atol=1e-4)
+
+
+def test_symptoms_without_context_are_read_in_parts(clip, monkeypatch):
+    whole, encode_text, sizes = ViP(clip, CARD, context=False), clip.model.encode_text, []
+    counted = lambda tokens, **how: sizes.append(len(tokens)) or encode_text(tokens, **how)  # noqa: E731
+    monkeypatch.setattr(clip.model, "encode_text", counted)
+    monkeypatch.setattr(hooks, "PROMPTED_AT_ONCE", 4)
+    assert torch.allclose(ViP(clip, CARD, context=False).plain_features, whole.plain_features, atol=1e-5)
+    assert sizes == [4, 4, 1]
 
 
 def test_symptom_scores_are_cosines_with_the_prompted_symptoms(clip, f):

@@ -1,6 +1,7 @@
 """evaluate: the report of a method whose logits are written in the pixels, then of real ones."""
 
 import tracemalloc
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -219,11 +220,20 @@ def test_texts_are_encoded_once_a_validation(clip, readings):
     assert len(readings) == 3 * (1 + 1)  # a step and a validation each
 
 
-def test_texts_that_depend_on_the_image_are_encoded_for_each(clip, readings):
-    method = METHODS["CoCoOp"](clip, CARD)
+def test_texts_that_depend_on_the_image_are_encoded_for_each_and_not_kept(clip, readings, monkeypatch):
+    method, made, kept = METHODS["CoCoOp"](clip, CARD), [], []
+    encode = type(method).class_features
+
+    def watched(self, f):
+        kept.append(sum(t() is not None for t in made))
+        t = encode(self, f)
+        made.append(weakref.ref(t))
+        return t
+
+    monkeypatch.setattr(type(method), "class_features", watched)
     readings.clear()
     predict_logits(method, make_set(CARD, [0, 1, 2, 1, 0], "test"))
-    assert len(readings) == 3
+    assert len(readings) == 3 and kept == [0, 0, 0]
 
 
 def test_of_many_classes_few_images_are_evaluated_at_once(clip, monkeypatch):
