@@ -1,10 +1,14 @@
 """The command line: `cards` lists; `ablate` lists, refuses, runs, and runs nothing twice."""
 
+import re
+import shlex
+
 import pandas as pd
 import pytest
 from PIL import Image
+from typer.main import get_command
 
-from medvlp.__main__ import main, parse_setting, repeated
+from medvlp.__main__ import SEVERAL, app, main, parse_setting, repeated
 from medvlp.data.cards import list_cards, load_card
 from medvlp.knowledge.representations import shipped_folder
 from medvlp.study.ablation.papers import ABLATIONS
@@ -35,6 +39,16 @@ def test_an_option_may_have_several_values_and_settings_are_yaml():
     assert repeated(["--seeds"], ["--seeds"]) == ["--seeds"]
     assert parse_setting("names=[a, 2]", "-p") == ("names", ["a", 2])
     assert parse_setting("root=a=b", "-p") == ("root", "a=b")
+
+
+def test_the_readmes_commands_can_be_given_on_slurm_too(repository):
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"python -m medvlp ablate (\w[^`\"\n]*)", text)
+    assert len(shown) >= 4 and re.search(r'^sbatch --array.* --wrap "python -m medvlp ablate \w', text, re.M)
+    for command in shown:
+        words = repeated(shlex.split(command), SEVERAL)
+        context = get_command(app).commands["ablate"].make_context("ablate", words)
+        assert context.params["name"] in ABLATIONS, command
 
 
 def test_cards_are_listed_and_a_misspelt_command_has_a_suggestion(capsys):
