@@ -76,6 +76,7 @@ def reason(phrase: str, clip: Clip | None = None, others: dict | None = None, **
         ("No brown net anywhere", "negation: 'no'"),
         ("two halves that do not match", "negation: 'not'"),
         ("streaks absent at the edge", "negation: 'absent'"),
+        ("an absence of red lines", "negation: 'absence of'"),
         ("skin free of red lines", "negation: 'free of'"),
         ("a scale-free rim", "negation: '-free'"),
         ("a rim lacking color", "negation: 'lacking'"),
