@@ -109,7 +109,7 @@ def test_the_same_map_is_the_same_page_and_is_saved_whole(tmp_path):
 def test_without_a_script_there_is_a_picture():
     page = scatter_page(make_maps(), title="lesions")
     assert page.static().axes[0].get_title() == "lesions"
-    picture = re.search(r'src="data:image/jpeg;base64,(.*?)"', page._repr_html_())[1]
+    picture = re.search(r'src="data:image/png;base64,(.*?)"', page._repr_html_())[1]
     assert Image.open(io.BytesIO(base64.b64decode(picture))).size[0] > 300
 
 
