@@ -10,7 +10,7 @@ for (const image of document.querySelectorAll(".bd-article img")) {
   button.type = "button";
   button.className = "open-figure";
   button.setAttribute("aria-label", `Open large: ${image.alt}`);
-  image.replaceWith(button);
+  (image.closest("a.image-reference") ?? image).replaceWith(button); // Sphinx links what has a width to its file
   button.append(image);
   button.addEventListener("click", () => {
     const large = dialog.querySelector("img");
