@@ -12,7 +12,8 @@ import numpy as np
 
 HERE = Path(__file__).parent
 BEGIN, END = "# BEGIN SOLUTION", "# END SOLUTION"
-TOLERANCE = 1e-6
+TOLERANCE = 1e-6  # relative
+ROUNDING = 2e-6  # absolute, as in the checks that students see
 REFUSED = "refused: a ValueError"  # what a reference returns where a right answer raises a ValueError
 
 
@@ -107,4 +108,4 @@ def same(value: Any, expected: Any) -> bool:
         value, expected = np.asarray(value, dtype=float), np.asarray(expected, dtype=float)
     except (TypeError, ValueError, OverflowError):
         return False
-    return value.shape == expected.shape and np.allclose(value, expected, rtol=TOLERANCE, atol=1e-9)
+    return value.shape == expected.shape and np.allclose(value, expected, rtol=TOLERANCE, atol=ROUNDING)
