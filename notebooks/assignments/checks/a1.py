@@ -47,14 +47,22 @@ def longer(rng) -> list[list]:
     return [[images, texts, scale], [(3 * np.array(images)).tolist(), texts, scale]]
 
 
-def found(rng) -> list[list]:
+def near(rng, n: int, d: int) -> list:
     """Draw texts near their images, so that some are found and some are not; lengths differ."""
-    out = []
-    for n, d in ((6, 3), (20, 4), (40, 6)):
-        images = rng.normal(size=(n, d))
-        texts = (images + 0.8 * rng.normal(size=(n, d))) * rng.uniform(0.2, 4, size=(n, 1))
-        images = images * rng.uniform(0.2, 4, size=(n, 1))
-        out.append([images.round(DIGITS).tolist(), texts.round(DIGITS).tolist()])
+    images = rng.normal(size=(n, d))
+    texts = (images + 0.8 * rng.normal(size=(n, d))) * rng.uniform(0.2, 4, size=(n, 1))
+    images = images * rng.uniform(0.2, 4, size=(n, 1))
+    return [images.round(DIGITS).tolist(), texts.round(DIGITS).tolist()]
+
+
+def found(rng) -> list[list]:
+    """Draw a few pairs, and more of which the two directions find different shares."""
+    out = [near(rng, 6, 3)]
+    for n, d in ((20, 4), (40, 6)):
+        drawn = near(rng, n, d)
+        while len(set(recall_reference(*map(np.array, drawn)))) == 1:
+            drawn = near(rng, n, d)
+        out.append(drawn)
     return out
 
 
@@ -68,11 +76,11 @@ def recall_reference(image_features, text_features):
 
 
 def steps(rng) -> list[list]:
-    """Draw inputs of two linear towers, their weights, a scale and a rate."""
+    """Draw inputs of two linear towers, which may differ in width, their weights, a scale and a rate."""
     out = []
-    for n, d, rate in ((4, 3, 0.5), (6, 4, 0.1)):
-        weights = [rng.normal(size=(d, 2)).round(DIGITS).tolist() for _ in range(2)]
-        out.append([features(rng, n, d), features(rng, n, d), *weights, 4.0, rate])
+    for n, N, M, rate in ((4, 3, 3, 0.5), (6, 4, 4, 0.1), (5, 3, 6, 0.2)):
+        weights = [features(rng, width, 2) for width in (N, M)]
+        out.append([features(rng, n, N), features(rng, n, M), *weights, 4.0, rate])
     return out
 
 

@@ -120,7 +120,7 @@ ASSIGNMENT = Assignment(
         Task(
             "zero_shot",
             4,
-            images_and_texts,
+            lambda rng: images_and_texts(rng) + large_scale(rng),
             probabilities_reference,
             properties=[
                 Property(

@@ -9,6 +9,8 @@ LOOKS = ["pale", "dark", "round", "red", "fine", "wide", "wavy", "notched", "glo
 THINGS = ["spot", "rim", "line", "patch", "disc", "veil", "ring", "nodule", "stripe", "fleck", "arc", "dot"]
 ENDS = ("oid", "ized", "aceous")  # of words that begin like a class and are none
 LOOK_ALIKES = ("nodule", "notched", "painted", "moustache", "another", "feverfew", "knot")
+DENIALS = ("without", "no", "not", "none", "never", "absent", "lacking", "free of")
+NOT_SEEN = ("ache", "cough", "fever", "pain", "virus", "tender")
 APOLOGIES = ("I'm sorry, but I cannot help with that.", "As an AI language model, I cannot see images.")
 
 
@@ -32,11 +34,15 @@ def good_replies(rng) -> list[list]:
     a, b, c = (phrases_of(rng, n) for n in (3, 4, 2))
     c += [f'a "{some(rng, LOOKS)}" floor', f"{some(rng, THINGS)}s [small] {{round}}"]
     padded = [f"  {phrase}\n" for phrase in phrases_of(rng, 3)]
+    (one,) = phrases_of(rng, 1)
+    verbatim = [f"A  {some(rng, LOOKS).title()} Rim.", one, f"{int(rng.integers(2, 9))} µm dots; {one}", one]
     return [
         ["```json\n" + json.dumps({"symptoms": a}) + "\n```"],
         [json.dumps({"symptoms": b})],
         ["\n " + json.dumps({"symptoms": c}, indent=2) + " \n"],
         ["```\n" + json.dumps({"symptoms": padded}) + "\n```\n"],
+        ["\n ```json\n" + json.dumps({"symptoms": [one]}, indent=2) + "\n```"],
+        [json.dumps({"symptoms": verbatim})],
     ]
 
 
@@ -56,7 +62,18 @@ def talk(rng) -> list[list]:
         [f'The symptoms are "{a[0]}" and "{a[1]}".'],
         [shape[: -int(rng.integers(1, 12))]],
         [shape.replace('"', "'")],
+        [shape.replace("]", ",]")],
+        *([shape[:-n]] for n in (1, 2, 3)),
+        *([fence] for fence in half_fences(shape)),
+        *([f"```{language}\n{shape}\n```"] for language in ("python", "JSON", "`")),
     ]
+
+
+def half_fences(shape: str) -> list[str]:
+    """Return JSON in what is no whole fence, or not the end of the reply."""
+    remark = "I hope this helps."
+    starts = [f"```json\n{shape}", f"```json\n{shape}\n{remark}", f"```json\n{shape}\n```\n{remark}"]
+    return [*starts, f"{shape}\n```", f"```{shape}```", f"```json {shape}\n```"]
 
 
 def other_json(rng) -> list[list]:
@@ -77,6 +94,10 @@ def other_json(rng) -> list[list]:
         {"symptoms": [a]},
         {"symptoms": []},
         {"symptoms": [*a, " "]},
+        {"symptoms": ["", *a]},
+        {"symptoms": [True, *a]},
+        {" symptoms": a},
+        ["symptoms"],
     ]
     return [[json.dumps(other)] for other in others]
 
@@ -140,11 +161,37 @@ def suspects(rng) -> list[list]:
     ]
 
 
+def near_misses(rng) -> list[list]:
+    """Draw phrases for the order of the faults, every term, marks, endings, and names as cards have them."""
+    one, first, second = (word(rng) for _ in range(3))
+    names = [one, f"{first.title()}-{second.upper()}"]
+    look, thing = some(rng, LOOKS), some(rng, THINGS)
+    eleven = " ".join(rng.permutation(LOOKS)[:11])
+    digit = int(rng.integers(2, 10))
+    return [
+        [phrase, names]
+        for phrase in (
+            " ".join(map(str, range(1, 14))),  # no letter in thirteen words
+            f"{eleven} {look} {one}",
+            f"a {eleven} {thing}",
+            f"a {first} {second} {thing}",
+            f"a {first} {thing} on a {first} {second}",  # in the second place
+            f"{first}, {second} {thing}",
+            f"{look}_{one}_{thing}",
+            f"{one}s and {thing}s",
+            f"a {digit}mm {thing}",
+            f"two {thing}s",
+            *(f"{look} {thing} {term} {look} {thing}" for term in [*DENIALS, *NOT_SEEN]),
+            *(f"{look} {thing} and {term}s" for term in NOT_SEEN),
+        )
+    ]
+
+
 def fault_reference(phrase, names):
     """Look for each fault by a pattern in the phrase as it stands."""
 
     def holds(terms):
-        patterns = (r"[\W_]+".join(map(re.escape, term.split())) for term in terms)
+        patterns = (r"[\W_]+".join(re.findall(r"[^\W_]+", term)) for term in terms)
         return re.search(rf"(?<![^\W_])(?:{'|'.join(patterns)})(?![^\W_])", phrase, re.IGNORECASE)
 
     if not re.search(r"[^\W\d_]", phrase):
@@ -153,11 +200,11 @@ def fault_reference(phrase, names):
         return "too long"
     if holds(names):
         return "names a class"
-    if holds(["without", "no", "not", "none", "never", "absent", "lacking", "free of"]):
+    if holds(DENIALS):
         return "negation"
     if re.search(r"\d", phrase):
         return "number"
-    return "not visual" if holds(["ache", "cough", "fever", "pain", "virus", "tender"]) else ""
+    return "not visual" if holds(NOT_SEEN) else ""
 
 
 def chosen(rows: slice):
@@ -187,6 +234,13 @@ def lists(rng) -> list[list]:
     names = [word(rng), word(rng)]
     out.append([[f"The wide {names[1]}", "Wide Lines!", "a wide line", "no streak", "wide lines"], names])
     out.append([[f"a {names[0]} spot", "fever", f"a {names[0]}s spot"], names])
+    x, look, thing = word(rng), some(rng, LOOKS), some(rng, THINGS)
+    same = [  # all but the first of each row are the same as it
+        [f" A  {look}-{thing} \n", f"{look} {thing}s", f"an {look} {thing}"],
+        [f"{x} dots in a ring", f"{x}s dot in the ring", f"a {x} dot in an ring"],
+    ]
+    others = [f"{x}ss dot in ring", f"{x} dot a ring", f"{x} dotin ring", f"{look} {look} {thing}"]
+    out.append([[*same[0], *same[1], *others], names])
     return out
 
 
@@ -230,7 +284,7 @@ ASSIGNMENT = Assignment(
         Task(
             "fault",
             3,
-            suspects,
+            lambda rng: suspects(rng) + near_misses(rng),
             fault_reference,
             properties=[
                 Property(

@@ -41,13 +41,20 @@ def contexts(rng) -> list[list]:
     return out
 
 
-def context_reference(tokens, ctx, table, end=EOS):
-    """Build each text's rows one by one; `end` is the number of [EOS]."""
+def unfilled(rng) -> list[list]:
+    """Draw texts whose longest is not filled up, with another number for [EOS]."""
+    tokens = np.array(texts(rng, 3, 3))[:, :-1]
+    tokens[tokens == EOS] = EOS + 4
+    return [[tokens.tolist(), numbers(rng, 2, 4), numbers(rng, EOS + 5, 4)]]
+
+
+def context_reference(tokens, ctx, table):
+    """Build each text's rows one by one."""
     x, eos = [], []
     for n, row in enumerate(tokens.tolist()):
         own = ctx[n] if ctx.ndim == 3 else ctx
         x.append([table[row[0]], *own, *(table[token] for token in row[1:])])
-        eos.append(row.index(end) + len(own))
+        eos.append(row.index(max(row)) + len(own))
     return np.array(x), np.array(eos)
 
 
@@ -224,6 +231,17 @@ def misled(rng) -> list[list]:
     return [[f, labels, f, wrong, rows, tokens, table, tower, ctx, g, Wq, Wk, scale, lr]]
 
 
+def misled_in_part(rng) -> list[list]:
+    """Draw such a run whose validation loss, above 1, rises from the start on, and falls in between."""
+    while True:
+        drawn = misled(rng)
+        _, _, f, labels, _, tokens, *floats, scale, _ = drawn[0]
+        start = cross_entropy(logits_of(tensor(f), tokens, *map(tensor, floats), scale), tensor(labels))
+        _, val_losses, *_ = train_reference(*drawn[0])
+        if 1 < start < val_losses[0] == val_losses.min() and np.any(np.diff(val_losses) < 0):
+            return drawn
+
+
 ASSIGNMENT = Assignment(
     name="A4",
     kind="torch",
@@ -232,7 +250,7 @@ ASSIGNMENT = Assignment(
         Task(
             "with_context",
             4,
-            contexts,
+            lambda rng: contexts(rng) + unfilled(rng),
             context_reference,
             properties=[
                 Property(
@@ -305,7 +323,7 @@ ASSIGNMENT = Assignment(
         Task(
             "train",
             6,
-            runs,
+            lambda rng: runs(rng) + misled_in_part(rng),
             train_reference,
             keeps=True,
             properties=[

@@ -135,7 +135,19 @@ def swaps(rng) -> list[list]:
     while not own > other != mean < own:  # eight images can have equal shares by chance
         small = swap(rng, 8, 2, 3, 1.0)
         own, other, mean = swap_reference(*(np.array(part) for part in small))
-    return [small, swap(rng, 150, 4, 6, 1.0), swap(rng, 200, 3, 5, 0.3, looks=1)]
+    return [small, swap(rng, 150, 4, 6, 1.0), swap(rng, 200, 3, 5, 0.3, looks=1), its_own_counts(rng)]
+
+
+def its_own_counts(rng) -> list:
+    """Draw a few images for which it matters that the mean holds each image's own prompts."""
+    mean = without = 0
+    while mean == without:
+        drawn = swap(rng, 12, 3, 4, 1.0)
+        f, prompts, labels, other = (np.array(part) for part in drawn)
+        _, _, mean = swap_reference(f, prompts, labels, other)
+        t = prompts / length(prompts)
+        without = share_right(f, t.sum(axis=0) - t, labels)
+    return drawn
 
 
 def dead(rng) -> list[list]:

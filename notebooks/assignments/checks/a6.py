@@ -6,8 +6,9 @@ from tasks import Assignment, Property, Task
 
 
 def runs(rng) -> list[list]:
-    """Draw the results of a few seeds."""
-    return [[rng.normal(0.8, 0.05, size=n).round(3).tolist()] for n in (3, 5, 12)]
+    """Draw the results of a few seeds: accuracies, and losses, which may be above 1."""
+    results = [rng.normal(0.8, 0.05, size=n) for n in (3, 5, 12)]
+    return [[x.round(3).tolist()] for x in (*results, rng.normal(3, 0.5, size=4))]
 
 
 def t_reference(values):
@@ -34,6 +35,12 @@ def pairs(rng, n: int = 12, draws: int = 20) -> list:
     return [a.astype(int).tolist(), b.astype(int).tolist(), rng.integers(n, size=(draws, n)).tolist()]
 
 
+def second_better(rng) -> list:
+    """Draw many images, whose quantiles are rarely equal to a neighbour."""
+    a, b, rows = pairs(rng, 300, 60)
+    return [b, a, rows]
+
+
 def bootstrap_reference(a, b, rows):
     differences = [float(np.mean(a[row]) - np.mean(b[row])) for row in rows]
     low, high = np.quantile(differences, [0.025, 0.975])
@@ -55,6 +62,7 @@ def answers(rng) -> list[list]:
     out = [pairs(rng, n)[:2] for n in (12, 40, 200)]
     a = (rng.random(30) < 0.5).astype(int)
     out += [[a.tolist(), a.tolist()], [[1, 1, 0, 1, 1, 0, 1, 1], [0, 0, 0, 0, 0, 0, 0, 1]]]
+    out += [[[1] * 8 + [0] * 20, [0] * 8 + [1] * 20]]  # the second wins
     return [*out, [[1, 0, 1, 0, 1, 1], [0, 1, 0, 1, 1, 1]]]
 
 
@@ -77,7 +85,8 @@ def p_values(rng) -> list[list]:
     small = rng.uniform(0.001, 0.05, size=4).round(4)
     mixed = np.concatenate([rng.uniform(0.001, 0.03, size=3), rng.uniform(0.3, 0.9, size=3)]).round(4)
     near = np.array([0.03, 0.01, 0.011, 0.012])  # a later product falls below an earlier one
-    return [[rng.permutation(p).tolist()] for p in (small, mixed, near, rng.random(10))]
+    drawn = [[rng.permutation(p).tolist()] for p in (small, mixed, near, rng.random(10))]
+    return [*drawn, [[0.02, 0.2, 0.02, 0.03]]]  # two are equal
 
 
 def holm_reference(p):
@@ -107,7 +116,7 @@ ASSIGNMENT = Assignment(
         Task(
             "paired_bootstrap",
             3,
-            lambda rng: [pairs(rng), pairs(rng, 30, 40), pairs(rng, 50, 100)],
+            lambda rng: [pairs(rng), pairs(rng, 30, 40), pairs(rng, 50, 100), second_better(rng)],
             bootstrap_reference,
             properties=[
                 Property(
