@@ -209,9 +209,8 @@ def wrong_answers(name: str) -> dict[str, dict[str, str]]:
 @each
 def test_ten_wrong_answers_a_task_lose_its_points(name, tmp_path, sandboxes):
     wrong = wrong_answers(name)
-    assert {task: len(bodies) for task, bodies in wrong.items()} == {
-        task.name: 10 for task in load_assignment(name).tasks
-    }
+    assert list(wrong) == [task.name for task in load_assignment(name).tasks]
+    assert min(map(len, wrong.values())) >= 10
     for task, bodies in wrong.items():
         for why, body in bodies.items():
             graded = grade_body(name, task, body, tmp_path / "wrong.ipynb", sandboxes(name))
