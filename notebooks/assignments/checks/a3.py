@@ -117,14 +117,18 @@ def reply_reference(reply):
     return REFUSED
 
 
+def parts_of_phrases(rng) -> tuple[str, str, str, int]:
+    """Draw a look, a thing, eleven looks and a digit."""
+    look, thing = some(rng, LOOKS), some(rng, THINGS)
+    return look, thing, " ".join(rng.permutation(LOOKS)[:11]), int(rng.integers(2, 10))
+
+
 def suspects(rng) -> list[list]:
     """Draw phrases with each fault, and some that only look as if they had one."""
     names = [word(rng), f"{word(rng)} {word(rng)}", word(rng)]
     one, two = names[0], names[1]
     first, second = two.split()
-    look, thing = some(rng, LOOKS), some(rng, THINGS)
-    eleven = " ".join(rng.permutation(LOOKS)[:11])
-    digit = int(rng.integers(2, 10))
+    look, thing, eleven, digit = parts_of_phrases(rng)
     return [
         [phrase, names]
         for phrase in (
@@ -165,9 +169,7 @@ def near_misses(rng) -> list[list]:
     """Draw phrases for the order of the faults, every term, marks, endings, and names as cards have them."""
     one, first, second = (word(rng) for _ in range(3))
     names = [one, f"{first.title()}-{second.upper()}"]
-    look, thing = some(rng, LOOKS), some(rng, THINGS)
-    eleven = " ".join(rng.permutation(LOOKS)[:11])
-    digit = int(rng.integers(2, 10))
+    look, thing, eleven, digit = parts_of_phrases(rng)
     return [
         [phrase, names]
         for phrase in (
