@@ -49,7 +49,7 @@ def forest_plot(comparison: pd.DataFrame, panels: str | None = None) -> Figure:
         >>> comparison[["difference", "images low", "images high"]] = 0.1, 0.05, 0.15
         >>> comparison[["p Holm", "seeds low", "seeds high"]] = 0.004, 0.02, 0.18
         >>> forest_plot(comparison).axes[0].texts[0].get_text()
-        '+0.100  Holm p 0.004'
+        '+0.100  (0.004)'
     """
     check_kinds(forest_plot, locals())
     fields = _fields(comparison, COMPARISON, "difference")
@@ -73,7 +73,8 @@ def forest_plot(comparison: pd.DataFrame, panels: str | None = None) -> Figure:
             ax.set_title(_name(panels, value), fontsize=10)
     axes[0, 0].set_yticks(range(len(order)), order)
     axes[0, 0].set_ylim(len(order) - 0.4, -0.6)
-    fig.suptitle(f"difference in {_measure(comparison)} from {comparison['baseline'].iloc[0]}", fontsize=10)
+    title = f"difference in {_measure(comparison)} from {comparison['baseline'].iloc[0]}"
+    fig.suptitle(f"{title} (in brackets: Holm p)", fontsize=10)
     fig.legend(handles=_handles(comparison), fontsize=8, loc="outside lower center", ncols=3, frameon=False)
     sns.despine(fig)
     return closed(fig)
@@ -192,7 +193,7 @@ def _differences(ax: Axes, rows: pd.DataFrame, places: Sequence[int]) -> None:
     for fill in _DOTS:
         ax.plot(rows["difference"][fills == fill], places[fills == fill], **_dot(fill))
     for place, (_, row) in zip(places, rows.iterrows(), strict=True):
-        text = f"{_signed(row['difference'])}  Holm p {as_text(row['p Holm'], 'p Holm')}"
+        text = f"{_signed(row['difference'])}  ({as_text(row['p Holm'], 'p Holm')})"
         text = text if np.isfinite(row["difference"]) else "no run was done"
         ax.text(1.01, place, text, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
     ax.grid(axis="x", color="0.9")

@@ -43,8 +43,8 @@ def test_forest_plot_has_a_row_each_and_both_intervals():
     assert [[x for x, _ in segment] for segment in seeds[:2]] == [[0.02, 0.18], [-0.09, 0.05]]
     zero = ax.lines[0]
     assert list(zero.get_xdata()) == [0, 0] and zero.get_linestyle() == "--"
-    assert texts(ax) == ["+0.100  Holm p 0.004", "−0.020  Holm p 0.900", "no run was done"]
-    assert fig.get_suptitle() == "difference in accuracy from CoOp"
+    assert texts(ax) == ["+0.100  (0.004)", "−0.020  (0.900)", "no run was done"]
+    assert fig.get_suptitle() == "difference in accuracy from CoOp (in brackets: Holm p)"
 
 
 def test_a_dot_is_as_full_as_what_tells_it_from_zero():
