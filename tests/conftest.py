@@ -16,15 +16,8 @@ matplotlib.use("Agg")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the notebooks' runs, which take longest: last, they would keep one worker waiting.
-
-    Then come a browser's tests: the worker that begins is given them all, and starts one JupyterLab for them.
-    """
-
-    def place(item: pytest.Item) -> tuple[bool, bool]:
-        return item.get_closest_marker("notebook") is None, item.path.parent.name != "browser"
-
-    items.sort(key=place)
+    """Begin with the notebooks' runs, which take longest: last, they would keep one worker waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("notebook") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
