@@ -33,7 +33,8 @@ def forest_plot(comparison: pd.DataFrame, panels: str | None = None) -> Figure:
 
     The thick line is the interval over test images, the thin grey one below it that over seeds. A full dot is
     told apart from zero by both, by the images after Holm's correction; a half one by the images only, and
-    other seeds may say otherwise; a hollow one is not told apart, which is no proof that it is equal.
+    other seeds may say otherwise; a hollow one is not told apart, which is no proof that it is equal. At the
+    right stand the difference and, in brackets, its p value after Holm's correction.
 
     Args:
         comparison: What `compare` gives, drawn from top to bottom.
