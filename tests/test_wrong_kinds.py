@@ -172,3 +172,18 @@ def test_a_path_in_an_error_acts_unseen_nowhere(tmp_path):
     with pytest.raises(FileNotFoundError) as raised:
         medvlp.load_card(tmp_path / "none\x1b[31m.md")
     assert "\x1b" not in str(raised.value) and r"none\x1b[31m.md" in str(raised.value)
+
+
+METHOD_ARGUMENTS = [
+    (name, argument)
+    for name, public in PUBLIC.items()
+    if isinstance(public, type) and issubclass(public, medvlp.Method)
+    for argument, (kind, _) in signature(public).items()
+    if argument not in ("clip", "card") and kind is not bool
+]
+
+
+@pytest.mark.parametrize(("name", "argument"), METHOD_ARGUMENTS)
+def test_an_argument_of_a_method_is_named(name, argument, right):
+    with pytest.raises(TypeError, match=f"^{name}: {argument} is of kind complex; it should be "):
+        PUBLIC[name](right["clip"], right["card"], **{argument: 1j})

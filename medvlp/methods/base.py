@@ -63,6 +63,7 @@ class Method(nn.Module):
         config: The arguments by name, fit for JSON; `type(method)(clip, card, **config)` builds it again.
 
     Raises:
+        TypeError: an argument of one of the package's methods that is of the wrong kind.
         ValueError: a logit_scale that is not above 0.
 
     Example:
@@ -94,6 +95,11 @@ class Method(nn.Module):
         super().__init__()
         self.clip, self.card = clip, card
         self.config = {name: arguments[name] for name in arguments_of(type(self)) if name in arguments}
+        if type(self).__init__.__module__.startswith(
+            "medvlp."
+        ):  # a mapping's values have errors of their own
+            given = {name: one for name, one in self.config.items() if not isinstance(one, Mapping)}
+            check_kinds(type(self).__init__, {"self": self} | given)
         logit_scale = self.config.get("logit_scale")
         if logit_scale is not None and not logit_scale > 0:
             raise ValueError(f"logit_scale must be above 0, got {logit_scale}; None takes the CLIP's own.")

@@ -10,6 +10,7 @@ from medvlp.backbone.clip import TEXTS_AT_ONCE, Clip
 from medvlp.backbone.prompts.hooks import encode_deep_text
 from medvlp.backbone.prompts.slots import FIRST_CTX
 from medvlp.data.cards import DataCard
+from medvlp.data.errors import check_kinds
 from medvlp.methods.prompt_tuning.coop import TRAINER, ContextPrompts
 
 REDUCTION = 16  # the meta-net's hidden width is D over this
@@ -74,6 +75,7 @@ class CoCoOp(ContextPrompts):
         seed: int = 1,
     ) -> None:
         """Tokenize the prompts, start the context and draw the meta-net; see the class."""
+        check_kinds(CoCoOp.__init__, {"self": self, "seed": seed})  # it is used before the others are checked
         random = torch.Generator().manual_seed(seed)
         super().__init__(clip, card, locals(), random)
         hidden = max(1, clip.embed_dim // REDUCTION)
