@@ -95,9 +95,8 @@ class Method(nn.Module):
         super().__init__()
         self.clip, self.card = clip, card
         self.config = {name: arguments[name] for name in arguments_of(type(self)) if name in arguments}
-        if type(self).__init__.__module__.startswith(
-            "medvlp."
-        ):  # a mapping's values have errors of their own
+        module = type(self).__init__.__module__ or ""  # there is none for code that `exec` was given
+        if module.startswith("medvlp."):  # a mapping's values have errors of their own
             given = {name: one for name, one in self.config.items() if not isinstance(one, Mapping)}
             check_kinds(type(self).__init__, {"self": self} | given)
         logit_scale = self.config.get("logit_scale")
