@@ -15,21 +15,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it rea
 matplotlib.use("Agg")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest: runs of notebooks, then JupyterLab's. A process has a whole file at a time.
-
-    So what the tests of a file share is made once, and one JupyterLab is started.
-    """
-
-    def in_jupyterlab(item: pytest.Item) -> bool:
-        return "server" in item.fixturenames
-
-    items.sort(key=lambda item: (item.get_closest_marker("notebook") is None, not in_jupyterlab(item)))
-    for item in items:
-        if item.get_closest_marker("notebook") is None:
-            name = "JupyterLab" if in_jupyterlab(item) else item.path.stem
-            item.add_marker(pytest.mark.xdist_group(name))
+    """Begin with the notebooks' runs, which take longest: last, they would keep one worker waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("notebook") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
