@@ -1,5 +1,6 @@
 """Maps of embeddings by UMAP, beside what they hide: the same measures in the original space."""
 
+import sys
 import warnings
 from collections.abc import Sequence
 
@@ -73,7 +74,8 @@ def map_points(
     X = _ready(embeddings.vectors, metric)  # (N, D)
     nearest = nearest_points(X, k, metric, progress)
     maps, parameters = [], {"n_neighbors": k, "min_dist": min_dist, "metric": metric}
-    for s in seeds:
+    shown = progress and "umap" not in sys.modules  # later maps show UMAP's own bar, where they take long
+    for s in tqdm(seeds, "maps: the first waits for numba", unit="map", leave=False, disable=not shown):
         xy = _umap(X, nearest, parameters, s, progress)  # (N, 2)
         maps.append(embeddings.points.assign(x=xy[:, 0], y=xy[:, 1], **parameters, seed=s))
     return pd.concat(maps, ignore_index=True)

@@ -54,6 +54,7 @@ def test_a_seed_gives_one_map_and_another_seed_another(maps):
     assert not np.allclose(xy.loc[1], xy.loc[2], atol=0.1)
 
 
+@pytest.mark.usefixtures("maps")  # importing UMAP itself, once, tells that TensorFlow is not there
 def test_nothing_is_warned_about_and_the_vectors_stay(recwarn):
     embeddings = blobs(4)
     before = embeddings.vectors.copy()
@@ -194,7 +195,7 @@ def test_errors_name_what_is_wrong(maps, call, message):
 def draw(folder: Path) -> bytes:
     """The PNG of a map with its numbers."""
     embeddings = blobs(text=4)
-    maps = map_points(embeddings, n_neighbors=8, seed=(1, 2), progress=False)
+    maps = map_points(embeddings, n_neighbors=8, seed=(1, 2))
     save_figure(map_figure(maps, what_a_map_hides(embeddings, maps)), "map", "a test", folder=folder)
     return (folder / "map.png").read_bytes()
 
@@ -209,7 +210,8 @@ draw(pathlib.Path(sys.argv[1]))
 assert torch.get_num_threads() == 1, "numba must not change how many threads torch has"
 """
     command = [sys.executable, "-c", code, str(tmp_path / "other")]
-    subprocess.run(command, cwd=repository, check=True, timeout=300)
+    done = subprocess.run(command, cwd=repository, check=True, timeout=300, capture_output=True, text=True)
+    assert "maps: the first waits for numba" in done.stderr
     assert draw(tmp_path / "here") == (tmp_path / "other" / "map.png").read_bytes()
 
 
