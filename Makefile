@@ -49,7 +49,7 @@ site: $(STAMP)
 	@echo "Open build/site/index.html. Any static host can serve the folder build/site."
 
 test: lint
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .

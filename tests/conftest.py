@@ -3,10 +3,11 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
     from medvlp.backbone.clip import Clip
@@ -15,9 +16,25 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it rea
 matplotlib.use("Agg")
 
 
+class Scheduling(LoadScopeScheduling):
+    """A worker runs a whole file, so that what its tests share is made once; notebooks one by one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return nodeid if file == "tests/test_notebooks.py" else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    """Give each worker its tests."""
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the notebooks' runs, which take longest: last, they would keep one worker waiting."""
-    items.sort(key=lambda item: item.get_closest_marker("notebook") is None)
+    """Begin with the notebooks' runs, then slow files: last, they would keep one worker waiting."""
+    marks: dict[Path, set[str]] = {}
+    for item in items:
+        marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
+    items.sort(key=lambda item: (not item.get_closest_marker("notebook"), "slow" not in marks[item.path]))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -49,6 +49,7 @@ def test_is_small_and_its_card_tells_how_it_was_made_and_what_it_knows(repositor
         assert f"<!-- {name} -->\n{table}\n<!-- end of {name} -->" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
 def test_it_sees_what_it_is_asked(clip, world):
     images = medvlp.load_dataset(f"phantom-{world}", seed=FRESH).test
@@ -63,6 +64,7 @@ def test_the_right_symptom_moves_when_an_attribute_is_turned_round(clip, world):
     assert counterfactual_summary(turned, n_bootstrap=2).loc["all", "more"] >= 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", ["derm", "cxr"])
 def test_its_features_hold_nearly_all_that_can_be_known(accuracy, world):
     assert accuracy[world, "probe"]["value"] > get_world(world).bayes_accuracy() - 0.05

@@ -523,6 +523,7 @@ def graded_class(tmp_path_factory):
     return folder, first, grade_folder(load_assignment("A6"), folder / "in", folder / "out")
 
 
+@pytest.mark.slow
 def test_thirty_submissions_are_one_command_that_goes_on_after_a_kill(graded_class):
     folder, first, table = graded_class
     assert table["points"].tolist() == [12, 12] + [9, 12] * 14

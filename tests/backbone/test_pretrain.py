@@ -27,6 +27,7 @@ def short_run():
     return pretrain(SHORT, progress=False)
 
 
+@pytest.mark.slow
 def test_the_loss_starts_at_chance_and_falls(short_run):
     _, history = short_run
     chance = math.log(SHORT.batch_size)

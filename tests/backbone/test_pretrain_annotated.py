@@ -106,6 +106,7 @@ def test_the_loss_asks_for_every_true_pair():
     assert true_pairs_loss(30.0 * torch.eye(3), true) > 5
 
 
+@pytest.mark.slow
 def test_it_learns_signs_that_it_reads_of(squares, trained):
     clip, history = trained
     assert history.columns.tolist() == ["step", "loss", "accuracy", "logit_scale"]
@@ -157,6 +158,7 @@ def test_statements_of_drawings_are_true_and_an_attribute_is_in_half_of_them():
     assert not any(name in caption for name in world.classnames)
 
 
+@pytest.mark.slow
 def test_of_drawings_it_learns_what_it_is_asked():
     config = AnnotatedConfig(steps=60, batch_size=32, warmup=5, seed=1, n_images=300)
     clip, history = pretrain_annotated([get_world("derm")], config, progress=False)

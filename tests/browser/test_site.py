@@ -2,7 +2,6 @@
 
 import functools
 import http.server
-import os
 import re
 import resource
 import subprocess
@@ -16,7 +15,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from filelock import FileLock
 
 import medvlp
 import medvlp.show
@@ -33,19 +31,16 @@ PLAIN = {"document", "table", "tgroup", "colspec", "thead", "tbody", "row", "ent
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the site once for all workers; a warning of the build is an error."""
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
-    with FileLock(shared / "site.lock"):
-        if not (shared / "built").exists():
-            command = [sys.executable, str(FOLDER / "make_site.py"), str(shared / "site"), "-q", "-W"]
-            used = resource.getrusage(resource.RUSAGE_CHILDREN)
-            done = subprocess.run([*command, "--keep-going"], capture_output=True, text=True, timeout=900)
-            assert done.returncode == 0, done.stderr[-5000:]
-            now = resource.getrusage(resource.RUSAGE_CHILDREN)
-            seconds = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
-            (shared / "built").write_text(f"{seconds:.1f}")
-    return shared / "site"
+    """Build the site; a warning of the build is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, str(FOLDER / "make_site.py"), str(folder / "site"), "-q", "-W"]
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([*command, "--keep-going"], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-5000:]
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+    (folder / "built").write_text(f"{seconds:.1f}")
+    return folder / "site"
 
 
 @pytest.fixture

@@ -103,6 +103,7 @@ def phantoms() -> tuple[Clip, ImageSet, ImageSet]:
     return load_clip("tiny", device="cpu"), data.train, data.test.subset(range(200))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_learns_phantoms(phantoms, kind):
     clip, train, test = phantoms
