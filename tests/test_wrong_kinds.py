@@ -187,3 +187,18 @@ METHOD_ARGUMENTS = [
 def test_an_argument_of_a_method_is_named(name, argument, right):
     with pytest.raises(TypeError, match=f"^{name}: {argument} is of kind complex; it should be "):
         PUBLIC[name](right["clip"], right["card"], **{argument: 1j})
+
+
+WHOLE_NUMBERS = [
+    (name, argument)
+    for name, public in PUBLIC.items()
+    for argument, (kind, _) in signature(public).items()
+    if kind in (int, int | None)
+]
+
+
+@pytest.mark.parametrize(("name", "argument"), WHOLE_NUMBERS)
+def test_a_number_that_should_be_whole_is_named(name, argument, right):
+    public = PUBLIC[name]
+    with pytest.raises((TypeError, ValueError), match=f"{argument} is 2.5; it should be (int|a valid int)"):
+        public(**required(public, right) | {argument: 2.5})

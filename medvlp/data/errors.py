@@ -156,8 +156,8 @@ def _fits(value: object, kind: Any) -> bool:
     kind = origin or kind
     if not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or kind in (bool, Any):
         return True
-    if kind in (int, float):
-        return hasattr(type(value), "__float__") or hasattr(type(value), "__index__")
+    if kind in (int, float):  # NumPy's and torch's numbers too, but no 2.5 for an int
+        return hasattr(type(value), "__index__") or (kind is float and hasattr(type(value), "__float__"))
     if kind is Path:
         return isinstance(value, os.PathLike)
     if kind in (dict, Mapping):
