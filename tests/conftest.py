@@ -1,5 +1,6 @@
 """What all tests share: no network, no windows, a cache of their own, and the folder of real data sets."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,19 @@ if TYPE_CHECKING:
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: it reads this once
 matplotlib.use("Agg")
+gc.disable()  # until all is imported, of which nothing is garbage
 
 
 class Scheduling(LoadScopeScheduling):
-    """A worker runs a whole file, so that what its tests share is made once; notebooks one by one."""
+    """A worker runs a whole file, so that what its tests share is made once; notebooks one by one.
+
+    The files of browser/ share a JupyterLab and go to one worker.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
+        if file.startswith("tests/browser/"):
+            return "tests/browser"
         return nodeid if file == "tests/test_notebooks.py" else file
 
 
@@ -35,6 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
     items.sort(key=lambda item: (not item.get_closest_marker("notebook"), "slow" not in marks[item.path]))
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage again, but look no more at what has been imported."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
