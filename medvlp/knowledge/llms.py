@@ -108,7 +108,9 @@ class LLM:
         transformers.logging.set_verbosity_error()  # or it would warn of the output weights, not needed here
         try:
             where["trust_remote_code"] = False
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.place, **where)
+            # AutoTokenizer would read all of a GGUF file to find its class, which changes nothing
+            reader = transformers.PreTrainedTokenizerFast if self.gguf_file else transformers.AutoTokenizer
+            tokenizer = reader.from_pretrained(self.place, **where)
             config = transformers.AutoConfig.from_pretrained(self.place, **where)
             if not self.gguf_file:
                 refuse_code(f"llm {brief(self.name)}", self.place, where["revision"])
