@@ -117,14 +117,8 @@ class Statements:
         ]
         phrases, names, true = zip(*said, strict=True)
         questions = [[attribute.absent, attribute.present] for attribute in world.attributes]
-        return cls(
-            world.openings,
-            questions,
-            attributes.long(),
-            list(phrases),
-            [{n} for n in names],
-            torch.stack(true),
-        )
+        about, true = [{n} for n in names], torch.stack(true)
+        return cls(world.openings, questions, attributes.long(), list(phrases), about, true)
 
     def weights(self) -> list[Tensor]:
         """What each value of each attribute weighs: 1 / sqrt(how often it is there)."""

@@ -14,6 +14,7 @@ from torch import Tensor
 DRAWING = 1  # raised with every change after which the same latents give other images
 N_UNIFORMS = 160  # random numbers an image for position, size, colour and light
 N_FIELDS = 6  # smooth random fields an image
+USED_FIELDS = 4  # the most that a drawing asks for
 FIELD_CELLS = 8
 GRAIN = 64
 
@@ -33,7 +34,7 @@ class Draws:
             fields.append(torch.randn(N_FIELDS, FIELD_CELLS, FIELD_CELLS, generator=generator))
             grains.append(torch.randn(1, GRAIN, GRAIN, generator=generator))
         self.uniforms = torch.stack(uniforms)  # (n, N_UNIFORMS)
-        self.fields = _resize(torch.stack(fields), size, "bicubic")  # (n, N_FIELDS, S, S)
+        self.fields = _resize(torch.stack(fields)[:, :USED_FIELDS], size, "bicubic")  # (n, USED_FIELDS, S, S)
         self.grain = _resize(torch.stack(grains), size, "bilinear")[:, 0]  # (n, S, S)
         axis = (torch.arange(size) + 0.5) * (2 / size) - 1
         self.y, self.x = (c[None] for c in torch.meshgrid(axis, axis, indexing="ij"))  # (1, S, S)

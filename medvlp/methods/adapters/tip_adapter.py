@@ -88,17 +88,9 @@ class TipAdapter(Method):
 
     # configs/imagenet.yaml and main.py of github.com/gaopengcuhk/Tip-Adapter, with torch's weight decay
     recipe: ClassVar[dict[str, Any]] = {
-        "epochs": 20,
-        "batch_size": 256,
-        "lr": 0.001,
-        "drop_last": False,
-        "optimizer": "adamw",
-        "eps": 1e-4,
-        "weight_decay": 0.01,
-        "schedule": "step",
-        "warmup_lr": None,
-        "crop": 0.5,
-        "keep": "best",
+        **{"epochs": 20, "batch_size": 256, "drop_last": False, "crop": 0.5, "keep": "best"},
+        **{"optimizer": "adamw", "lr": 0.001, "eps": 1e-4, "weight_decay": 0.01},
+        **{"schedule": "step", "warmup_lr": None},
     }
 
     keys: Tensor

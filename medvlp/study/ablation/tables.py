@@ -11,18 +11,9 @@ from medvlp.study.metrics import METRICS
 MISSING = "–"
 _FIXED = ("value", "mean", "sd", "difference", *METRICS)  # and the ends of intervals
 _LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "−": "$-$",
-        MISSING: "--",
-        "\n": " ",
-        **{character: "\\" + character for character in "&%$#_{}"},
-    }
+    {character: "\\" + character for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\n": " "}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "−": "$-$", MISSING: "--"}
 )
 _MARKDOWN = str.maketrans({"|": r"\|", "\n": " "})
 
