@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from open_clip import CustomTextCLIP, SimpleTokenizer
+from open_clip import CustomTextCLIP
 from open_clip.loss import ClipLoss
 from open_clip.model import set_model_preprocess_cfg
 from open_clip.transform import PreprocessCfg
@@ -34,7 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from medvlp.backbone.clip import Clip, native_bfloat16
-from medvlp.backbone.sources import random_turn
+from medvlp.backbone.sources import byte_pairs, random_turn
 from medvlp.data.errors import check_kinds, frozen_config
 from medvlp.data.files import atomic_write
 from medvlp.data.phantoms.worlds import Latents, World, captions, get_world
@@ -79,7 +79,7 @@ def new_clip(seed: int = 0, model_cfg: dict = TINY) -> Clip:
     with random_turn(seed):
         model = CustomTextCLIP(**model_cfg)
     set_model_preprocess_cfg(model, PREPROCESS | {"size": model_cfg["vision_cfg"]["image_size"]})
-    clip = Clip("tiny (in training)", model, SimpleTokenizer(context_length=77), model_cfg)
+    clip = Clip("tiny (in training)", model, byte_pairs(77), model_cfg)
     clip.model.requires_grad_(True)
     return clip
 

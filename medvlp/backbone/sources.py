@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import open_clip
 import torch
 from open_clip.factory import load_state_dict
 from open_clip.hf_configs import arch_dict
-from open_clip.tokenizer import HFTokenizer
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
 from torch import nn
 from transformers import AutoConfig
 
@@ -265,7 +266,15 @@ def _check_tower(name: str, tower: str) -> None:
 def _tokenizer(name: str, text_cfg: dict) -> Any:
     """The tokenizer; one of transformers runs no code of its own, whatever its `tokenizer_kwargs` say."""
     safe = {"trust_remote_code": False} if text_cfg.get("hf_tokenizer_name") else {}
-    return open_clip.get_tokenizer(name, **safe)
+    if safe or text_cfg.get("tokenizer_kwargs") or "siglip" in name.lower():
+        return open_clip.get_tokenizer(name, **safe)
+    return byte_pairs(text_cfg.get("context_length", DEFAULT_CONTEXT_LENGTH))
+
+
+@cache
+def byte_pairs(context_length: int) -> open_clip.SimpleTokenizer:
+    """The tokenizer of OpenAI's CLIP, which most have. It is made once: reading its merges takes a while."""
+    return open_clip.SimpleTokenizer(context_length=context_length)
 
 
 def _no_such_clip(name: str) -> str:
