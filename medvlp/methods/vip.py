@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.hooks import encode_prompts, in_parts
+from medvlp.backbone.prompts.hooks import in_parts
 from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, slotted, symptom_text
+from medvlp.backbone.prompts.walks import encode_prompts
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import brief, check_choice
 from medvlp.methods.base import Method

@@ -23,7 +23,7 @@ from PIL import Image
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.features import RandomView
-from medvlp.backbone.prompts.hooks import encode_prompts
+from medvlp.backbone.prompts.hooks import encode_deep_text
 from medvlp.data.cards import load_card
 from medvlp.methods.vip import ViP, merge
 from tests.benchmarks.bench_features import find_pictures
@@ -39,7 +39,7 @@ def plain_logits(vip: ViP, images: torch.Tensor) -> torch.Tensor:
         f = clip.encode_images(images)  # (B, D)
     rest = (0, clip.context_length - vip.tokens.shape[1])
     rows = zip(F.pad(vip.tokens, rest).split(1), F.pad(vip.slots, rest).split(1), strict=True)  # (1, 77) each
-    T = torch.cat([encode_prompts(clip, tokens, slots, vip.ctx) for tokens, slots in rows])  # (N, D)
+    T = torch.cat([encode_deep_text(clip, *row, [vip.ctx[None]])[0] for row in rows])  # (N, D)
     t, _ = merge(T.unflatten(0, vip.mask.shape), vip.g, vip.Wq, vip.Wk, vip.mask)  # (n_cls, D)
     return clip.logit_scale * f @ F.normalize(t, dim=-1).T
 

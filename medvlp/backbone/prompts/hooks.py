@@ -100,36 +100,6 @@ def encode_deep_text(clip: Clip, tokens: Tensor, slots: Tensor, vectors: Sequenc
     return features.unflatten(0, (B, n_cls))
 
 
-def encode_prompts(clip: Clip, tokens: Tensor, slots: Tensor, prompts: Tensor) -> Tensor:
-    """Text features (N, D), float32, not normalised, of texts with learned vectors before the first block.
-
-    Args:
-        clip: The frozen model.
-        tokens: (N, L) token ids.
-        slots: (N, L) True at the M slots of each text.
-        prompts: (N, M, w) vectors for each text, or (M, w) for all of them, w being `clip.text_width`.
-
-    Raises:
-        ValueError: shapes that do not fit, or a text with more or fewer slots than the first.
-        RuntimeError: as `encode_deep_text`.
-    """
-    counts = slots.sum(dim=1).tolist()  # N numbers
-    for row, count in enumerate(counts):
-        if count != counts[0]:
-            raise ValueError(f"slots of text 0: {counts[0]}, of text {row}: {count}; all must have as many.")
-    wanted = (len(slots), counts[0], clip.text_width)
-    if tokens.shape != slots.shape or tuple(prompts.shape) not in (wanted, wanted[1:]):
-        raise ValueError(
-            f"prompts {tuple(prompts.shape)} do not fit tokens {tuple(tokens.shape)} and slots "
-            f"{tuple(slots.shape)}; clip {clip.name!r} wants prompts {wanted} or {wanted[1:]}."
-        )
-
-    def encode(tokens: Tensor, slots: Tensor, prompts: Tensor) -> Tensor:
-        return encode_deep_text(clip, tokens, slots, [prompts.flatten(0, 1)[None]])[0].float()
-
-    return in_parts(encode, tokens, slots, prompts.expand(wanted))
-
-
 def in_parts(encode: Callable[..., Tensor], *tensors: Tensor, texts: int = 1) -> Tensor:
     """`encode(*tensors)`, some rows at a time where they are many, each of `texts` texts: memory is bounded.
 

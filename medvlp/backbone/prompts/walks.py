@@ -1,7 +1,7 @@
 """Learned prompts in the blocks of open_clip's own towers, with only the work that is read later.
 
-`walk_image` goes through an image tower, `TextWalk` through a causal text tower. Both take open_clip's
-standard residual attention block apart:
+`walk_image` goes through an image tower, `encode_text_prompts` through a causal text tower, and `TextWalk`
+through one with many vectors in every block. They take open_clip's standard residual attention block apart:
 
     x = x + ls_1(out_proj(attention(ln_1(x))));   x = x + ls_2(mlp(ln_2(x)))
 """
@@ -9,7 +9,7 @@ standard residual attention block apart:
 from collections.abc import Sequence
 from itertools import groupby
 from math import inf, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Trans
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.hooks import encode_deep_images
+from medvlp.backbone.prompts.hooks import encode_deep_images, encode_deep_text, in_parts
 
 
 def can_walk_image(visual: nn.Module) -> bool:
@@ -60,16 +60,14 @@ def walk_image(visual: VisionTransformer, images: Tensor, prompts: Tensor) -> Te
         prompts: (depth, n, width).
     """
     prompts = prompts.to(images)  # (depth, n, width)
-    blocks, depth = visual.transformer.resblocks, len(prompts)
+    prompts = [visual.ln_pre(prompts[0]), *prompts[1:]]
     x = visual.conv1(images).flatten(2).transpose(1, 2)  # (B, N, width)
     start = visual.class_embedding.to(x).expand(len(x), 1, -1)  # (B, 1, width)
     x = torch.cat([start, x], dim=1) + visual.positional_embedding.to(x)  # (B, 1 + N, width)
-    x = visual.ln_pre(visual.patch_dropout(x))
-    for i in range(depth - 1):
-        p = visual.ln_pre(prompts[0]) if i == 0 else prompts[i]  # (n, width)
-        x = _block(blocks[i], x, p)
-    p = visual.ln_pre(prompts[0]) if depth == 1 else prompts[-1]
-    x = torch.cat([x, p.to(x).expand(len(x), -1, -1)], dim=1)  # (B, 1 + N + n, width)
+    x, blocks, depth = visual.ln_pre(visual.patch_dropout(x)), visual.transformer.resblocks, len(prompts)
+    for block, p in zip(blocks[: depth - 1], prompts, strict=False):
+        x = _block(block, x, p)
+    x = torch.cat([x, prompts[-1].to(x).expand(len(x), -1, -1)], dim=1)  # (B, 1 + N + n, width)
     for block in blocks[depth - 1 : -1]:
         x = block(x)
     x = visual.ln_post(_class_token(blocks[-1], x))  # (B, width)
@@ -81,21 +79,106 @@ def _block(block: ResidualAttentionBlock, x: Tensor, p: Tensor) -> Tensor:
     y = block.ln_1(x)
     kv_p = _project(block, block.ln_1(p), "kv").expand(len(x), -1, -1)  # (B, n, 2 width)
     kv = torch.cat([_project(block, y, "kv"), kv_p], dim=1)  # (B, L + n, 2 width)
-    return _finish(block, x, _attend_all(_project(block, y, "q"), kv, block.attn.num_heads))
+    return _finish(block, x, _attend(_project(block, y, "q"), kv, block.attn.num_heads))
 
 
 def _class_token(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
     """The class token after a block: (B, L, width) -> (B, width)."""
     y = block.ln_1(x)
-    attended = _attend_all(_project(block, y[:, :1], "q"), _project(block, y, "kv"), block.attn.num_heads)
+    attended = _attend(_project(block, y[:, :1], "q"), _project(block, y, "kv"), block.attn.num_heads)
     return _finish(block, x[:, :1], attended)[:, 0]
 
 
-def _attend_all(q: Tensor, kv: Tensor, heads: int) -> Tensor:
-    """Every query reads all keys: (B, L, width), (B, K, 2 width) -> (B, L, width)."""
+def _attend(q: Tensor, kv: Tensor, heads: int, causal: bool = False) -> Tensor:
+    """Every query reads all keys, or those up to its own: (B, L, width), (B, K, 2 width) -> (B, L, width)."""
     q = q.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, L, e)
     k, v = kv.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, K, e) each
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+
+
+def can_walk_text(text: nn.Module) -> bool:
+    """Whether this text tower can be walked: open_clip's own, causal, read at the end of text."""
+    return (
+        isinstance(text, TextTransformer)
+        and text.attn_mask is not None
+        and text.cls_emb is None
+        and text.pool_type in ("argmax", "eos")
+        and _standard(text.transformer)
+    )
+
+
+def encode_prompts(clip: Clip, tokens: Tensor, slots: Tensor, prompts: Tensor) -> Tensor:
+    """Text features (N, D), float32, not normalised, of texts with learned vectors before the first block.
+
+    Args:
+        clip: The frozen model.
+        tokens: (N, L) token ids.
+        slots: (N, L) True at the M slots of each text.
+        prompts: (N, M, w) vectors for each text, or (M, w) for all of them, w being `clip.text_width`.
+
+    Raises:
+        ValueError: shapes that do not fit, or a text with more or fewer slots than the first.
+        RuntimeError: as `encode_deep_text`.
+    """
+    counts = slots.sum(dim=1).tolist()  # N numbers
+    for row, count in enumerate(counts):
+        if count != counts[0]:
+            raise ValueError(f"slots of text 0: {counts[0]}, of text {row}: {count}; all must have as many.")
+    wanted = (len(slots), counts[0], clip.text_width)
+    if tokens.shape != slots.shape or tuple(prompts.shape) not in (wanted, wanted[1:]):
+        raise ValueError(
+            f"prompts {tuple(prompts.shape)} do not fit tokens {tuple(tokens.shape)} and slots "
+            f"{tuple(slots.shape)}; clip {clip.name!r} wants prompts {wanted} or {wanted[1:]}."
+        )
+
+    def encode(tokens: Tensor, slots: Tensor, prompts: Tensor) -> Tensor:
+        return encode_text_prompts(clip, tokens, slots, [prompts.flatten(0, 1)[None]])[0].float()
+
+    return in_parts(encode, tokens, slots, prompts.expand(wanted))
+
+
+def encode_text_prompts(clip: Clip, tokens: Tensor, slots: Tensor, vectors: Sequence[Tensor]) -> Tensor:
+    """What `encode_deep_text` gives: text features (B, n_cls, D), not normalised, with vectors in the slots.
+
+    A tower that is known (`can_walk_text`) is walked, and of its last block only the end of text is worked
+    out; another one is read by hooks.
+    """
+    text = clip.model.text
+    if not can_walk_text(text):
+        return encode_deep_text(clip, tokens, slots, vectors)
+    blocks, (n_cls, L), B = text.transformer.resblocks, tokens.shape, max(len(v) for v in vectors)
+    dtype, rows = text.transformer.get_cast_dtype(), slots.flatten().nonzero()[:, 0]  # (M,)
+    x = text.token_embedding(tokens).to(dtype).flatten(0, 1).expand(B, -1, -1)  # (B, n_cls * L, w)
+    for i, block in enumerate(blocks):
+        if i < len(vectors):
+            v = vectors[i].to(x).expand(B, -1, -1)  # (B, M, w)
+            x = x.reshape(B, n_cls * L, -1).index_copy(1, rows, v).view(B * n_cls, L, -1)
+        if i == 0:
+            x = x + text.positional_embedding[:L].to(dtype)
+        if block is not blocks[-1]:
+            x = _causal(block, x)
+    ends = torch.arange(len(x), device=x.device), _ends(text, tokens).repeat(B)  # (B * n_cls,) each
+    return _leave(text, _causal(blocks[-1], x, ends)).unflatten(0, (B, n_cls))
+
+
+def _causal(block: ResidualAttentionBlock, x: Tensor, here: Any = ...) -> Tensor:
+    """Texts (N, L, w), or some places of them, after a block; each token reads those up to its own."""
+    q, kv = _project(block, block.ln_1(x), "qkv").tensor_split([x.shape[-1]], dim=-1)
+    return _finish(block, x[here], _attend(q, kv, block.attn.num_heads, causal=True)[here])
+
+
+def _ends(text: TextTransformer, tokens: Tensor) -> Tensor:
+    """Where each text ends, (N,), of token ids (N, L)."""
+    last = tokens.amax(dim=1, keepdim=True) if text.pool_type == "argmax" else text.eos_id
+    return (tokens == last).int().argmax(dim=1)
+
+
+def _leave(text: TextTransformer, x: Tensor) -> Tensor:
+    """Features of ends of text: (..., w) -> (..., D)."""
+    x, projection = text.ln_final(x), text.text_projection
+    if isinstance(projection, nn.Linear):
+        return projection(x)
+    return x if projection is None else x @ projection
 
 
 class SlotVectors(NamedTuple):
@@ -111,17 +194,6 @@ class SlotVectors(NamedTuple):
     ctx: Tensor
     edges: Tensor
     middle: Tensor
-
-
-def can_walk_text(text: nn.Module) -> bool:
-    """Whether `TextWalk` knows this tower: open_clip's own, causal, read at the end of text."""
-    return (
-        isinstance(text, TextTransformer)
-        and text.attn_mask is not None
-        and text.cls_emb is None
-        and text.pool_type in ("argmax", "eos")
-        and _standard(text.transformer)
-    )
 
 
 class Group(NamedTuple):
@@ -176,8 +248,7 @@ class TextWalk(nn.Module):
     ) -> None:
         super().__init__()
         self.n_ctx, self.n_prefix = n_ctx, n_prefix
-        is_end = tokens == (tokens.amax(dim=1, keepdim=True) if text.pool_type == "argmax" else text.eos_id)
-        ends = is_end.int().argmax(dim=1, keepdim=True)  # (n_cls, 1), positions
+        ends = _ends(text, tokens)[:, None]  # (n_cls, 1), positions
         last = slots.sum(dim=1, keepdim=True)  # (n_cls, 1), positions of the last slots
         place = torch.arange(tokens.shape[1], device=tokens.device)  # (L,)
         if not torch.equal(slots, (place > 0) & (place <= last)):
@@ -223,12 +294,8 @@ class TextWalk(nn.Module):
         if depth == len(blocks):
             x = self._block(blocks[-1], x, shared, edges, ends_only=True)  # (B, n_cls, w)
         else:
-            x = self._all_positions(blocks[depth - 1 :], text.attn_mask, x, shared, edges)  # (B, n_cls, w)
-        x = x[:, self.given_order]
-        x = text.ln_final(x)
-        if isinstance(text.text_projection, nn.Linear):
-            return text.text_projection(x)
-        return x if text.text_projection is None else x @ text.text_projection
+            x = self._all_positions(blocks[depth - 1 :], x, shared, edges)  # (B, n_cls, w)
+        return _leave(text, x[:, self.given_order])
 
     def _before(self, i: int, vectors: SlotVectors) -> tuple[Tensor, Tensor]:
         """Rows before block i: start, context and middles (1 + n_ctx + M, w); edges (B, n_cls, P + S, w)."""
@@ -261,10 +328,8 @@ class TextWalk(nn.Module):
         x = torch.cat(ends, dim=1) if ends_only else x
         return _finish(block, x, torch.cat(attended, dim=1))
 
-    def _all_positions(
-        self, blocks: nn.ModuleList, mask: Tensor, x: Tensor, shared: Tensor, edges: Tensor
-    ) -> Tensor:
-        """The ends of text (B, n_cls, w) after blocks that compute every position."""
+    def _all_positions(self, blocks: nn.ModuleList, x: Tensor, shared: Tensor, edges: Tensor) -> Tensor:
+        """The ends of text (B, n_cls, w) after blocks that compute every position, the last only these."""
         B, P = max(len(x), len(edges)), self.n_prefix
         common, middle = shared.tensor_split([1 + self.n_ctx])  # (1 + n_ctx, w), (M, w)
         ends = []
@@ -272,10 +337,10 @@ class TextWalk(nn.Module):
             edge = edges[:, group.classes]  # (B, g, P + S, w)
             pieces = common, edge[:, :, :P], group.of_middle(middle), edge[:, :, P:], group.of_live(x)
             texts = torch.cat([y.expand(B, group.n_cls, -1, -1) for y in pieces], dim=2)  # (B, g, L, w)
-            L, y = texts.shape[2], texts.flatten(0, 1)  # (B * g, L, w)
-            for block in blocks:
-                y = block(y, attn_mask=mask[:L, :L])
-            ends.append(y[:, -1].unflatten(0, (B, -1)))
+            y = texts.flatten(0, 1)  # (B * g, L, w)
+            for block in blocks[:-1]:
+                y = _causal(block, y)
+            ends.append(_causal(blocks[-1], y, (slice(None), -1)).unflatten(0, (B, -1)))
         return torch.cat(ends, dim=1)
 
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import TEXTS_AT_ONCE, Clip
-from medvlp.backbone.prompts.hooks import encode_deep_text
 from medvlp.backbone.prompts.slots import FIRST_CTX
+from medvlp.backbone.prompts.walks import encode_text_prompts
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import check_kinds
 from medvlp.methods.prompt_tuning.coop import TRAINER, ContextPrompts
@@ -90,7 +90,7 @@ class CoCoOp(ContextPrompts):
         features = []
         for part in (self.ctx + self.meta_net(f)[:, None]).split(at_once):  # (b, M, w)
             vectors = part[:, None].expand(-1, n_cls, -1, -1).flatten(1, 2)  # (b, n_cls * M, w)
-            features.append(encode_deep_text(self.clip, self.tokens, self.slots, [vectors]).float())
+            features.append(encode_text_prompts(self.clip, self.tokens, self.slots, [vectors]).float())
         return F.normalize(torch.cat(features), dim=-1)  # (B, n_cls, D)
 
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.hooks import encode_prompts
 from medvlp.backbone.prompts.slots import POSITIONS, STD, find_slots, slots_in_words, slotted, word_tokens
+from medvlp.backbone.prompts.walks import encode_prompts
 from medvlp.data.cards import DataCard
 from medvlp.data.errors import brief, check_choice
 from medvlp.methods.base import Method

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp.backbone.clip import Clip
-from medvlp.backbone.prompts.hooks import encode_deep_text, image_blocks, image_width, text_blocks
+from medvlp.backbone.prompts.hooks import image_blocks, image_width, text_blocks
 from medvlp.backbone.prompts.slots import FIRST_CTX, find_slots, slots_in_words, slotted, word_tokens
+from medvlp.backbone.prompts.walks import encode_text_prompts
 from medvlp.data.card_parts import plain_name
 from medvlp.data.cards import DataCard
 from medvlp.methods.base import check_at_least
@@ -60,7 +61,7 @@ class ClassTexts(nn.Module):
     def forward(self, clip: Clip, ctx: Tensor) -> Tensor:
         """Text features (n_cls, D), L2-normalised, with ctx[i] before block i; ctx is (depth, n_ctx, w)."""
         vectors = [v.repeat(len(self.tokens), 1)[None] for v in ctx]  # (1, n_cls * n_ctx, w) each
-        t = encode_deep_text(clip, self.tokens, self.slots, vectors)  # (1, n_cls, D)
+        t = encode_text_prompts(clip, self.tokens, self.slots, vectors)  # (1, n_cls, D)
         return F.normalize(t[0].float(), dim=-1)
 
 

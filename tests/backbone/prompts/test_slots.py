@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from medvlp.backbone.clip import Clip, load_clip
 from medvlp.backbone.prompts import hooks as prompt_hooks
-from medvlp.backbone.prompts.hooks import encode_prompts
 from medvlp.backbone.prompts.slots import SLOT, find_slots, word_tokens
+from medvlp.backbone.prompts.walks import encode_prompts
 from tests.backbone import small_clips
 
 KINDS = ["open_clip_kind", "openai_kind", "siglip_kind", "eos_kind", "coca_kind", "biomedclip_kind"]
@@ -116,7 +116,7 @@ def test_a_tower_with_another_embedding_is_an_error(clip, monkeypatch):
     unused = torch.nn.Embedding(10, clip.text_width)
     monkeypatch.setattr(Clip, "token_embedding", unused)
     with pytest.raises(RuntimeError, match="did not look its tokens up"):
-        encode_prompts(clip, tokens, slots, draw(clip, 2))
+        prompt_hooks.encode_deep_text(clip, tokens, slots, [draw(clip, 1, 4)])
     assert not unused._forward_hooks
 
 
@@ -163,15 +163,12 @@ def test_the_memory_of_many_texts_is_bounded(clips, kind, monkeypatch):
     def read(at_once: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:
         """Features, a gradient, numbers kept for the backward pass, and the most texts at once."""
         monkeypatch.setattr(prompt_hooks, "PROMPTED_AT_ONCE", at_once)
-        encode_text, sizes, kept, prompts = clip.model.encode_text, [], [], draw(clip, 2).requires_grad_()
-        counted = lambda tokens, **how: sizes.append(len(tokens)) or encode_text(tokens, **how)  # noqa: E731
-        with (
-            monkeypatch.context() as patch,
-            torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x),
-        ):
-            patch.setattr(clip.model, "encode_text", counted)
+        sizes, kept, prompts = [], [], draw(clip, 2).requires_grad_()
+        counted = clip.token_embedding.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
             features = encode_prompts(clip, tokens, slots, prompts)
             features.square().sum().backward()
+        counted.remove()
         return features.detach(), prompts.grad, sum(kept), max(sizes)
 
     whole, in_fours = read(12), read(4)

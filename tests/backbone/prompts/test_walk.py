@@ -15,7 +15,14 @@ from medvlp.backbone.prompts.hooks import (
     text_blocks,
 )
 from medvlp.backbone.prompts.slots import SLOT, find_slots
-from medvlp.backbone.prompts.walks import SlotVectors, TextWalk, can_walk_image, can_walk_text, walk_image
+from medvlp.backbone.prompts.walks import (
+    SlotVectors,
+    TextWalk,
+    can_walk_image,
+    can_walk_text,
+    encode_text_prompts,
+    walk_image,
+)
 from tests.backbone import small_clips
 
 KINDS = ["open_clip_kind", "openai_kind", "eos_kind", "siglip_kind", "coca_kind", "biomedclip_kind"]
@@ -118,7 +125,7 @@ def test_a_walk_leaves_out_what_is_overwritten(clip):
     n_live = int(sum(len(clip.tokenize([f"{name}."])[0]) - 1 for name in NAMES))
     B = 2
     full = B * int((layout(clip)[0] != 0).sum())  # without padding
-    for depth, expected in ((3, [n_live * B, n_live * B, 3 * B]), (2, [n_live * B, 2 * full])):
+    for depth, expected in ((3, [n_live * B, n_live * B, 3 * B]), (2, [n_live * B, full + 3 * B])):
         walk = TextWalk(clip.model.text, *layout(clip), N_CTX, P, S)
         with Counted(text_blocks(clip)) as rows:
             walk(clip.model.text, draw_vectors(clip, depth, B))
@@ -139,6 +146,32 @@ def test_every_site_and_slot_matters_to_its_own_class_and_image(clips, kind):
         assert (grad[1, own].norm(dim=-1) > 0).all()
         assert grad[0].abs().max() == 0
         assert grad[1, ~own].abs().max() == 0
+
+
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_with_vectors_anywhere_read_as_with_hooks(clips, kind, depth, B):
+    clip = clips[kind]
+    depth = min(depth, len(text_blocks(clip)))
+    texts = [f"{SLOT} dark {SLOT}.", f"pale {SLOT}.", f"{SLOT} {SLOT} round and {SLOT} spots."]
+    tokens, slots = find_slots(clip, texts)
+    vectors = [draw(B, 6, clip.text_width, seed=i).requires_grad_() for i in range(depth)]
+    a, b = (read(clip, tokens, slots, vectors) for read in (encode_text_prompts, encode_deep_text))
+    assert a.shape == (B, 3, clip.embed_dim)
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    weights = draw(*a.shape, seed=99)
+    found, expected = (torch.autograd.grad((f * weights).sum(), vectors) for f in (a, b))
+    for x, y in zip(found, expected, strict=True):
+        assert torch.allclose(x, y, atol=1e-4, rtol=1e-3)
+        assert (y.norm(dim=-1) > 0).all()
+
+
+def test_texts_are_walked_with_the_end_of_text_alone_in_the_last_block(clip):
+    tokens, slots = find_slots(clip, [f"{SLOT} {SLOT} {name}." for name in NAMES])
+    with Counted(text_blocks(clip)) as rows:
+        encode_text_prompts(clip, tokens, slots, [draw(2, 6, clip.text_width)])
+    assert rows == [2 * tokens.numel(), 2 * tokens.numel(), 2 * 3]
 
 
 def test_slots_that_do_not_follow_the_start_are_an_error(clip):

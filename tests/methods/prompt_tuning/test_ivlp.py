@@ -36,7 +36,7 @@ def test_with_cached_features_no_image_is_encoded_twice(clip, tmp_path):
 
 def test_texts_are_encoded_once_a_batch(clip, images):
     ivlp, rows = IVLP(clip, CARD), []
-    hook = clip.model.text.register_forward_pre_hook(lambda _, args: rows.append(tuple(args[0].shape)))
+    hook = clip.token_embedding.register_forward_pre_hook(lambda _, args: rows.append(tuple(args[0].shape)))
     ivlp(images)
     hook.remove()
     assert rows == [(3, max(len(clip.tokenize([text])[0]) for text in TEXTS))]
