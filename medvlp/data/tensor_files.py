@@ -100,8 +100,7 @@ class Blocks:
 
 
 def _keys(tensor: Tensor) -> list[str]:
-    text = tensor.numpy().tobytes().hex()
-    return [text[i : i + 2 * KEY] for i in range(0, len(text), 2 * KEY)]
+    return tensor.numpy().tobytes().hex(" ", KEY).split()
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], kind: str, facts: dict[str, Any]) -> None:

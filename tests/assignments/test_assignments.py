@@ -262,7 +262,8 @@ def test_the_references_of_context_and_merge_are_the_package_s(clip):
     text, table = clip.model.text, clip.token_embedding.weight.detach()
     for csc in (False, True):
         coop, seen = CoOp(clip, load_card("phantom-derm"), n_ctx=3, csc=csc), []
-        hook = text.transformer.register_forward_pre_hook(lambda _, args, to=seen: to.append(args[0]))
+        first = text.transformer.resblocks[0].ln_1
+        hook = first.register_forward_pre_hook(lambda _, args, to=seen: to.append(args[0]))
         coop.class_features()
         hook.remove()
         tokens = clip.tokenize([f"{name}." for name in coop.card.plain_names])

@@ -29,7 +29,7 @@ hostile = SymptomExplorer(method, images)
 hostile
 """
 TRAINING = """
-config = medvlp.TrainConfig(epochs=3, views=1)
+config = medvlp.TrainConfig(epochs=3, views=0)
 monitor = TrainingMonitor(every=0)
 history = medvlp.fit(vip, data.train, data.val, config, callbacks=[monitor], progress=False)
 """

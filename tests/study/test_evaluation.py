@@ -2,6 +2,7 @@
 
 import tracemalloc
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -183,14 +184,14 @@ def test_cached_features_give_the_logits_of_forward(clip):
 
 
 @pytest.fixture
-def readings(clip, monkeypatch) -> list:
-    """One entry each time the text tower reads; methods evaluate two images at once."""
-    encode_text, readings = clip.model.encode_text, []
-    counted = lambda *args, **options: readings.append(1) or encode_text(*args, **options)  # noqa: E731
-    monkeypatch.setattr(clip.model, "encode_text", counted)
+def readings(clip, monkeypatch) -> Iterator[list]:
+    """One entry each time texts are read; methods evaluate two images at once."""
+    readings: list = []
+    hook = clip.token_embedding.register_forward_pre_hook(lambda *_: readings.append(1))
     monkeypatch.setattr(evaluation, "_FEATURES", 2)
     monkeypatch.setattr(evaluation, "_IMAGES", 2)
-    return readings
+    yield readings
+    hook.remove()
 
 
 @pytest.mark.parametrize("name", ["CoOp", "ViP", "IVLP", "MaPLe"])

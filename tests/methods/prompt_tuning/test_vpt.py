@@ -28,7 +28,7 @@ def test_without_prompts_it_is_zero_shot(clip, images, templates):
 
 def test_texts_are_encoded_before_training_and_not_again(clip, images):
     vpt, calls = VPT(clip, CARD), []
-    hook = clip.model.text.register_forward_pre_hook(lambda *_: calls.append(1))
+    hook = clip.token_embedding.register_forward_pre_hook(lambda *_: calls.append(1))
     vpt(images)
     hook.remove()
     assert not calls and not vpt.text_features.requires_grad
