@@ -1,8 +1,8 @@
 """Phantom images drawn from attributes: dermoscopy, chest X-ray and fundus, many at a time.
 
 Coordinates run from -1 to 1 (x to the right, y down), so an image looks the same at any size.
-Shapes: n images of S x S pixels; a mask or a coordinate is (n, S, S), a colour (n, 3, S, S), and what
-is one number an image is (n, 1, 1). Attributes come as a dict of such numbers, 0 or 1.
+Shapes: n images of S x S pixels; a mask is (n, S, S), x is (n, 1, S) and y (n, S, 1), a colour (n, 3, S, S),
+and what is one number an image is (n, 1, 1). Attributes come as a dict of such numbers, 0 or 1.
 """
 
 import math
@@ -37,7 +37,7 @@ class Draws:
         self.fields = _resize(torch.stack(fields)[:, :USED_FIELDS], size, "bicubic")  # (n, USED_FIELDS, S, S)
         self.grain = _resize(torch.stack(grains), size, "bilinear")[:, 0]  # (n, S, S)
         axis = (torch.arange(size) + 0.5) * (2 / size) - 1
-        self.y, self.x = (c[None] for c in torch.meshgrid(axis, axis, indexing="ij"))  # (1, S, S)
+        self.y, self.x = axis[None, :, None], axis[None, None, :]  # (1, S, 1) and (1, 1, S)
         self._next_uniform = self._next_field = 0
 
     def uniform(self, low: float, high: float) -> Tensor:
