@@ -9,7 +9,8 @@ through one with many vectors in every block. They take open_clip's standard res
 from collections.abc import Sequence
 from itertools import groupby
 from math import inf, sqrt
-from typing import Any, NamedTuple
+from types import EllipsisType
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -142,6 +143,15 @@ def encode_text_prompts(clip: Clip, tokens: Tensor, slots: Tensor, vectors: Sequ
 
     A tower that is known (`can_walk_text`) is walked, and of its last block only the end of text is worked
     out; another one is read by hooks.
+
+    Args:
+        clip: The frozen model.
+        tokens: (n_cls, L) token ids.
+        slots: (n_cls, L) True at the M slots of all texts together.
+        vectors: At most one for each block, (B, M, w), class after class; B is 1 where no image changes them.
+
+    Raises:
+        RuntimeError: a tower read by hooks that does not look its tokens up in `clip.token_embedding`.
     """
     text = clip.model.text
     if not can_walk_text(text):
@@ -161,7 +171,7 @@ def encode_text_prompts(clip: Clip, tokens: Tensor, slots: Tensor, vectors: Sequ
     return _leave(text, _causal(blocks[-1], x, ends)).unflatten(0, (B, n_cls))
 
 
-def _causal(block: ResidualAttentionBlock, x: Tensor, here: Any = ...) -> Tensor:
+def _causal(block: ResidualAttentionBlock, x: Tensor, here: EllipsisType | tuple = ...) -> Tensor:
     """Texts (N, L, w), or some places of them, after a block; each token reads those up to its own."""
     q, kv = _project(block, block.ln_1(x), "qkv").tensor_split([x.shape[-1]], dim=-1)
     return _finish(block, x[here], _attend(q, kv, block.attn.num_heads, causal=True)[here])
