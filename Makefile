@@ -13,6 +13,11 @@ ARGS   ?=
 PYTHON ?=
 GPU    ?=
 
+# On Linux PyTorch's threads wait for each other by spinning, and with another notebook at work they crawl; after
+# so many turns they sleep instead (tests/benchmarks/bench_side_by_side.py).
+GOMP_SPINCOUNT ?= 1000
+export GOMP_SPINCOUNT
+
 # The environment is rebuilt when its Python is gone or when the folder was moved.
 ifneq ($(shell test -x $(PY) && cat $(STAMP) 2>/dev/null),$(CURDIR))
 STALE := stale

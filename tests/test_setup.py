@@ -106,3 +106,13 @@ def test_an_environment_keeps_its_build(machine):
     os.utime(machine.folder / "pyproject.toml", (later, later))
     (package, _), said = machine()
     assert is_package(package) and "CPU build" not in said
+
+
+@pytest.mark.parametrize(("set_by_user", "passed_on"), [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5")])
+def test_what_make_starts_waits_asleep_unless_told_otherwise(set_by_user, passed_on):
+    env = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | set_by_user
+    rule = "include Makefile\nshow: ; @echo $$GOMP_SPINCOUNT\n"
+    show = subprocess.run(
+        ["make", "-s", "-f", "-", "show"], input=rule, cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert show.stdout.strip() == passed_on
